@@ -1,0 +1,187 @@
+//! The command line, defined once: parsing, `--help`, man pages and completions all come from here.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Embedding service for RabbitMQ and systemd that never turns into a zombie.
+#[derive(Debug, Parser)]
+#[command(name = "embeddings", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands of the one binary.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Take jobs from RabbitMQ, embed them, reply: the service itself
+    Serve(ServeArgs),
+    /// Embed files or the lines of stdin through the broker
+    Submit(SubmitArgs),
+    /// Embed lines of stdin with a model on this machine, without a broker
+    Embed(EmbedArgs),
+    /// Add, list, check, pull and remove models
+    #[command(subcommand)]
+    Model(ModelCommand),
+    /// Print every setting, its value and where it came from
+    Config(ConfigArgs),
+    /// Test configuration, broker, permissions, topology, model and device; say what to mend
+    Check(CheckArgs),
+}
+
+/// Which configuration to use, the same for every command that needs one.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ConfigFlags {
+    /// Read this file instead of /etc/embeddings/embeddings.toml and its conf.d
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set one key, dots descend: --set broker.prefix=test (wins over files and environment)
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// `embeddings serve`
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented on the type")]
+    pub config: ConfigFlags,
+}
+
+/// The class of service of a submitted job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LaneArg {
+    /// Answered soon, or refused at once
+    Interactive,
+    /// May wait in the broker as long as it takes
+    Bulk,
+}
+
+/// `embeddings submit`
+#[derive(Debug, Args)]
+pub struct SubmitArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented on the type")]
+    pub config: ConfigFlags,
+    /// Files whose lines are embedded; none or `-` reads stdin
+    pub files: Vec<PathBuf>,
+    /// Model name or alias; the service's default without it
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Class of service
+    #[arg(long, value_enum, default_value = "bulk")]
+    pub lane: LaneArg,
+    /// Lines in one job
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub job_inputs: usize,
+    /// Jobs on their way at the same time
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub jobs: usize,
+    /// How long one job may take before it counts as lost
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub timeout: u64,
+    /// Write JSON Lines here instead of stdout
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Print the lines nearest to this query instead of vectors; may be given several times
+    #[arg(long, value_name = "QUERY")]
+    pub search: Vec<String>,
+    /// Lines to print for each query
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    pub top: usize,
+    /// No progress bar
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// `embeddings embed`
+#[derive(Debug, Args)]
+pub struct EmbedArgs {
+    /// Folder of the model (sentence-transformers layout)
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Number format of the weights
+    #[arg(long, default_value = "f32")]
+    pub precision: String,
+    /// Threads that compute; without it as many as the machine and its cgroup allow
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// `embeddings model …`
+#[derive(Debug, Subcommand)]
+pub enum ModelCommand {
+    /// Copy a model folder into the service's model directory, after checking it
+    Add {
+        /// Folder of the model (sentence-transformers layout)
+        dir: PathBuf,
+        /// Name to give it; the folder's name without it
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        #[allow(missing_docs, reason = "documented on the type")]
+        config: ConfigFlags,
+    },
+    /// List installed and configured models
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        #[allow(missing_docs, reason = "documented on the type")]
+        config: ConfigFlags,
+    },
+    /// Load a model, embed a sentence, and say what it is
+    Check {
+        /// Name of an installed model, or a folder
+        model: String,
+        #[command(flatten)]
+        #[allow(missing_docs, reason = "documented on the type")]
+        config: ConfigFlags,
+    },
+    /// Fetch a model from the Hugging Face Hub into the service's model directory
+    Pull {
+        /// ID on the Hub, such as sentence-transformers/all-MiniLM-L6-v2, with @REVISION to pin one
+        id: String,
+        /// Refuse the model unless model.safetensors has this SHA-256
+        #[arg(long, value_name = "HEX")]
+        sha256: Option<String>,
+        /// Name to give it; the last part of the ID without it
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        #[allow(missing_docs, reason = "documented on the type")]
+        config: ConfigFlags,
+    },
+    /// Remove an installed model
+    Rm {
+        /// Name of an installed model
+        name: String,
+        #[command(flatten)]
+        #[allow(missing_docs, reason = "documented on the type")]
+        config: ConfigFlags,
+    },
+}
+
+/// `embeddings config`
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented on the type")]
+    pub config: ConfigFlags,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `embeddings check`
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented on the type")]
+    pub config: ConfigFlags,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}

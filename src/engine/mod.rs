@@ -1,0 +1,1 @@
+//! Text in, vectors out. The only module that names Candle.

@@ -1,0 +1,24 @@
+//! `embeddings`: embedding jobs from RabbitMQ in, vectors out, and no zombie in between.
+//!
+//! One idea carries the house: **logic decides, the shell does.** Events and the present moment go into
+//! [`logic`], actions come out; only the shell touches broker, device, clock and systemd.
+//!
+//! | floor | module | its one responsibility |
+//! |---|---|---|
+//! | 5 | `main` | parse [`args`], run a command, turn the result into an exit code |
+//! | 4 | [`app`] | build all parts from [`config`], start them, turn the loop, drain in reverse order |
+//! | 3 | [`broker`] | connect, consume and decode, encode and publish with confirms; alone names lapin |
+//! | 3 | [`engine`] | text in, vectors out; alone names Candle |
+//! | 3 | [`watchdog`] | the only writer of the notify socket, and the thread that kills |
+//! | 3 | [`telemetry`] | journal and terminal logging, the record of a death |
+//! | 3 | [`cli`] | one small file per command |
+//! | 2 | [`logic`] | every decision; no IO, no `async`, no clock read |
+//! | 1 | [`config`], [`job`], [`clock`], [`args`] | plain data: settings, the wire, time, the command line |
+//!
+//! Arrows run only downward, and parts on one floor do not know each other. `tests/tidy.rs` keeps it so.
+
+pub mod args;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod engine;
