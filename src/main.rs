@@ -10,6 +10,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Embed(args) => embeddings::cli::embed::run(&args),
+        Command::Serve(args) => {
+            let flags = args.config;
+            Ok(embeddings::app::serve(&embeddings::config::Inputs::from_process(
+                flags.config,
+                flags.set,
+            )))
+        }
         _ => Ok(ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

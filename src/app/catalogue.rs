@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What a canary says: long enough to reach every layer and kernel, short enough to cost nothing.
-const CANARY_TEXT: &str = "The canary sings while the air is good; when it falls silent, leave the mine at once.";
+const CANARY_TEXT: &str =
+    "The canary sings while the air is good; when it falls silent, leave the mine at once.";
 /// A canary's vector below this cosine to the one computed at start is wrong (contract, section 5).
 const CANARY_COSINE_MIN: f32 = 0.999;
 
@@ -91,12 +92,20 @@ impl Catalogue {
                 names.insert(alias.clone(), id);
             }
             let dir = config.model_dir(name)?;
-            let options = LoadOptions { precision: settings.precision.to_string(), device: settings.device.to_string() };
+            let options = LoadOptions {
+                precision: settings.precision.to_string(),
+                device: settings.device.to_string(),
+            };
             let model = Model::load(&dir, &options, &mut |step| match step {
-                LoadStep::Read { bytes } => progress(&format!("loading {name}: {} MB read", bytes / 1_000_000)),
+                LoadStep::Read { bytes } => {
+                    progress(&format!("loading {name}: {} MB read", bytes / 1_000_000))
+                }
                 LoadStep::Packed => progress(&format!("loading {name}: packing weights")),
             })
-            .map_err(|source| CatalogueError::Load { name: name.clone(), source })?;
+            .map_err(|source| CatalogueError::Load {
+                name: name.clone(),
+                source,
+            })?;
             let reference = canary_vector(name, &model, progress)?;
             let limits = config.limits_of(name);
             let max_queue = (limits.max_queue != config.limits.max_queue).then_some(limits.max_queue);
@@ -109,7 +118,12 @@ impl Catalogue {
             });
         }
         let default = names[&config.default_model];
-        Ok(Catalogue { entries, names, default, max_message_bytes: config.broker.max_message_bytes })
+        Ok(Catalogue {
+            entries,
+            names,
+            default,
+            max_message_bytes: config.broker.max_message_bytes,
+        })
     }
 
     /// A loaded model.
@@ -129,7 +143,11 @@ impl Catalogue {
 
     /// Largest number of inputs that any model allows.
     pub fn max_inputs(&self) -> usize {
-        self.entries.iter().map(|entry| entry.max_inputs).max().unwrap_or(1)
+        self.entries
+            .iter()
+            .map(|entry| entry.max_inputs)
+            .max()
+            .unwrap_or(1)
     }
 
     /// The models' numbers, for giving each its turn.
@@ -148,7 +166,10 @@ impl Catalogue {
             })?,
         };
         if request.stream {
-            return Err(Refusal::invalid("stream", "stream is true, this version answers with one result per job"));
+            return Err(Refusal::invalid(
+                "stream",
+                "stream is true, this version answers with one result per job",
+            ));
         }
         let entry = self.entry(model);
         let inputs = request.input.len();
@@ -161,7 +182,11 @@ impl Catalogue {
             let message = format!("dimensions is {dimensions}, the model has {}", info.dimensions);
             return Err(Refusal::invalid("dimensions", message));
         }
-        let answer = result_bytes_max(inputs, request.dimensions.unwrap_or(info.dimensions), request.encoding);
+        let answer = result_bytes_max(
+            inputs,
+            request.dimensions.unwrap_or(info.dimensions),
+            request.encoding,
+        );
         if answer > self.max_message_bytes {
             let message = format!(
                 "the answer may need {answer} bytes, the broker takes {}: send fewer texts per job, or ask for base64",
@@ -173,7 +198,9 @@ impl Catalogue {
             model,
             prompt: prompt(request, &info.prompts, info.default_prompt.as_deref())?,
             dimensions: request.dimensions,
-            normalize: request.normalize.unwrap_or(info.normalize || request.dimensions.is_some()),
+            normalize: request
+                .normalize
+                .unwrap_or(info.normalize || request.dimensions.is_some()),
             truncate: request.truncate,
             encoding: request.encoding,
         })
@@ -188,7 +215,13 @@ impl Catalogue {
     /// Whether a canary's vector is the one computed at start.
     pub fn canary_is_right(&self, model: ModelId, vector: &[f32]) -> bool {
         // Both are of length one; a comparison with NaN is false, as it should be.
-        let cosine: f32 = self.entry(model).reference.iter().zip(vector).map(|(a, b)| a * b).sum();
+        let cosine: f32 = self
+            .entry(model)
+            .reference
+            .iter()
+            .zip(vector)
+            .map(|(a, b)| a * b)
+            .sum();
         cosine >= CANARY_COSINE_MIN
     }
 }
@@ -196,7 +229,12 @@ impl Catalogue {
 impl Plan {
     /// What the logic needs to know.
     pub fn ticket(&self, inputs: usize, bytes: usize, deadline: Option<Moment>) -> Ticket {
-        Ticket { model: self.model, inputs, bytes, deadline }
+        Ticket {
+            model: self.model,
+            inputs,
+            bytes,
+            deadline,
+        }
     }
 }
 
@@ -210,8 +248,15 @@ fn prompt(
     if let Some(name) = &request.prompt_name {
         return prompts.get(name).cloned().map(Some).ok_or_else(|| {
             let known: Vec<&str> = prompts.keys().map(String::as_str).collect();
-            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            Refusal::invalid("prompt_name", format!("prompt_name is {name:?}, the model has: {known}"))
+            let known = if known.is_empty() {
+                "none".to_owned()
+            } else {
+                known.join(", ")
+            };
+            Refusal::invalid(
+                "prompt_name",
+                format!("prompt_name is {name:?}, the model has: {known}"),
+            )
         });
     }
     // The names that sentence-transformers' encode_query and encode_document look for.
@@ -220,7 +265,11 @@ fn prompt(
         Some(InputType::Document) => &["document", "passage", "corpus"],
         None => &[],
     };
-    let found = names.iter().copied().chain(default).find_map(|name| prompts.get(name));
+    let found = names
+        .iter()
+        .copied()
+        .chain(default)
+        .find_map(|name| prompts.get(name));
     Ok(found.filter(|text| !text.is_empty()).cloned())
 }
 
@@ -228,24 +277,47 @@ fn prompt(
 pub fn tokenize(model: &Model, texts: &[String], plan: &Plan) -> Result<Vec<Sequence>, Refusal> {
     let prompt = plan.prompt.as_deref();
     let sequence = |(index, text): (usize, &String)| {
-        model.tokenize(text, prompt, plan.truncate).map_err(|error| match error {
-            TokenizeError::TooLong { .. } => {
-                Refusal::new(ErrorType::InputTooLong, format!("input[{index}]: {error}")).on("input")
-            }
-            TokenizeError::Failed(_) => Refusal::new(ErrorType::Internal, format!("input[{index}]: {error}")),
-        })
+        model
+            .tokenize(text, prompt, plan.truncate)
+            .map_err(|error| match error {
+                TokenizeError::TooLong { .. } => {
+                    Refusal::new(ErrorType::InputTooLong, format!("input[{index}]: {error}")).on("input")
+                }
+                TokenizeError::Failed(_) => {
+                    Refusal::new(ErrorType::Internal, format!("input[{index}]: {error}"))
+                }
+            })
     };
     texts.iter().enumerate().map(sequence).collect()
 }
 
-fn canary_vector(name: &str, model: &Model, progress: &mut dyn FnMut(&str)) -> Result<Vec<f32>, CatalogueError> {
-    let fails = |why: String| CatalogueError::Canary { name: name.to_owned(), why };
+fn canary_vector(
+    name: &str,
+    model: &Model,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Vec<f32>, CatalogueError> {
+    let fails = |why: String| CatalogueError::Canary {
+        name: name.to_owned(),
+        why,
+    };
     // The same way as a canary's job takes, with the model's own default prompt.
     let info = model.info();
-    let prompt = info.default_prompt.as_ref().and_then(|default| info.prompts.get(default)).map(String::as_str);
-    let sequence = model.tokenize(CANARY_TEXT, prompt, true).map_err(|error| fails(error.to_string()))?;
+    let prompt = info
+        .default_prompt
+        .as_ref()
+        .and_then(|default| info.prompts.get(default))
+        .map(String::as_str);
+    let sequence = model
+        .tokenize(CANARY_TEXT, prompt, true)
+        .map_err(|error| fails(error.to_string()))?;
     let mut step = || progress(&format!("loading {name}: first canary"));
-    let mut results = model.engine().embed(&[&sequence], &mut step).map_err(|error| fails(error.to_string()))?;
-    let vector = results.pop().expect("one result for one sequence").map_err(|fault| fails(fault.to_string()))?;
+    let mut results = model
+        .engine()
+        .embed(&[&sequence], &mut step)
+        .map_err(|error| fails(error.to_string()))?;
+    let vector = results
+        .pop()
+        .expect("one result for one sequence")
+        .map_err(|fault| fails(fault.to_string()))?;
     Ok(pooling::finish(vector, None, true))
 }

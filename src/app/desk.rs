@@ -35,9 +35,18 @@ pub struct Held {
 impl Held {
     /// A delivery's data.
     pub fn new(arrival: Arrival, plan: Option<Plan>, texts: Vec<String>, now: Moment) -> Held {
-        let Arrival { lane, receipt, properties, attempt, .. } = arrival;
+        let Arrival {
+            lane,
+            receipt,
+            properties,
+            attempt,
+            ..
+        } = arrival;
         let made_up = || format!("{:032x}", rand::random::<u128>());
-        let id = properties.message_id.or_else(|| properties.correlation_id.clone()).unwrap_or_else(made_up);
+        let id = properties
+            .message_id
+            .or_else(|| properties.correlation_id.clone())
+            .unwrap_or_else(made_up);
         Held {
             lane,
             receipt: Some(receipt),
@@ -93,7 +102,10 @@ impl Held {
         let entry = catalogue.entry(plan.model);
         let dimensions = plan.dimensions.unwrap_or(entry.model.info().dimensions);
         let sequences = std::mem::take(&mut self.sequences);
-        let truncated = sequences.iter().enumerate().filter(|(_, sequence)| sequence.truncated);
+        let truncated = sequences
+            .iter()
+            .enumerate()
+            .filter(|(_, sequence)| sequence.truncated);
         let answer = Answer {
             model: entry.name.clone(),
             vectors: std::mem::take(&mut self.vectors),
@@ -111,8 +123,15 @@ impl Held {
 
     /// A copy for the dead-letter queue, to be published.
     pub fn dead_letter(&self, key: JobKey, refusal: Refusal) -> Option<Box<Publication>> {
-        let content = Content::DeadLetter { refusal, attempt: self.attempt };
-        Some(Box::new(Publication { job: key, receipt: self.receipt.clone()?, content }))
+        let content = Content::DeadLetter {
+            refusal,
+            attempt: self.attempt,
+        };
+        Some(Box::new(Publication {
+            job: key,
+            receipt: self.receipt.clone()?,
+            content,
+        }))
     }
 
     fn reply(&self, key: JobKey, body: Result<(Answer, String), Refusal>) -> Option<Box<Publication>> {
@@ -123,7 +142,11 @@ impl Held {
             attempt: self.attempt,
             body,
         };
-        Some(Box::new(Publication { job: key, receipt: self.receipt.clone()?, content }))
+        Some(Box::new(Publication {
+            job: key,
+            receipt: self.receipt.clone()?,
+            content,
+        }))
     }
 }
 

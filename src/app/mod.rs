@@ -10,9 +10,9 @@ mod turn;
 use crate::broker::{self, BrokerEvent, Command};
 use crate::clock::{Clock, Moment};
 use crate::config::{self, Config, EXIT_CONFIG, Inputs, Loaded};
+use crate::engine::device;
 use crate::engine::pool::Pool;
 use crate::engine::tokenize::Tokenizers;
-use crate::engine::device;
 use crate::job::Lane;
 use crate::job::request::RequestLimits;
 use crate::logic::health::{Health, KillReason};
@@ -23,6 +23,7 @@ use anyhow::Context;
 use catalogue::Catalogue;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -78,7 +79,11 @@ fn refuse_config(errors: &str) -> ExitCode {
     }
     notify::status(&format!("refused · {errors}"));
     if telemetry::init("info").is_ok() {
-        telemetry::record_death(&Death { reason: "config_error", inside: errors.to_owned(), ..Default::default() });
+        telemetry::record_death(&Death {
+            reason: "config_error",
+            inside: errors.to_owned(),
+            ..Default::default()
+        });
     }
     ExitCode::from(EXIT_CONFIG)
 }
@@ -88,8 +93,17 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     let catalogue = Catalogue::load(config, &mut |line| notify::extend_start(LOAD_STEP_MAX, line))?;
     let default = catalogue.default_entry();
     let model = default.name.clone();
-    let engines = if config.engine.threads == 0 { device::threads() } else { config.engine.threads };
-    info!(model, engines, ready_after_ms = clock.now().as_millis(), "models loaded");
+    let engines = if config.engine.threads == 0 {
+        device::threads()
+    } else {
+        config.engine.threads
+    };
+    info!(
+        model,
+        engines,
+        ready_after_ms = clock.now().as_millis(),
+        "models loaded"
+    );
 
     let (work_done, work_events) = mpsc::channel(EVENTS);
     let report = turn::report(work_done.clone());
@@ -123,7 +137,10 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(IO_THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
-        .thread_name("io")
+        .thread_name_fn(|| {
+            static NUMBER: AtomicUsize = AtomicUsize::new(0);
+            format!("io-{}", NUMBER.fetch_add(1, Ordering::Relaxed))
+        })
         .enable_all()
         .build()
         .context("failed to start the runtime")?;
@@ -145,7 +162,9 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             work_done,
             to_broker,
         };
-        turn::Loop::new(parts).run(broker_events, work_events, session).await
+        turn::Loop::new(parts)
+            .run(broker_events, work_events, session)
+            .await
     });
     // Threads of large bodies may still run; they hold nothing that matters any more.
     runtime.shutdown_background();
@@ -159,7 +178,10 @@ fn broker_setup(config: &Config, catalogue: &Catalogue, prefetch: [u16; 3]) -> b
     broker::Setup {
         config: config.broker.clone(),
         prefetch,
-        request: RequestLimits { inputs_max: catalogue.max_inputs(), body_bytes_max: BODY_BYTES_MAX },
+        request: RequestLimits {
+            inputs_max: catalogue.max_inputs(),
+            body_bytes_max: BODY_BYTES_MAX,
+        },
         disconnect_kill: config.limits.disconnect_kill,
         name: format!("embeddings@{}.{}", host.trim(), std::process::id()),
     }
@@ -177,7 +199,8 @@ fn prefetch(config: &Config) -> [u16; 3] {
 
 /// Ends the process at once, with a record and without destructors, which could hang.
 fn die(reason: KillReason, health: Option<&Health>, model: &str, now: Moment) {
-    let millis = |age: Option<Duration>| age.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+    let millis =
+        |age: Option<Duration>| age.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
     let inside = health.map(|health| health.inside().map(|(stage, n)| format!("{stage}={n}")).join(" "));
     telemetry::record_death(&Death {
         reason: reason.name(),

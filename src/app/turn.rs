@@ -11,9 +11,9 @@ use crate::engine::pool::{BatchResult, Pool, PoolEvent, Report, Work};
 use crate::engine::tokenize::Tokenizers;
 use crate::job::request::{Number, decode};
 use crate::job::{JobKey, Lane, Refusal};
+use crate::logic::Logic;
 use crate::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome};
 use crate::logic::status::Subject;
-use crate::logic::Logic;
 use crate::telemetry::Logging;
 use crate::watchdog::{notify, thread::Truth};
 use anyhow::Context;
@@ -54,7 +54,11 @@ pub fn report(done: mpsc::Sender<Done>) -> Report {
         PoolEvent::Step { engine, .. } => {
             let _ = done.try_send(Done::Step(EngineId(engine)));
         }
-        PoolEvent::Done { engine, batch, result } => {
+        PoolEvent::Done {
+            engine,
+            batch,
+            result,
+        } => {
             let _ = done.blocking_send(Done::Batch(EngineId(engine), BatchId(batch), result));
         }
     })
@@ -136,7 +140,12 @@ impl Loop {
         // Closing the command channel ends the session, and with it what is left unacknowledged.
         drop(self.parts.to_broker);
         let _ = tokio::time::timeout(CLOSE_MAX, session).await;
-        let total = |outcome| Lane::ALL.iter().filter_map(|&lane| self.outcomes.get(&(lane, outcome))).sum::<u64>();
+        let total = |outcome| {
+            Lane::ALL
+                .iter()
+                .filter_map(|&lane| self.outcomes.get(&(lane, outcome)))
+                .sum::<u64>()
+        };
         info!(
             answered = total(Outcome::Answered),
             refused = total(Outcome::Refused),
@@ -166,10 +175,20 @@ impl Loop {
     fn perform(&mut self, action: Action, now: Moment) -> Option<Event> {
         match action {
             Action::Tokenize { job } => self.tokenize(job),
-            Action::StartBatch { engine, batch, model, items } => self.start_batch(engine, batch, model, items),
+            Action::StartBatch {
+                engine,
+                batch,
+                model,
+                items,
+            } => self.start_batch(engine, batch, model, items),
             Action::Answer { job } => {
                 let held = self.desk.get_mut(&job)?;
-                if held.lane == Lane::Probe && !self.parts.catalogue.canary_is_right(held.plan.as_ref()?.model, &held.vectors()[0]) {
+                if held.lane == Lane::Probe
+                    && !self
+                        .parts
+                        .catalogue
+                        .canary_is_right(held.plan.as_ref()?.model, &held.vectors()[0])
+                {
                     return Some(Event::CanaryWrong);
                 }
                 let publication = held.answer(job, &self.parts.catalogue);
@@ -221,7 +240,9 @@ impl Loop {
     }
 
     fn tokenize(&mut self, job: JobKey) {
-        let Some(held) = self.desk.get_mut(&job) else { return };
+        let Some(held) = self.desk.get_mut(&job) else {
+            return;
+        };
         let Some(plan) = held.plan.clone() else { return };
         let texts = std::mem::take(&mut held.texts);
         let model = self.parts.catalogue.entry(plan.model).model.clone();
@@ -237,10 +258,24 @@ impl Loop {
 
     fn start_batch(&mut self, engine: EngineId, batch: BatchId, model: ModelId, items: Vec<Item>) {
         let model = self.parts.catalogue.entry(model).model.clone();
-        let sequences =
-            items.iter().filter_map(|item| self.desk.get(&item.job)?.sequences.get(item.input).cloned()).collect();
+        let sequences = items
+            .iter()
+            .filter_map(|item| self.desk.get(&item.job)?.sequences.get(item.input).cloned())
+            .collect();
         self.batches.insert(batch, items);
-        if self.parts.pool.submit(engine.0, Work { batch: batch.0, model, sequences }).is_err() {
+        if self
+            .parts
+            .pool
+            .submit(
+                engine.0,
+                Work {
+                    batch: batch.0,
+                    model,
+                    sequences,
+                },
+            )
+            .is_err()
+        {
             error!(engine = engine.0, "the engine does not take work");
         }
     }
@@ -254,17 +289,31 @@ impl Loop {
             self.command(Command::SendCanary { body });
             return None;
         }
-        let limits = crate::job::request::RequestLimits { inputs_max: 1, body_bytes_max: body.len() };
+        let limits = crate::job::request::RequestLimits {
+            inputs_max: 1,
+            body_bytes_max: body.len(),
+        };
         let request = decode(&Default::default(), &body, limits).expect("a canary is well formed");
-        let plan = self.parts.catalogue.plan(&request).expect("a canary can be planned");
+        let plan = self
+            .parts
+            .catalogue
+            .plan(&request)
+            .expect("a canary can be planned");
         let ticket = plan.ticket(1, body.len(), None);
         let job = self.parts.logic.local_key();
         self.desk.insert(job, Held::local(plan, request.input, now));
-        Some(Event::Delivered { job, lane: Lane::Probe, arrival: Ok(ticket), answerable: false })
+        Some(Event::Delivered {
+            job,
+            lane: Lane::Probe,
+            arrival: Ok(ticket),
+            answerable: false,
+        })
     }
 
     fn forget(&mut self, job: JobKey, outcome: Outcome, now: Moment) {
-        let Some(held) = self.desk.remove(&job) else { return };
+        let Some(held) = self.desk.remove(&job) else {
+            return;
+        };
         let duration_ms = u64::try_from(now.since(held.arrived).as_millis()).unwrap_or(u64::MAX);
         let (lane, outcome_name) = (held.lane.name(), outcome.name());
         *self.outcomes.entry((held.lane, outcome)).or_default() += 1;
@@ -292,13 +341,21 @@ impl Loop {
             Done::Batch(engine, batch, result) => {
                 let items = self.batches.remove(&batch)?;
                 let results = match result {
-                    Ok(vectors) => items.iter().zip(vectors).map(|(item, vector)| self.take_vector(item, vector)).collect(),
+                    Ok(vectors) => items
+                        .iter()
+                        .zip(vectors)
+                        .map(|(item, vector)| self.take_vector(item, vector))
+                        .collect(),
                     Err(error) => {
                         error!(engine = engine.0, %error, "a batch failed");
                         vec![Err(error.to_string()); items.len()]
                     }
                 };
-                Event::BatchDone { engine, batch, results }
+                Event::BatchDone {
+                    engine,
+                    batch,
+                    results,
+                }
             }
         })
     }
@@ -317,10 +374,17 @@ impl Loop {
 
     fn heard(&mut self, event: BrokerEvent) -> Option<Event> {
         Some(match event {
-            BrokerEvent::Waiting { attempts, cause, pause } => {
+            BrokerEvent::Waiting {
+                attempts,
+                cause,
+                pause,
+            } => {
                 warn!(attempts, %cause, pause_ms = pause.as_millis() as u64, "no broker");
                 if !self.ready {
-                    let line = format!("waiting for the broker at {} · attempt {attempts}: {cause}", self.parts.shown_url);
+                    let line = format!(
+                        "waiting for the broker at {} · attempt {attempts}: {cause}",
+                        self.parts.shown_url
+                    );
                     notify::extend_start(ATTEMPT_MAX + pause, &line);
                 }
                 return None;
@@ -346,9 +410,18 @@ impl Loop {
                 let dead = self.desk.get(&job)?.receipt.is_some() && self.parts.logic.is_dead_lettering(job);
                 match (dead, outcome) {
                     (true, _) => Event::DeadLettered { job },
-                    (false, Published::Routed) => Event::Confirmed { job, outcome: Confirmation::Routed },
-                    (false, Published::Returned) => Event::Confirmed { job, outcome: Confirmation::Returned },
-                    (false, Published::Rejected) => Event::Confirmed { job, outcome: Confirmation::Rejected },
+                    (false, Published::Routed) => Event::Confirmed {
+                        job,
+                        outcome: Confirmation::Routed,
+                    },
+                    (false, Published::Returned) => Event::Confirmed {
+                        job,
+                        outcome: Confirmation::Returned,
+                    },
+                    (false, Published::Rejected) => Event::Confirmed {
+                        job,
+                        outcome: Confirmation::Rejected,
+                    },
                 }
             }
             BrokerEvent::Acked { job } => Event::Acked { job },
@@ -365,7 +438,11 @@ impl Loop {
             let plan = self.parts.catalogue.plan(&request)?;
             Ok((plan, request.input))
         });
-        let planned = if answerable { planned } else { planned.and(Err(missing())) };
+        let planned = if answerable {
+            planned
+        } else {
+            planned.and(Err(missing()))
+        };
         let deadline = self.deadline(&arrival, now);
         let bytes = arrival.bytes;
         let (arrival_event, plan, texts) = match planned {
@@ -373,12 +450,19 @@ impl Loop {
             Err(refusal) => (Err(refusal), None, Vec::new()),
         };
         self.desk.insert(job, Held::new(arrival, plan, texts, now));
-        Event::Delivered { job, lane, arrival: arrival_event, answerable }
+        Event::Delivered {
+            job,
+            lane,
+            arrival: arrival_event,
+            answerable,
+        }
     }
 
     /// When the caller stops waiting: the budget from when the caller sent, as far as that is known.
     fn deadline(&self, arrival: &Arrival, now: Moment) -> Option<Moment> {
-        let Number::Value(budget_ms) = arrival.properties.budget_ms else { return None };
+        let Number::Value(budget_ms) = arrival.properties.budget_ms else {
+            return None;
+        };
         let now_ms = self.parts.clock.unix_ms();
         let sent_ms = match (arrival.properties.sent_at_ms, arrival.properties.timestamp_s) {
             (Number::Value(ms), _) => ms,
@@ -441,7 +525,10 @@ impl Loop {
 
     fn status_line(&self, now: Moment) -> String {
         let entry = self.parts.catalogue.default_entry();
-        let subject = Subject { model: &entry.name, device: entry.model.info().device.name() };
+        let subject = Subject {
+            model: &entry.name,
+            device: entry.model.info().device.name(),
+        };
         self.parts.logic.status_line(&subject, now)
     }
 }

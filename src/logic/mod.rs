@@ -110,7 +110,9 @@ impl Logic {
 
     /// Whether what is published for the job is its copy for the dead-letter queue.
     pub fn is_dead_lettering(&self, job: JobKey) -> bool {
-        self.jobs.get(job).is_some_and(|job| job.phase == Phase::DeadLettering)
+        self.jobs
+            .get(job)
+            .is_some_and(|job| job.phase == Phase::DeadLettering)
     }
 
     /// A key for a canary that takes the short way.
