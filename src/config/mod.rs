@@ -134,6 +134,8 @@ pub struct Directories {
 
 impl std::fmt::Debug for BrokerConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BrokerConfig").field("prefix", &self.prefix).finish_non_exhaustive()
+        f.debug_struct("BrokerConfig")
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
     }
 }

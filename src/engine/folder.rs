@@ -54,21 +54,30 @@ pub(super) enum Activation {
 pub(super) fn read(path: &Path) -> Result<String, LoadError> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(text),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err(LoadError::Missing { file: path.to_owned() })
-        }
-        Err(source) => Err(LoadError::Io { file: path.to_owned(), source }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(LoadError::Missing {
+            file: path.to_owned(),
+        }),
+        Err(source) => Err(LoadError::Io {
+            file: path.to_owned(),
+            source,
+        }),
     }
 }
 
 /// Parses JSON; the error names file, line and column.
 pub(super) fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, LoadError> {
-    serde_json::from_str(text)
-        .map_err(|error| LoadError::Corrupt { file: path.to_owned(), why: error.to_string() })
+    serde_json::from_str(text).map_err(|error| LoadError::Corrupt {
+        file: path.to_owned(),
+        why: error.to_string(),
+    })
 }
 
 fn optional<T: DeserializeOwned + Default>(path: &Path) -> Result<T, LoadError> {
-    if path.exists() { parse(path, &read(path)?) } else { Ok(T::default()) }
+    if path.exists() {
+        parse(path, &read(path)?)
+    } else {
+        Ok(T::default())
+    }
 }
 
 /// Refuses a value by name.
@@ -87,9 +96,17 @@ impl Folder {
         let file = dir.join("modules.json");
         let mut modules: Vec<Module> = parse(&file, &read(&file)?)?;
         modules.sort_by_key(|module| module.idx);
-        let mut modules = modules.into_iter().map(|module| (kind(&module.r#type), module)).peekable();
+        let mut modules = modules
+            .into_iter()
+            .map(|module| (kind(&module.r#type), module))
+            .peekable();
         let wrong = |module: &Module, supported: &str| {
-            refuse(&file, &format!("type of module {}", module.idx), &module.r#type, supported)
+            refuse(
+                &file,
+                &format!("type of module {}", module.idx),
+                &module.r#type,
+                supported,
+            )
         };
         let order = "Transformer, Pooling, any Dense, then Normalize";
 
@@ -112,7 +129,9 @@ impl Folder {
             return Err(wrong(&module, order));
         }
 
-        let sentence: SentenceBert = optional(&transformer.join("sentence_bert_config.json"))?;
+        let file = transformer.join("sentence_bert_config.json");
+        let sentence: SentenceBert = optional(&file)?;
+        sentence.check(&file)?;
         let settings: Settings = optional(&dir.join("config_sentence_transformers.json"))?;
         if let Some(name) = &settings.default_prompt_name
             && !settings.prompts.contains_key(name)
@@ -145,7 +164,9 @@ struct Module {
 fn kind(name: &str) -> Option<&'static str> {
     let name = name.strip_prefix("sentence_transformers.")?;
     let last = name.rsplit('.').next()?;
-    ["Transformer", "Pooling", "Dense", "Normalize"].into_iter().find(|known| *known == last)
+    ["Transformer", "Pooling", "Dense", "Normalize"]
+        .into_iter()
+        .find(|known| *known == last)
 }
 
 #[derive(Deserialize, Default)]
@@ -153,6 +174,24 @@ struct SentenceBert {
     max_seq_length: Option<usize>,
     #[serde(default)]
     do_lower_case: bool,
+    /// Written since version 6 of sentence-transformers, as is the next.
+    transformer_task: Option<String>,
+    module_output_name: Option<String>,
+}
+
+impl SentenceBert {
+    fn check(&self, file: &Path) -> Result<(), LoadError> {
+        let known = [
+            ("transformer_task", &self.transformer_task, "feature-extraction"),
+            ("module_output_name", &self.module_output_name, "token_embeddings"),
+        ];
+        for (key, value, known) in known {
+            if let Some(value) = value.as_ref().filter(|value| *value != known) {
+                return Err(refuse(file, key, value, known));
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -165,20 +204,33 @@ struct Settings {
 fn read_pooling(file: &Path) -> Result<Pooling, LoadError> {
     let config: BTreeMap<String, Value> = parse(file, &read(file)?)?;
     let mut modes = Vec::new();
-    if let Some(Value::String(name)) = config.get("pooling_mode") {
-        modes.push(Mode::from_name(name).ok_or_else(|| refuse(file, "pooling_mode", name, Mode::NAMES))?);
+    let named = match config.get("pooling_mode") {
+        Some(Value::Array(names)) => names.as_slice(),
+        Some(name) => std::slice::from_ref(name),
+        None => &[],
+    };
+    for name in named {
+        let mode = name.as_str().and_then(Mode::from_name);
+        modes.push(mode.ok_or_else(|| refuse(file, "pooling_mode", name, Mode::NAMES))?);
     }
-    for (key, value) in config.iter().filter(|(key, value)| key.starts_with("pooling_mode_") && **value == true) {
-        let mode = Mode::from_key(key).ok_or_else(|| refuse(file, key, value, Mode::NAMES))?;
-        modes.push(mode);
+    if modes.is_empty() {
+        // The older form: a switch for each mode, joined in the order of the modes.
+        for (key, value) in config
+            .iter()
+            .filter(|(key, on)| key.starts_with("pooling_mode_") && **on == true)
+        {
+            modes.push(Mode::from_key(key).ok_or_else(|| refuse(file, key, value, Mode::NAMES))?);
+        }
+        modes.sort();
     }
-    modes.sort();
-    modes.dedup();
     if modes.is_empty() {
         return Err(refuse(file, "pooling_mode", "none", Mode::NAMES));
     }
     let include_prompt = config.get("include_prompt").is_none_or(|value| *value != false);
-    Ok(Pooling { modes, include_prompt })
+    Ok(Pooling {
+        modes,
+        include_prompt,
+    })
 }
 
 fn read_dense(dir: &Path) -> Result<DenseSpec, LoadError> {
@@ -200,7 +252,14 @@ fn read_dense(dir: &Path) -> Result<DenseSpec, LoadError> {
         "torch.nn.modules.activation.Tanh" => Activation::Tanh,
         "torch.nn.modules.activation.ReLU" => Activation::Relu,
         "torch.nn.modules.activation.Sigmoid" => Activation::Sigmoid,
-        other => return Err(refuse(&file, "activation_function", other, "Identity, Tanh, ReLU, Sigmoid")),
+        other => {
+            return Err(refuse(
+                &file,
+                "activation_function",
+                other,
+                "Identity, Tanh, ReLU, Sigmoid",
+            ));
+        }
     };
     Ok(DenseSpec {
         dir: dir.to_owned(),
