@@ -234,6 +234,22 @@ impl WithSimd for LayerNorm<'_> {
     }
 }
 
+/// `erf(x/√2)` in 64 bits: the Taylor series, summed until it no longer changes.
+#[cfg(test)]
+pub(super) fn erf_exact(x: f64) -> f64 {
+    let z = x / std::f64::consts::SQRT_2;
+    if z.abs() > 5.0 {
+        return z.signum();
+    }
+    let (mut sum, mut term, mut n) = (z, z, 0.0);
+    while term.abs() > 1e-18 {
+        n += 1.0;
+        term *= -z * z / n;
+        sum += term / (2.0 * n + 1.0);
+    }
+    sum * std::f64::consts::FRAC_2_SQRT_PI
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,21 +267,6 @@ mod tests {
                 map(simd, self.0, |x| erf(simd, x))
             }
         }
-    }
-
-    /// `erf(x/√2)` in 64 bits: the Taylor series, summed until it no longer changes.
-    fn erf_exact(x: f64) -> f64 {
-        let z = x / std::f64::consts::SQRT_2;
-        if z.abs() > 5.0 {
-            return z.signum();
-        }
-        let (mut sum, mut term, mut n) = (z, z, 0.0);
-        while term.abs() > 1e-18 {
-            n += 1.0;
-            term *= -z * z / n;
-            sum += term / (2.0 * n + 1.0);
-        }
-        sum * std::f64::consts::FRAC_2_SQRT_PI
     }
 
     // Goal: the polynomials are as good as 32 bits allow. Method: every lane position, against 64 bits.
