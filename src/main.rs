@@ -1,13 +1,45 @@
 //! Parse the command line, run the command, turn its result into an exit code.
 
 use clap::Parser;
-use embeddings::args::Cli;
+use embeddings::args::{Cli, Command};
+use embeddings::cli;
+use embeddings::config::{ConfigErrors, EXIT_CONFIG};
 use std::process::ExitCode;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let _cli = Cli::parse();
-    ExitCode::SUCCESS
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => report(&error),
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Model(command) => cli::model::run(&command),
+        Command::Config(args) => cli::config::run(&args),
+        Command::Check(args) => cli::check::run(&args),
+        Command::Serve(_) | Command::Submit(_) | Command::Embed(_) => {
+            anyhow::bail!("this command is not part of this build")
+        }
+    }
+}
+
+/// Says on stderr why the command failed. A bad configuration has a status of its own, so that systemd
+/// does not restart on it; everything else is 1 (usage errors are clap's, and 2).
+fn report(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref::<ConfigErrors>() {
+        Some(errors) => {
+            for error in &errors.0 {
+                eprintln!("error: {error}");
+            }
+            ExitCode::from(EXIT_CONFIG)
+        }
+        None => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
