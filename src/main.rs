@@ -18,10 +18,11 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Embed(args) => cli::embed::run(&args),
         Command::Model(command) => cli::model::run(&command),
         Command::Config(args) => cli::config::run(&args),
         Command::Check(args) => cli::check::run(&args),
-        Command::Serve(_) | Command::Submit(_) | Command::Embed(_) => {
+        Command::Serve(_) | Command::Submit(_) => {
             anyhow::bail!("this command is not part of this build")
         }
     }
