@@ -16,15 +16,26 @@ pub fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let loaded = configuration(&args.config)?;
-    let text = if args.json { format!("{:#}\n", machine(&loaded)) } else { people(&loaded, Paint::stdout()) };
+    let text = if args.json {
+        format!("{:#}\n", machine(&loaded))
+    } else {
+        people(&loaded, Paint::stdout())
+    };
     print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn people(loaded: &Loaded, paint: Paint) -> String {
-    let set = loaded.sources.iter().filter(|setting| !is_default(&setting.key, &setting.origin)).count();
+    let set = loaded
+        .sources
+        .iter()
+        .filter(|setting| !is_default(&setting.key, &setting.origin))
+        .count();
     let warnings = count(loaded.warnings.len(), "warning");
-    let mut out = format!("valid: {}, {set} set, {warnings}\n", count(loaded.sources.len(), "key"));
+    let mut out = format!(
+        "valid: {}, {set} set, {warnings}\n",
+        count(loaded.sources.len(), "key")
+    );
     for warning in &loaded.warnings {
         out.push_str(&paint.paint(Colour::Yellow, &format!("warning: {warning}\n")));
     }
@@ -43,7 +54,11 @@ fn people(loaded: &Loaded, paint: Paint) -> String {
         .collect();
     for (line, setting) in table(&rows).lines().zip(&loaded.sources) {
         let plain = setting.origin == Origin::Default;
-        out.push_str(&if plain { paint.paint(Colour::Dim, line) } else { line.to_owned() });
+        out.push_str(&if plain {
+            paint.paint(Colour::Dim, line)
+        } else {
+            line.to_owned()
+        });
         out.push('\n');
     }
     out

@@ -40,13 +40,21 @@ enum Event {
 
 /// Runs the command until stdin closes.
 pub fn run(args: &EmbedArgs) -> anyhow::Result<ExitCode> {
-    let options = LoadOptions { precision: args.precision.clone(), device: "auto".into() };
+    let options = LoadOptions {
+        precision: args.precision.clone(),
+        device: "auto".into(),
+    };
     let model = Model::load(&args.model, &options, &mut |_| ())
         .with_context(|| format!("failed to load the model in {}", args.model.display()))?;
     let (events, inbox) = channel();
     let done = events.clone();
     let report = Arc::new(move |event| {
-        if let PoolEvent::Done { engine, batch, result } = event {
+        if let PoolEvent::Done {
+            engine,
+            batch,
+            result,
+        } = event
+        {
             // The receiver is gone only when the command has ended.
             let _ = done.send(Event::Done(engine, batch, result));
         }
@@ -190,7 +198,10 @@ impl<W: Write> Embed<W> {
     fn start_batch(&mut self, engine: usize) -> anyhow::Result<bool> {
         let model = self.model.clone();
         let info = model.info();
-        let prompt = info.default_prompt.as_ref().and_then(|name| info.prompts.get(name));
+        let prompt = info
+            .default_prompt
+            .as_ref()
+            .and_then(|name| info.prompts.get(name));
         let (mut sequences, mut places, mut tokens) = (Vec::new(), Vec::new(), 0);
         while tokens < BATCH_TOKENS {
             let Some((request, index, text)) = self.texts.pop_front() else {
@@ -212,7 +223,18 @@ impl<W: Write> Embed<W> {
         self.next_batch += 1;
         self.batches.insert(batch, places);
         self.load[engine] += 1;
-        if self.pool.submit(engine, Work { batch, model, sequences }).is_err() {
+        if self
+            .pool
+            .submit(
+                engine,
+                Work {
+                    batch,
+                    model,
+                    sequences,
+                },
+            )
+            .is_err()
+        {
             bail!("engine {engine} takes no work although it has room");
         }
         Ok(true)
@@ -226,13 +248,25 @@ impl<W: Write> Embed<W> {
             Ok(Line::One(text)) => (true, vec![text]),
             Ok(Line::Many(texts)) => (false, texts),
             Err(why) => {
-                self.bad = Some(BadLine { number: number + 1, why });
+                self.bad = Some(BadLine {
+                    number: number + 1,
+                    why,
+                });
                 return Ok(());
             }
         };
         let vectors = vec![None; texts.len()];
-        self.requests.push_back(Request { single, missing: vectors.len(), vectors });
-        self.texts.extend(texts.into_iter().enumerate().map(|(index, text)| (number, index, text)));
+        self.requests.push_back(Request {
+            single,
+            missing: vectors.len(),
+            vectors,
+        });
+        self.texts.extend(
+            texts
+                .into_iter()
+                .enumerate()
+                .map(|(index, text)| (number, index, text)),
+        );
         self.write_finished()
     }
 
@@ -252,7 +286,9 @@ impl<W: Write> Embed<W> {
     /// Writes the lines at the head of the queue that are complete, each with a flush of its own.
     fn write_finished(&mut self) -> anyhow::Result<()> {
         while self.requests.front().is_some_and(|request| request.missing == 0) {
-            let Some(request) = self.requests.pop_front() else { break };
+            let Some(request) = self.requests.pop_front() else {
+                break;
+            };
             self.first_request += 1;
             write(&mut self.out, &request).context("failed to write to stdout")?;
         }

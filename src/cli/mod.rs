@@ -56,7 +56,9 @@ impl Paint {
     pub fn stdout() -> Paint {
         let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let dumb = set("TERM").is_none_or(|term| term == "dumb");
-        Paint { on: set("NO_COLOR").is_none() && !dumb && std::io::stdout().is_terminal() }
+        Paint {
+            on: set("NO_COLOR").is_none() && !dumb && std::io::stdout().is_terminal(),
+        }
     }
 
     /// The text in the colour.
@@ -67,7 +69,11 @@ impl Paint {
             Colour::Red => 31,
             Colour::Dim => 2,
         };
-        if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.on {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 }
 
@@ -81,7 +87,11 @@ pub fn table(rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
     for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
         out.push_str(cells.join("  ").trim_end());
         out.push('\n');
     }
@@ -100,7 +110,10 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_their_widest_cell_and_lines_end_without_blanks() {
         let row = |a: &str, b: &str| vec![a.to_owned(), b.to_owned()];
-        assert_eq!(table(&[row("a", "1"), row("ämter", ""), row("bb", "22")]), "a      1\nämter\nbb     22\n");
+        assert_eq!(
+            table(&[row("a", "1"), row("ämter", ""), row("bb", "22")]),
+            "a      1\nämter\nbb     22\n"
+        );
         assert_eq!(Paint { on: true }.paint(Colour::Red, "x"), "\x1b[31mx\x1b[0m");
         assert_eq!(Paint { on: false }.paint(Colour::Red, "x"), "x");
     }

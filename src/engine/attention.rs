@@ -29,8 +29,10 @@ impl Attention {
             self.keys.reset(head_width, tokens);
             self.values.reset(tokens, head_width);
             for (token, row) in qkv.chunks_exact(stride).enumerate() {
-                self.keys.set_column(token, row[hidden + first..][..head_width].iter().copied(), 1.0);
-                self.values.set_row(token, &row[2 * hidden + first..][..head_width]);
+                self.keys
+                    .set_column(token, row[hidden + first..][..head_width].iter().copied(), 1.0);
+                self.values
+                    .set_row(token, &row[2 * hidden + first..][..head_width]);
             }
             for start in (0..tokens).step_by(QUERY_ROWS) {
                 let rows = QUERY_ROWS.min(tokens - start);
@@ -47,7 +49,13 @@ impl Attention {
                 }
                 .run(arch);
                 self.sums.resize(rows, 0.0);
-                Softmax { scores, stride: score_stride, len: tokens, sums: &mut self.sums }.run(arch);
+                Softmax {
+                    scores,
+                    stride: score_stride,
+                    len: tokens,
+                    sums: &mut self.sums,
+                }
+                .run(arch);
                 let output = &mut output[start * hidden + first..];
                 Linear {
                     input: scores,

@@ -61,7 +61,11 @@ impl Config {
         if config.hidden_act != "gelu" {
             return Err(refuse(file, "hidden_act", &config.hidden_act, "gelu"));
         }
-        if let Some(kind) = config.position_embedding_type.as_deref().filter(|kind| *kind != "absolute") {
+        if let Some(kind) = config
+            .position_embedding_type
+            .as_deref()
+            .filter(|kind| *kind != "absolute")
+        {
             return Err(refuse(file, "position_embedding_type", kind, "absolute"));
         }
         if config.is_decoder || config.add_cross_attention {
@@ -71,7 +75,11 @@ impl Config {
             ("vocab_size", config.vocab_size, 1 << 24),
             ("hidden_size", config.hidden_size, 1 << 16),
             ("num_hidden_layers", config.num_hidden_layers, 1 << 10),
-            ("num_attention_heads", config.num_attention_heads, config.hidden_size),
+            (
+                "num_attention_heads",
+                config.num_attention_heads,
+                config.hidden_size,
+            ),
             ("intermediate_size", config.intermediate_size, 1 << 18),
             ("max_position_embeddings", config.max_position_embeddings, 1 << 20),
             ("type_vocab_size", config.type_vocab_size, 1 << 10),
@@ -83,7 +91,12 @@ impl Config {
         }
         if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             let supported = format!("a divisor of hidden_size, which is {}", config.hidden_size);
-            return Err(refuse(file, "num_attention_heads", config.num_attention_heads, &supported));
+            return Err(refuse(
+                file,
+                "num_attention_heads",
+                config.num_attention_heads,
+                &supported,
+            ));
         }
         Ok(config)
     }
@@ -98,8 +111,13 @@ struct Norm {
 impl Norm {
     fn load(weights: &Weights, name: &str, hidden: usize) -> Result<Norm, LoadError> {
         // The first checkpoints of BERT say gamma and beta.
-        let old = !weights.has(PREFIX, &format!("{name}.weight")) && weights.has(PREFIX, &format!("{name}.gamma"));
-        let (weight, bias) = if old { ("gamma", "beta") } else { ("weight", "bias") };
+        let old =
+            !weights.has(PREFIX, &format!("{name}.weight")) && weights.has(PREFIX, &format!("{name}.gamma"));
+        let (weight, bias) = if old {
+            ("gamma", "beta")
+        } else {
+            ("weight", "bias")
+        };
         Ok(Norm {
             weight: weights.vector(PREFIX, &format!("{name}.{weight}"), hidden)?,
             bias: weights.vector(PREFIX, &format!("{name}.{bias}"), hidden)?,
@@ -143,19 +161,31 @@ impl Bert {
         let hidden = config.hidden_size;
         let mut words = Vec::with_capacity(config.vocab_size * hidden);
         let name = "embeddings.word_embeddings.weight";
-        weights.rows(PREFIX, name, &[config.vocab_size, hidden], &mut |_, row| words.extend_from_slice(row))?;
+        weights.rows(PREFIX, name, &[config.vocab_size, hidden], &mut |_, row| {
+            words.extend_from_slice(row)
+        })?;
         let mut kind = Vec::new();
         let name = "embeddings.token_type_embeddings.weight";
-        weights.rows(PREFIX, name, &[config.type_vocab_size, hidden], &mut |index, row| {
-            if index == 0 {
-                kind.extend_from_slice(row);
-            }
-        })?;
+        weights.rows(
+            PREFIX,
+            name,
+            &[config.type_vocab_size, hidden],
+            &mut |index, row| {
+                if index == 0 {
+                    kind.extend_from_slice(row);
+                }
+            },
+        )?;
         let mut positions = Vec::with_capacity(config.max_position_embeddings * hidden);
         let name = "embeddings.position_embeddings.weight";
-        weights.rows(PREFIX, name, &[config.max_position_embeddings, hidden], &mut |_, row| {
-            positions.extend(row.iter().zip(&kind).map(|(position, kind)| position + kind));
-        })?;
+        weights.rows(
+            PREFIX,
+            name,
+            &[config.max_position_embeddings, hidden],
+            &mut |_, row| {
+                positions.extend(row.iter().zip(&kind).map(|(position, kind)| position + kind));
+            },
+        )?;
         let norm = Norm::load(weights, "embeddings.LayerNorm", hidden)?;
         step();
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
@@ -163,7 +193,15 @@ impl Bert {
             layers.push(Layer::load(&config, weights, index)?);
             step();
         }
-        Ok(Bert { config, words, positions, norm, layers, pooling, dense })
+        Ok(Bert {
+            config,
+            words,
+            positions,
+            norm,
+            layers,
+            pooling,
+            dense,
+        })
     }
 
     /// Components of a vector.
@@ -194,7 +232,14 @@ impl Layer {
         let mut qkv = Panels::zeros(hidden, 3 * hidden);
         let parts = ["query", "key", "value"];
         for (place, (part, scale)) in parts.into_iter().zip([scale, 1.0, 1.0]).enumerate() {
-            linear(weights, &name(&format!("attention.self.{part}")), hidden, &mut qkv, place * hidden, scale)?;
+            linear(
+                weights,
+                &name(&format!("attention.self.{part}")),
+                hidden,
+                &mut qkv,
+                place * hidden,
+                scale,
+            )?;
         }
         let single = |part: &str, depth: usize, width: usize| {
             let mut panels = Panels::zeros(depth, width);
@@ -225,7 +270,9 @@ fn linear(
         panels.set_column(first + row, values.iter().copied(), scale);
     })?;
     let bias = weights.vector(PREFIX, &format!("{name}.bias"), width)?;
-    bias.iter().enumerate().for_each(|(row, value)| panels.set_bias(first + row, value * scale));
+    bias.iter()
+        .enumerate()
+        .for_each(|(row, value)| panels.set_bias(first + row, value * scale));
     Ok(())
 }
 
@@ -255,7 +302,14 @@ impl Engine for BertEngine {
         bert.look_up(batch, hidden);
         let norm = |rows: &mut [f32], added: Option<&[f32]>, norm: &Norm| {
             let epsilon = config.layer_norm_eps;
-            LayerNorm { rows, added, weight: &norm.weight, bias: &norm.bias, epsilon }.run(arch);
+            LayerNorm {
+                rows,
+                added,
+                weight: &norm.weight,
+                bias: &norm.bias,
+                epsilon,
+            }
+            .run(arch);
         };
         norm(hidden, None, &bert.norm);
         step();
@@ -270,11 +324,19 @@ impl Engine for BertEngine {
                 let end = first + sequence.ids.len();
                 let qkv = &mixed[first * 3 * width..end * 3 * width];
                 let heads = config.num_attention_heads;
-                self.attention.run(arch, qkv, heads, width / heads, &mut context[first * width..end * width]);
+                self.attention.run(
+                    arch,
+                    qkv,
+                    heads,
+                    width / heads,
+                    &mut context[first * width..end * width],
+                );
                 first = end;
             }
             // The queries, keys and values are used up; the same memory takes what comes next.
-            let blocks = hidden.chunks_mut(BLOCK_ROWS * width).zip(context.chunks(BLOCK_ROWS * width));
+            let blocks = hidden
+                .chunks_mut(BLOCK_ROWS * width)
+                .zip(context.chunks(BLOCK_ROWS * width));
             let out = &mut mixed[..BLOCK_ROWS.min(tokens) * width];
             for (hidden, context) in blocks {
                 let out = &mut out[..hidden.len()];
@@ -306,7 +368,16 @@ impl Engine for BertEngine {
 /// `output = after(input × weights + bias)` for all rows of `input`, which are `width` wide.
 fn product(arch: Arch, input: &[f32], width: usize, weights: &Panels, output: &mut [f32], after: After) {
     let (rows, output_stride) = (input.len() / width, weights.width());
-    Linear { input, input_stride: width, rows, weights, output, output_stride, after }.run(arch);
+    Linear {
+        input,
+        input_stride: width,
+        rows,
+        weights,
+        output,
+        output_stride,
+        after,
+    }
+    .run(arch);
 }
 
 impl Bert {

@@ -18,14 +18,24 @@ impl Dense {
     pub fn load(spec: &DenseSpec) -> Result<Dense, LoadError> {
         let weights = Weights::open(&spec.dir, &mut |_| ())?;
         let mut linear = Panels::zeros(spec.input, spec.output);
-        weights.rows("", "linear.weight", &[spec.output, spec.input], &mut |column, values| {
-            linear.set_column(column, values.iter().copied(), 1.0);
-        })?;
+        weights.rows(
+            "",
+            "linear.weight",
+            &[spec.output, spec.input],
+            &mut |column, values| {
+                linear.set_column(column, values.iter().copied(), 1.0);
+            },
+        )?;
         if spec.bias {
             let bias = weights.vector("", "linear.bias", spec.output)?;
-            bias.iter().enumerate().for_each(|(column, value)| linear.set_bias(column, *value));
+            bias.iter()
+                .enumerate()
+                .for_each(|(column, value)| linear.set_bias(column, *value));
         }
-        Ok(Dense { linear, activation: spec.activation })
+        Ok(Dense {
+            linear,
+            activation: spec.activation,
+        })
     }
 
     /// Applies the module to one vector.

@@ -48,11 +48,21 @@ impl Device {
         let index = value.strip_prefix("cuda:").map(str::parse::<usize>);
         match value {
             "auto" | "cpu" => Ok(Device::Cpu),
-            "cuda" | "metal" => Err(ChoiceError::Unsupported { kind, value: value.into(), have: "auto, cpu" }),
-            _ if matches!(index, Some(Ok(_))) => {
-                Err(ChoiceError::Unsupported { kind, value: value.into(), have: "auto, cpu" })
-            }
-            _ => Err(ChoiceError::Unknown { kind, value: value.into(), known: "auto, cpu, cuda[:N], metal" }),
+            "cuda" | "metal" => Err(ChoiceError::Unsupported {
+                kind,
+                value: value.into(),
+                have: "auto, cpu",
+            }),
+            _ if matches!(index, Some(Ok(_))) => Err(ChoiceError::Unsupported {
+                kind,
+                value: value.into(),
+                have: "auto, cpu",
+            }),
+            _ => Err(ChoiceError::Unknown {
+                kind,
+                value: value.into(),
+                known: "auto, cpu, cuda[:N], metal",
+            }),
         }
     }
 
@@ -70,10 +80,16 @@ impl Precision {
         let kind = "precision";
         match value {
             "auto" | "f32" => Ok(Precision::F32),
-            "bf16" | "f16" | "int8" => {
-                Err(ChoiceError::Unsupported { kind, value: value.into(), have: "auto, f32" })
-            }
-            _ => Err(ChoiceError::Unknown { kind, value: value.into(), known: "auto, f32, bf16, f16, int8" }),
+            "bf16" | "f16" | "int8" => Err(ChoiceError::Unsupported {
+                kind,
+                value: value.into(),
+                have: "auto, f32",
+            }),
+            _ => Err(ChoiceError::Unknown {
+                kind,
+                value: value.into(),
+                known: "auto, f32, bf16, f16, int8",
+            }),
         }
     }
 
@@ -104,7 +120,9 @@ fn quota(own: &str, root: &Path) -> Option<usize> {
     for line in own.lines() {
         // hierarchy-ID:controller-list:path, see cgroups(7); version 2 is the line with an empty list.
         let mut parts = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else {
+            continue;
+        };
         let version2 = controllers.is_empty();
         let mount = match (version2, controllers.split(',').any(|name| name == "cpu")) {
             (true, _) => root.to_owned(),
@@ -117,7 +135,11 @@ fn quota(own: &str, root: &Path) -> Option<usize> {
         }
         let mut dir = Some(PathBuf::from(path));
         while let Some(part) = dir {
-            let cpus = if version2 { quota2(&mount.join(&part)) } else { quota1(&mount.join(&part)) };
+            let cpus = if version2 {
+                quota2(&mount.join(&part))
+            } else {
+                quota1(&mount.join(&part))
+            };
             least = match (least, cpus) {
                 (Some(least), Some(cpus)) => Some(least.min(cpus)),
                 (least, cpus) => least.or(cpus),
@@ -139,7 +161,13 @@ fn quota2(dir: &Path) -> Option<f64> {
 
 /// `cpu.cfs_quota_us`, -1 for none, and `cpu.cfs_period_us`.
 fn quota1(dir: &Path) -> Option<f64> {
-    let number = |name: &str| std::fs::read_to_string(dir.join(name)).ok()?.trim().parse::<f64>().ok();
+    let number = |name: &str| {
+        std::fs::read_to_string(dir.join(name))
+            .ok()?
+            .trim()
+            .parse::<f64>()
+            .ok()
+    };
     let (quota, period) = (number("cpu.cfs_quota_us")?, number("cpu.cfs_period_us")?);
     (quota > 0.0 && period > 0.0).then_some(quota / period)
 }
@@ -164,13 +192,19 @@ mod tests {
             ("system.slice/cpu.max", "150000 100000\n"),
             ("system.slice/embeddings.service/cpu.max", "max 100000\n"),
         ]);
-        assert_eq!(quota("0::/system.slice/embeddings.service\n", root.path()), Some(2));
+        assert_eq!(
+            quota("0::/system.slice/embeddings.service\n", root.path()),
+            Some(2)
+        );
         assert_eq!(quota("0::/\n", root.path()), None);
     }
 
     #[test]
     fn version_1_is_understood() {
-        let root = tree(&[("cpu,cpuacct/a/cpu.cfs_quota_us", "50000"), ("cpu,cpuacct/a/cpu.cfs_period_us", "100000")]);
+        let root = tree(&[
+            ("cpu,cpuacct/a/cpu.cfs_quota_us", "50000"),
+            ("cpu,cpuacct/a/cpu.cfs_period_us", "100000"),
+        ]);
         assert_eq!(quota("4:memory:/b\n3:cpu,cpuacct:/a\n", root.path()), Some(1));
     }
 
@@ -185,8 +219,16 @@ mod tests {
     fn what_this_build_lacks_is_refused_by_name() {
         assert_eq!(Device::parse("auto"), Ok(Device::Cpu));
         let error = Device::parse("cuda:1").unwrap_err().to_string();
-        assert_eq!(error, "device \"cuda:1\" is not supported by this build, it has auto, cpu");
+        assert_eq!(
+            error,
+            "device \"cuda:1\" is not supported by this build, it has auto, cpu"
+        );
         assert!(Device::parse("tpu").unwrap_err().to_string().contains("unknown"));
-        assert!(Precision::parse("int8").unwrap_err().to_string().contains("it has auto, f32"));
+        assert!(
+            Precision::parse("int8")
+                .unwrap_err()
+                .to_string()
+                .contains("it has auto, f32")
+        );
     }
 }

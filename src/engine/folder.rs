@@ -54,21 +54,30 @@ pub(super) enum Activation {
 pub(super) fn read(path: &Path) -> Result<String, LoadError> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(text),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err(LoadError::Missing { file: path.to_owned() })
-        }
-        Err(source) => Err(LoadError::Io { file: path.to_owned(), source }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(LoadError::Missing {
+            file: path.to_owned(),
+        }),
+        Err(source) => Err(LoadError::Io {
+            file: path.to_owned(),
+            source,
+        }),
     }
 }
 
 /// Parses JSON; the error names file, line and column.
 pub(super) fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, LoadError> {
-    serde_json::from_str(text)
-        .map_err(|error| LoadError::Corrupt { file: path.to_owned(), why: error.to_string() })
+    serde_json::from_str(text).map_err(|error| LoadError::Corrupt {
+        file: path.to_owned(),
+        why: error.to_string(),
+    })
 }
 
 fn optional<T: DeserializeOwned + Default>(path: &Path) -> Result<T, LoadError> {
-    if path.exists() { parse(path, &read(path)?) } else { Ok(T::default()) }
+    if path.exists() {
+        parse(path, &read(path)?)
+    } else {
+        Ok(T::default())
+    }
 }
 
 /// Refuses a value by name.
@@ -87,9 +96,17 @@ impl Folder {
         let file = dir.join("modules.json");
         let mut modules: Vec<Module> = parse(&file, &read(&file)?)?;
         modules.sort_by_key(|module| module.idx);
-        let mut modules = modules.into_iter().map(|module| (kind(&module.r#type), module)).peekable();
+        let mut modules = modules
+            .into_iter()
+            .map(|module| (kind(&module.r#type), module))
+            .peekable();
         let wrong = |module: &Module, supported: &str| {
-            refuse(&file, &format!("type of module {}", module.idx), &module.r#type, supported)
+            refuse(
+                &file,
+                &format!("type of module {}", module.idx),
+                &module.r#type,
+                supported,
+            )
         };
         let order = "Transformer, Pooling, any Dense, then Normalize";
 
@@ -145,7 +162,9 @@ struct Module {
 fn kind(name: &str) -> Option<&'static str> {
     let name = name.strip_prefix("sentence_transformers.")?;
     let last = name.rsplit('.').next()?;
-    ["Transformer", "Pooling", "Dense", "Normalize"].into_iter().find(|known| *known == last)
+    ["Transformer", "Pooling", "Dense", "Normalize"]
+        .into_iter()
+        .find(|known| *known == last)
 }
 
 #[derive(Deserialize, Default)]
@@ -168,7 +187,10 @@ fn read_pooling(file: &Path) -> Result<Pooling, LoadError> {
     if let Some(Value::String(name)) = config.get("pooling_mode") {
         modes.push(Mode::from_name(name).ok_or_else(|| refuse(file, "pooling_mode", name, Mode::NAMES))?);
     }
-    for (key, value) in config.iter().filter(|(key, value)| key.starts_with("pooling_mode_") && **value == true) {
+    for (key, value) in config
+        .iter()
+        .filter(|(key, value)| key.starts_with("pooling_mode_") && **value == true)
+    {
         let mode = Mode::from_key(key).ok_or_else(|| refuse(file, key, value, Mode::NAMES))?;
         modes.push(mode);
     }
@@ -178,7 +200,10 @@ fn read_pooling(file: &Path) -> Result<Pooling, LoadError> {
         return Err(refuse(file, "pooling_mode", "none", Mode::NAMES));
     }
     let include_prompt = config.get("include_prompt").is_none_or(|value| *value != false);
-    Ok(Pooling { modes, include_prompt })
+    Ok(Pooling {
+        modes,
+        include_prompt,
+    })
 }
 
 fn read_dense(dir: &Path) -> Result<DenseSpec, LoadError> {
@@ -200,7 +225,14 @@ fn read_dense(dir: &Path) -> Result<DenseSpec, LoadError> {
         "torch.nn.modules.activation.Tanh" => Activation::Tanh,
         "torch.nn.modules.activation.ReLU" => Activation::Relu,
         "torch.nn.modules.activation.Sigmoid" => Activation::Sigmoid,
-        other => return Err(refuse(&file, "activation_function", other, "Identity, Tanh, ReLU, Sigmoid")),
+        other => {
+            return Err(refuse(
+                &file,
+                "activation_function",
+                other,
+                "Identity, Tanh, ReLU, Sigmoid",
+            ));
+        }
     };
     Ok(DenseSpec {
         dir: dir.to_owned(),

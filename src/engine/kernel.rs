@@ -96,7 +96,11 @@ impl Panels {
 
     /// Sets row `row` from `values`, one for each column.
     pub fn set_row(&mut self, row: usize, values: &[f32]) {
-        assert!(row < self.depth && values.len() == self.width, "row {row} of {}", self.depth);
+        assert!(
+            row < self.depth && values.len() == self.width,
+            "row {row} of {}",
+            self.depth
+        );
         for (panel, part) in values.chunks(PANEL).enumerate() {
             self.rows[panel * self.depth + row].0[..part.len()].copy_from_slice(part);
         }
@@ -163,7 +167,15 @@ impl WithSimd for Linear<'_> {
 impl Linear<'_> {
     #[inline(always)]
     fn panels<S: Simd, const V: usize>(self, simd: S, tile_rows: usize) {
-        let Linear { input, input_stride, rows, weights, output, output_stride, after } = self;
+        let Linear {
+            input,
+            input_stride,
+            rows,
+            weights,
+            output,
+            output_stride,
+            after,
+        } = self;
         let blocks = rows.div_ceil(tile_rows);
         for (index, bias) in weights.bias.iter().enumerate() {
             let column = index * PANEL;
@@ -202,7 +214,10 @@ impl Linear<'_> {
 
 /// One tile of the product, `M` rows by one panel, added to `bias` or to what is there.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "a kernel: all of it is needed, nothing of it is kept")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a kernel: all of it is needed, nothing of it is kept"
+)]
 fn tile<S: Simd, const M: usize, const V: usize>(
     simd: S,
     a: &[f32],
@@ -227,7 +242,10 @@ fn tile<S: Simd, const M: usize, const V: usize>(
         }
     }
     // The largest index formed below is (M - 1) * a_stride + panel.len() - 1.
-    assert!(a.len() >= (M - 1) * a_stride + panel.len(), "activations end before the tile does");
+    assert!(
+        a.len() >= (M - 1) * a_stride + panel.len(),
+        "activations end before the tile does"
+    );
     for (k, row) in panel.iter().enumerate() {
         let b = S::as_simd_f32s(&row.0).0;
         for (i, sum) in sums.iter_mut().enumerate() {

@@ -7,7 +7,24 @@ use pulp::{Arch, Simd, WithSimd};
 
 /// `erf(x/√2)` is `x` times this polynomial in `x²/ERF_HALF − 1`, lowest power first. A Chebyshev fit of
 /// degree 15 over |x| ≤ [`ERF_END`], weighted by |x|: the error is below 2·10⁻⁷.
-const ERF: [f32; 16] = [0.261_856_23, -0.130_655_93, 0.097_000_06, -0.078_421_146, 0.064_217_37, -0.051_405_296, 0.039_395_934, -0.028_374_268, 0.018_969_843, -0.012_261_993, 0.007_850_692, -0.004_000_457, 0.001_329_474_7, -9.063_611_5e-4, 9.152_376e-4, -3.242_118e-4];
+const ERF: [f32; 16] = [
+    0.261_856_23,
+    -0.130_655_93,
+    0.097_000_06,
+    -0.078_421_146,
+    0.064_217_37,
+    -0.051_405_296,
+    0.039_395_934,
+    -0.028_374_268,
+    0.018_969_843,
+    -0.012_261_993,
+    0.007_850_692,
+    -0.004_000_457,
+    0.001_329_474_7,
+    -9.063_611_5e-4,
+    9.152_376e-4,
+    -3.242_118e-4,
+];
 /// Where `erf(x/√2)` differs from one by less than the last place of a 32-bit number.
 const ERF_END: f32 = 5.4;
 /// Half of `ERF_END²`, which maps the fitted range to −1…1.
@@ -15,8 +32,14 @@ const ERF_HALF: f32 = 14.58;
 
 /// `eˣ = 2ⁿ·(1 + r + r²·p(r))` with |r| ≤ ln 2 / 2, highest power first: the coefficients of `expf` in the
 /// Cephes library, good to one unit in the last place.
-const EXP: [f32; 6] =
-    [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+const EXP: [f32; 6] = [
+    1.987_569_1e-4,
+    1.398_199_9e-3,
+    8.333_452e-3,
+    4.166_579_6e-2,
+    1.666_666_5e-1,
+    5.000_000_1e-1,
+];
 /// Below this `eˣ` is no normal 32-bit number.
 const EXP_LEAST: f32 = -87.3;
 /// Adding and subtracting it rounds to a whole number, which then stands in the low bits: 1.5·2²³.
@@ -45,7 +68,11 @@ fn erf<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 #[inline(always)]
 fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let x = simd.max_f32s(x, simd.splat_f32s(EXP_LEAST));
-    let shifted = simd.mul_add_f32s(x, simd.splat_f32s(std::f32::consts::LOG2_E), simd.splat_f32s(ROUND));
+    let shifted = simd.mul_add_f32s(
+        x,
+        simd.splat_f32s(std::f32::consts::LOG2_E),
+        simd.splat_f32s(ROUND),
+    );
     let n = simd.sub_f32s(shifted, simd.splat_f32s(ROUND));
     let r = simd.mul_add_f32s(n, simd.splat_f32s(-LN2_HIGH), x);
     let r = simd.mul_add_f32s(n, simd.splat_f32s(-LN2_LOW), r);
@@ -218,7 +245,11 @@ mod tests {
         type Output = ();
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) {
-            if self.1 { map(simd, self.0, |x| exp(simd, x)) } else { map(simd, self.0, |x| erf(simd, x)) }
+            if self.1 {
+                map(simd, self.0, |x| exp(simd, x))
+            } else {
+                map(simd, self.0, |x| erf(simd, x))
+            }
         }
     }
 

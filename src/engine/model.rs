@@ -22,7 +22,10 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> LoadOptions {
-        LoadOptions { precision: "auto".into(), device: "auto".into() }
+        LoadOptions {
+            precision: "auto".into(),
+            device: "auto".into(),
+        }
     }
 }
 
@@ -144,7 +147,12 @@ impl Model {
         let architecture = model_type(&file, &text)?;
         let config = Config::read(&file, &text)?;
         let max_tokens = max_tokens(&folder, &config)?;
-        let tokenize = Tokenize::load(&folder.transformer, max_tokens, folder.lower_case, config.vocab_size)?;
+        let tokenize = Tokenize::load(
+            &folder.transformer,
+            max_tokens,
+            folder.lower_case,
+            config.vocab_size,
+        )?;
         let dense = dense_chain(&folder, &config)?;
 
         let mut bytes = 0;
@@ -153,7 +161,9 @@ impl Model {
             step(LoadStep::Read { bytes });
         })?;
         let pooling = folder.pooling.name();
-        let bert = Bert::load(config, &weights, folder.pooling, dense, &mut || step(LoadStep::Packed))?;
+        let bert = Bert::load(config, &weights, folder.pooling, dense, &mut || {
+            step(LoadStep::Packed)
+        })?;
         let info = ModelInfo {
             dimensions: bert.dimensions(),
             max_tokens,
@@ -167,7 +177,11 @@ impl Model {
             weights_sha256: weights.sha256,
             weights_bytes: weights.bytes,
         };
-        Ok(Model { info, tokenize, bert: Arc::new(bert) })
+        Ok(Model {
+            info,
+            tokenize,
+            bert: Arc::new(bert),
+        })
     }
 
     /// What it is.
@@ -178,15 +192,29 @@ impl Model {
     /// Names how vectors are made; equal fingerprints mean comparable vectors. `dimensions` is what a caller
     /// asked for, or [`ModelInfo::dimensions`].
     pub fn fingerprint(&self, dimensions: usize) -> String {
-        let ModelInfo { weights_sha256, pooling, precision, .. } = &self.info;
-        format!("{}:{pooling}:{}:{dimensions}", &weights_sha256[..16], precision.name())
+        let ModelInfo {
+            weights_sha256,
+            pooling,
+            precision,
+            ..
+        } = &self.info;
+        format!(
+            "{}:{pooling}:{}:{dimensions}",
+            &weights_sha256[..16],
+            precision.name()
+        )
     }
 
     /// Makes tokens of a text. `prompt` is the prompt's text, one of [`ModelInfo::prompts`]' values.
     ///
     /// # Errors
     /// A text over the limit, if it is not to be cut.
-    pub fn tokenize(&self, text: &str, prompt: Option<&str>, truncate: bool) -> Result<Sequence, TokenizeError> {
+    pub fn tokenize(
+        &self,
+        text: &str,
+        prompt: Option<&str>,
+        truncate: bool,
+    ) -> Result<Sequence, TokenizeError> {
         self.tokenize.sequence(text, prompt, truncate)
     }
 
@@ -221,10 +249,16 @@ fn max_tokens(folder: &Folder, config: &Config) -> Result<usize, LoadError> {
         Some(limit) => limit,
         None => {
             let file = folder.transformer.join("tokenizer_config.json");
-            let limits: Limits =
-                if file.exists() { folder::parse(&file, &folder::read(&file)?)? } else { Limits::default() };
+            let limits: Limits = if file.exists() {
+                folder::parse(&file, &folder::read(&file)?)?
+            } else {
+                Limits::default()
+            };
             // Without a limit, transformers writes a number that no machine holds.
-            limits.model_max_length.filter(|limit| *limit >= 1.0).map_or(positions, |limit| limit as usize)
+            limits
+                .model_max_length
+                .filter(|limit| *limit >= 1.0)
+                .map_or(positions, |limit| limit as usize)
         }
     };
     if limit == 0 {
@@ -241,7 +275,12 @@ fn dense_chain(folder: &Folder, config: &Config) -> Result<Vec<Dense>, LoadError
     for spec in &folder.dense {
         if spec.input != width {
             let file = spec.dir.join("config.json");
-            return Err(refuse(&file, "in_features", spec.input, &format!("{width}, what comes before it")));
+            return Err(refuse(
+                &file,
+                "in_features",
+                spec.input,
+                &format!("{width}, what comes before it"),
+            ));
         }
         let dense = Dense::load(spec)?;
         width = dense.width();

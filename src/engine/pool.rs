@@ -106,7 +106,9 @@ impl Pool {
     /// # Errors
     /// The work itself.
     pub fn submit(&self, engine: usize, work: Work) -> Result<(), Work> {
-        let Some(queue) = self.queues.get(engine) else { return Err(work) };
+        let Some(queue) = self.queues.get(engine) else {
+            return Err(work);
+        };
         let mut state = queue.lock();
         if state.work.len() >= QUEUE {
             return Err(work);
@@ -170,7 +172,11 @@ fn run(engine: usize, queue: &Queue, report: &Report) {
     // A handful of models at most, so a list is searched faster than a map.
     let mut engines: Vec<(Weak<Model>, Box<dyn Engine>)> = Vec::new();
     loop {
-        let Work { batch, model, sequences } = match next(queue) {
+        let Work {
+            batch,
+            model,
+            sequences,
+        } = match next(queue) {
             Next::Work(work) => work,
             Next::Tidy => {
                 engines.retain(|(model, _)| model.strong_count() > 0);
@@ -178,7 +184,9 @@ fn run(engine: usize, queue: &Queue, report: &Report) {
             }
             Next::End => return,
         };
-        let place = engines.iter().position(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(&model)));
+        let place = engines
+            .iter()
+            .position(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(&model)));
         let place = place.unwrap_or_else(|| {
             engines.push((Arc::downgrade(&model), model.engine()));
             engines.len() - 1
@@ -188,6 +196,10 @@ fn run(engine: usize, queue: &Queue, report: &Report) {
         let result = engines[place].1.embed(&sequences, &mut step);
         // Let go before the report: whoever hears of the end may want to unload the model.
         drop(model);
-        report(PoolEvent::Done { engine, batch, result });
+        report(PoolEvent::Done {
+            engine,
+            batch,
+            result,
+        });
     }
 }

@@ -27,19 +27,33 @@ impl Mode {
         (Mode::Cls, "cls", "pooling_mode_cls_token"),
         (Mode::Max, "max", "pooling_mode_max_tokens"),
         (Mode::Mean, "mean", "pooling_mode_mean_tokens"),
-        (Mode::MeanSqrtLen, "mean_sqrt_len_tokens", "pooling_mode_mean_sqrt_len_tokens"),
-        (Mode::WeightedMean, "weightedmean", "pooling_mode_weightedmean_tokens"),
+        (
+            Mode::MeanSqrtLen,
+            "mean_sqrt_len_tokens",
+            "pooling_mode_mean_sqrt_len_tokens",
+        ),
+        (
+            Mode::WeightedMean,
+            "weightedmean",
+            "pooling_mode_weightedmean_tokens",
+        ),
         (Mode::LastToken, "lasttoken", "pooling_mode_lasttoken"),
     ];
 
     /// By the name that sentence-transformers gives the mode.
     pub(super) fn from_name(name: &str) -> Option<Mode> {
-        Mode::ALL.iter().find(|(_, known, _)| *known == name).map(|(mode, ..)| *mode)
+        Mode::ALL
+            .iter()
+            .find(|(_, known, _)| *known == name)
+            .map(|(mode, ..)| *mode)
     }
 
     /// By the key that switches the mode on in `1_Pooling/config.json`.
     pub(super) fn from_key(key: &str) -> Option<Mode> {
-        Mode::ALL.iter().find(|(.., known)| *known == key).map(|(mode, ..)| *mode)
+        Mode::ALL
+            .iter()
+            .find(|(.., known)| *known == key)
+            .map(|(mode, ..)| *mode)
     }
 
     fn name(self) -> &'static str {
@@ -60,7 +74,11 @@ impl Pooling {
     /// Such as `mean`, or `cls+max` where several are joined.
     pub fn name(&self) -> String {
         let names: Vec<&str> = self.modes.iter().map(|mode| mode.name()).collect();
-        let prompt = if self.include_prompt { "" } else { ", prompt left out" };
+        let prompt = if self.include_prompt {
+            ""
+        } else {
+            ", prompt left out"
+        };
         names.join("+") + prompt
     }
 
@@ -68,7 +86,11 @@ impl Pooling {
     /// `prompt_tokens` belong to the prompt. The vector has `hidden` numbers for each mode.
     pub fn pool(&self, tokens: &[f32], hidden: usize, prompt_tokens: usize) -> Vec<f32> {
         let count = tokens.len() / hidden;
-        let first = if self.include_prompt { 0 } else { prompt_tokens.min(count) };
+        let first = if self.include_prompt {
+            0
+        } else {
+            prompt_tokens.min(count)
+        };
         let rows = || tokens[first * hidden..].chunks_exact(hidden);
         let counted = count - first;
         let mut all = Vec::with_capacity(hidden * self.modes.len());
@@ -128,7 +150,9 @@ pub fn finish(mut vector: Vec<f32>, dimensions: Option<usize>, normalize: bool) 
         // In 64 bits: squares of large components leave the range of 32.
         let length = vector.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
         if length > 0.0 {
-            vector.iter_mut().for_each(|v| *v = (f64::from(*v) / length) as f32);
+            vector
+                .iter_mut()
+                .for_each(|v| *v = (f64::from(*v) / length) as f32);
         }
     }
     vector
@@ -140,7 +164,11 @@ mod tests {
 
     fn pool(mode: Mode, include_prompt: bool) -> Vec<f32> {
         let tokens = [1.0, -1.0, 3.0, 5.0, 5.0, 0.0];
-        Pooling { modes: vec![mode], include_prompt }.pool(&tokens, 2, 1)
+        Pooling {
+            modes: vec![mode],
+            include_prompt,
+        }
+        .pool(&tokens, 2, 1)
     }
 
     #[test]
@@ -148,7 +176,10 @@ mod tests {
         assert_eq!(pool(Mode::Cls, true), [1.0, -1.0]);
         assert_eq!(pool(Mode::Max, true), [5.0, 5.0]);
         assert_eq!(pool(Mode::Mean, true), [3.0, 4.0 / 3.0]);
-        assert_eq!(pool(Mode::MeanSqrtLen, true), [9.0 / 3f32.sqrt(), 4.0 / 3f32.sqrt()]);
+        assert_eq!(
+            pool(Mode::MeanSqrtLen, true),
+            [9.0 / 3f32.sqrt(), 4.0 / 3f32.sqrt()]
+        );
         assert_eq!(pool(Mode::WeightedMean, true), [22.0 / 6.0, 9.0 / 6.0]);
         assert_eq!(pool(Mode::LastToken, true), [5.0, 0.0]);
     }

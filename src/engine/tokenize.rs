@@ -14,7 +14,9 @@ use std::thread::JoinHandle;
 use tokenizers::models::ModelWrapper;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::{Model as _, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, Tokenizer};
+use tokenizers::{
+    Model as _, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, Tokenizer,
+};
 use unicode_normalization_alignments::char::canonical_combining_class;
 
 /// Bytes of text looked at at once. Some 1500 tokens of English: most texts are done with the first.
@@ -62,10 +64,18 @@ pub(super) struct Tokenize {
 
 impl Tokenize {
     /// Loads `tokenizer.json`.
-    pub fn load(dir: &Path, max_tokens: usize, lower_case: bool, vocabulary: usize) -> Result<Tokenize, LoadError> {
+    pub fn load(
+        dir: &Path,
+        max_tokens: usize,
+        lower_case: bool,
+        vocabulary: usize,
+    ) -> Result<Tokenize, LoadError> {
         let file = dir.join("tokenizer.json");
         let mut tokenizer: Tokenizer = parse(&file, &read(&file)?)?;
-        let failed = |error: tokenizers::Error| LoadError::Corrupt { file: file.clone(), why: error.to_string() };
+        let failed = |error: tokenizers::Error| LoadError::Corrupt {
+            file: file.clone(),
+            why: error.to_string(),
+        };
         // The file's own settings are those of its last training run, not of this service.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(failed)?;
@@ -73,36 +83,82 @@ impl Tokenize {
             return Err(refuse(&file, "model.type", "another than WordPiece", "WordPiece"));
         };
         let word_chars = model.max_input_chars_per_word;
-        if !matches!(tokenizer.get_normalizer(), Some(NormalizerWrapper::BertNormalizer(_))) {
-            return Err(refuse(&file, "normalizer.type", "another than BertNormalizer", "BertNormalizer"));
+        if !matches!(
+            tokenizer.get_normalizer(),
+            Some(NormalizerWrapper::BertNormalizer(_))
+        ) {
+            return Err(refuse(
+                &file,
+                "normalizer.type",
+                "another than BertNormalizer",
+                "BertNormalizer",
+            ));
         }
-        if !matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::BertPreTokenizer(_))) {
-            return Err(refuse(&file, "pre_tokenizer.type", "another than BertPreTokenizer", "BertPreTokenizer"));
+        if !matches!(
+            tokenizer.get_pre_tokenizer(),
+            Some(PreTokenizerWrapper::BertPreTokenizer(_))
+        ) {
+            return Err(refuse(
+                &file,
+                "pre_tokenizer.type",
+                "another than BertPreTokenizer",
+                "BertPreTokenizer",
+            ));
         }
         let size = tokenizer.get_vocab_size(true);
         if size > vocabulary {
-            return Err(refuse(&file, "vocabulary", size, &format!("vocab_size of config.json, {vocabulary}")));
+            return Err(refuse(
+                &file,
+                "vocabulary",
+                size,
+                &format!("vocab_size of config.json, {vocabulary}"),
+            ));
         }
         // What is put around a text shows when a text is encoded with and without it.
         let bare = tokenizer.encode_fast("a", false).map_err(failed)?;
         let full = tokenizer.encode_fast("a", true).map_err(failed)?;
-        let place = full.get_ids().windows(bare.len().max(1)).position(|part| part == bare.get_ids());
+        let place = full
+            .get_ids()
+            .windows(bare.len().max(1))
+            .position(|part| part == bare.get_ids());
         let Some(place) = place else {
-            return Err(refuse(&file, "post_processor", "one that changes the text's tokens", "a template"));
+            return Err(refuse(
+                &file,
+                "post_processor",
+                "one that changes the text's tokens",
+                "a template",
+            ));
         };
         if full.get_type_ids().iter().any(|kind| *kind != 0) {
-            return Err(refuse(&file, "post_processor", "token types other than 0", "token type 0"));
+            return Err(refuse(
+                &file,
+                "post_processor",
+                "token types other than 0",
+                "token type 0",
+            ));
         }
         let (prefix, rest) = full.get_ids().split_at(place);
         let suffix = &rest[bare.len()..];
         if prefix.len() + suffix.len() >= max_tokens {
-            let supported = format!("more than the {} tokens around a text", prefix.len() + suffix.len());
-            return Err(refuse(&dir.join("sentence_bert_config.json"), "max_seq_length", max_tokens, &supported));
+            let supported = format!(
+                "more than the {} tokens around a text",
+                prefix.len() + suffix.len()
+            );
+            return Err(refuse(
+                &dir.join("sentence_bert_config.json"),
+                "max_seq_length",
+                max_tokens,
+                &supported,
+            ));
         }
         Ok(Tokenize {
             prefix: prefix.to_vec(),
             suffix: suffix.to_vec(),
-            added: tokenizer.get_added_tokens_decoder().into_values().map(|token| token.content).collect(),
+            added: tokenizer
+                .get_added_tokens_decoder()
+                .into_values()
+                .map(|token| token.content)
+                .collect(),
             word_chars,
             lower_case,
             max_tokens,
@@ -111,7 +167,12 @@ impl Tokenize {
     }
 
     /// See [`super::Model::tokenize`].
-    pub fn sequence(&self, text: &str, prompt: Option<&str>, truncate: bool) -> Result<Sequence, TokenizeError> {
+    pub fn sequence(
+        &self,
+        text: &str,
+        prompt: Option<&str>,
+        truncate: bool,
+    ) -> Result<Sequence, TokenizeError> {
         let room = self.max_tokens - self.prefix.len() - self.suffix.len();
         let (mut content, mut prompt_tokens) = (Vec::new(), 0);
         match prompt.filter(|prompt| !prompt.is_empty()) {
@@ -126,11 +187,23 @@ impl Tokenize {
         }
         let truncated = content.len() > room;
         if truncated && !truncate {
-            return Err(TokenizeError::TooLong { limit: self.max_tokens });
+            return Err(TokenizeError::TooLong {
+                limit: self.max_tokens,
+            });
         }
         content.truncate(room);
-        let ids = self.prefix.iter().chain(&content).chain(&self.suffix).copied().collect();
-        Ok(Sequence { ids, truncated, prompt_tokens })
+        let ids = self
+            .prefix
+            .iter()
+            .chain(&content)
+            .chain(&self.suffix)
+            .copied()
+            .collect();
+        Ok(Sequence {
+            ids,
+            truncated,
+            prompt_tokens,
+        })
     }
 
     /// The first tokens of a text: at least `enough` where there are as many.
@@ -180,12 +253,24 @@ impl Tokenize {
             pre_tokenizer.pre_tokenize(&mut words).map_err(failed)?;
         }
         let words = words.get_splits(OffsetReferential::Normalized, OffsetType::None);
-        let open = words.last().map(|(word, ..)| *word).filter(|word| !whole && text.ends_with(word));
+        let open = words
+            .last()
+            .map(|(word, ..)| *word)
+            .filter(|word| !whole && text.ends_with(word));
         for (word, ..) in &words[..words.len() - usize::from(open.is_some())] {
-            tokens.extend(self.tokenizer.get_model().tokenize(word).map_err(failed)?.iter().map(|token| token.id));
+            tokens.extend(
+                self.tokenizer
+                    .get_model()
+                    .tokenize(word)
+                    .map_err(failed)?
+                    .iter()
+                    .map(|token| token.id),
+            );
         }
         // What is too long for a word needs no more than to be seen as such.
-        *text = open.map_or_else(String::new, |word| word.chars().take(self.word_chars + 1).collect());
+        *text = open.map_or_else(String::new, |word| {
+            word.chars().take(self.word_chars + 1).collect()
+        });
         Ok(())
     }
 
@@ -196,12 +281,25 @@ impl Tokenize {
         if end >= text.len() {
             return text.len();
         }
-        end = (first + 1..=end).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
-        let marks = |at: usize| text[at..].chars().next().is_some_and(|c| canonical_combining_class(c) != 0);
+        end = (first + 1..=end)
+            .rev()
+            .find(|at| text.is_char_boundary(*at))
+            .unwrap_or(text.len());
+        let marks = |at: usize| {
+            text[at..]
+                .chars()
+                .next()
+                .is_some_and(|c| canonical_combining_class(c) != 0)
+        };
         let longest = self.added.iter().map(String::len).max().unwrap_or(0);
         let cuts = |at: usize, beside: bool| {
-            let from = (0..=at.saturating_sub(longest)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-            let to = (at + longest..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+            let from = (0..=at.saturating_sub(longest))
+                .rev()
+                .find(|at| text.is_char_boundary(*at))
+                .unwrap_or(0);
+            let to = (at + longest..text.len())
+                .find(|at| text.is_char_boundary(*at))
+                .unwrap_or(text.len());
             let around = &text[from..to];
             self.added.iter().filter(|token| !token.is_empty()).any(|token| {
                 around.match_indices(token.as_str()).any(|(place, _)| {
@@ -211,7 +309,9 @@ impl Tokenize {
                 })
             })
         };
-        let candidates = (first + WINDOW / 2..=end).rev().filter(|at| text.is_char_boundary(*at));
+        let candidates = (first + WINDOW / 2..=end)
+            .rev()
+            .filter(|at| text.is_char_boundary(*at));
         // Where half a window is nothing but tokens, it ends between two of them. Where it is nothing but
         // marks, it ends between two of those: the order of marks is lost, which matters to none of the
         // normaliser's forms that keep them.
@@ -243,10 +343,15 @@ impl Tokenizers {
         let threads = (0..threads.max(1))
             .map(|index| {
                 let jobs = jobs.clone();
-                std::thread::Builder::new().name(format!("tokenize-{index}")).spawn(move || work(&jobs))
+                std::thread::Builder::new()
+                    .name(format!("tokenize-{index}"))
+                    .spawn(move || work(&jobs))
             })
             .collect::<std::io::Result<Vec<_>>>()?;
-        Ok(Tokenizers { queue: Some(queue), threads })
+        Ok(Tokenizers {
+            queue: Some(queue),
+            threads,
+        })
     }
 
     /// Queues a job, or hands it back when the queue is full.

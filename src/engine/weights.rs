@@ -49,8 +49,12 @@ impl Weights {
         } else {
             return Err(LoadError::Missing { file: single });
         };
-        let mut weights =
-            Weights { files: Vec::new(), entries: BTreeMap::new(), sha256: String::new(), bytes: 0 };
+        let mut weights = Weights {
+            files: Vec::new(),
+            entries: BTreeMap::new(),
+            sha256: String::new(),
+            bytes: 0,
+        };
         let mut hash = Sha256::new();
         for path in paths {
             weights.add(path, &mut hash, read)?;
@@ -60,18 +64,28 @@ impl Weights {
     }
 
     fn add(&mut self, path: PathBuf, hash: &mut Sha256, read: &mut dyn FnMut(u64)) -> Result<(), LoadError> {
-        let corrupt = |why: String| LoadError::Corrupt { file: path.clone(), why };
-        let io = |source| LoadError::Io { file: path.clone(), source };
+        let corrupt = |why: String| LoadError::Corrupt {
+            file: path.clone(),
+            why,
+        };
+        let io = |source| LoadError::Io {
+            file: path.clone(),
+            source,
+        };
         let mut file = File::open(&path).map_err(io)?;
         let bytes = file.metadata().map_err(io)?.len();
         let mut length = [0; 8];
         if bytes < 8 {
-            return Err(corrupt(format!("{bytes} bytes are too few for a safetensors file")));
+            return Err(corrupt(format!(
+                "{bytes} bytes are too few for a safetensors file"
+            )));
         }
         file.read_exact(&mut length).map_err(io)?;
         let header_bytes = u64::from_le_bytes(length);
         if header_bytes > HEADER_BYTES_MAX.min(bytes - 8) {
-            return Err(corrupt(format!("a header of {header_bytes} bytes in a file of {bytes}")));
+            return Err(corrupt(format!(
+                "a header of {header_bytes} bytes in a file of {bytes}"
+            )));
         }
         let mut header = vec![0; header_bytes as usize];
         file.read_exact(&mut header).map_err(io)?;
@@ -87,8 +101,13 @@ impl Weights {
                 _ => continue,
             };
             let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
-            let numbers = info.shape.iter().try_fold(1usize, |product, n| product.checked_mul(*n));
-            let expected = numbers.and_then(|n| n.checked_mul(dtype.size_in_bytes())).map(|n| n as u64);
+            let numbers = info
+                .shape
+                .iter()
+                .try_fold(1usize, |product, n| product.checked_mul(*n));
+            let expected = numbers
+                .and_then(|n| n.checked_mul(dtype.size_in_bytes()))
+                .map(|n| n as u64);
             if end < begin || end > bytes - data || expected != Some(end - begin) {
                 return Err(corrupt(format!(
                     "tensor {name} of shape {:?} does not fit bytes {begin}..{end} of {}",
@@ -96,8 +115,12 @@ impl Weights {
                     bytes - data
                 )));
             }
-            let entry =
-                Entry { file: self.files.len(), dtype, shape: info.shape.clone(), offset: data + begin };
+            let entry = Entry {
+                file: self.files.len(),
+                dtype,
+                shape: info.shape.clone(),
+                offset: data + begin,
+            };
             self.entries.insert(name, entry);
         }
         file.seek(SeekFrom::Start(0)).map_err(io)?;
@@ -122,7 +145,11 @@ impl Weights {
                 return Ok((full, entry));
             }
         }
-        Err(LoadError::Tensor { file: self.files[0].0.clone(), name: name.to_owned(), why: "is missing".into() })
+        Err(LoadError::Tensor {
+            file: self.files[0].0.clone(),
+            name: name.to_owned(),
+            why: "is missing".into(),
+        })
     }
 
     /// Whether the tensor is there.
@@ -141,9 +168,16 @@ impl Weights {
     ) -> Result<(), LoadError> {
         let (full, entry) = self.find(prefix, name)?;
         let (path, file) = &self.files[entry.file];
-        let fault = |why: String| LoadError::Tensor { file: path.clone(), name: full.clone(), why };
+        let fault = |why: String| LoadError::Tensor {
+            file: path.clone(),
+            name: full.clone(),
+            why,
+        };
         if entry.shape != shape {
-            return Err(fault(format!("has shape {:?}, config.json asks for {shape:?}", entry.shape)));
+            return Err(fault(format!(
+                "has shape {:?}, config.json asks for {shape:?}",
+                entry.shape
+            )));
         }
         let width = shape.last().copied().unwrap_or(1).max(1);
         let count = shape.iter().product::<usize>() / width;
@@ -152,17 +186,26 @@ impl Weights {
         let mut bytes = vec![0; rows_at_once.min(count) * row_bytes];
         let mut file = file;
         file.seek(SeekFrom::Start(entry.offset))
-            .map_err(|source| LoadError::Io { file: path.clone(), source })?;
+            .map_err(|source| LoadError::Io {
+                file: path.clone(),
+                source,
+            })?;
         for first in (0..count).step_by(rows_at_once) {
             let rows = rows_at_once.min(count - first);
             let piece = &mut bytes[..rows * row_bytes];
-            file.read_exact(piece).map_err(|source| LoadError::Io { file: path.clone(), source })?;
+            file.read_exact(piece).map_err(|source| LoadError::Io {
+                file: path.clone(),
+                source,
+            })?;
             let numbers = Tensor::from_raw_buffer(piece, entry.dtype, &[rows * width], &Device::Cpu)
                 .and_then(|tensor| tensor.to_dtype(DType::F32)?.to_vec1::<f32>())
                 .map_err(|error| fault(error.to_string()))?;
             for (index, values) in numbers.chunks_exact(width).enumerate() {
                 if !values.iter().all(|v| v.is_finite()) {
-                    return Err(fault(format!("holds a number that is not finite in row {}", first + index)));
+                    return Err(fault(format!(
+                        "holds a number that is not finite in row {}",
+                        first + index
+                    )));
                 }
                 row(first + index, values);
             }
@@ -173,7 +216,9 @@ impl Weights {
     /// Reads a tensor of one dimension.
     pub fn vector(&self, prefix: &str, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
         let mut all = Vec::with_capacity(len);
-        self.rows(prefix, name, &[len], &mut |_, values| all.extend_from_slice(values))?;
+        self.rows(prefix, name, &[len], &mut |_, values| {
+            all.extend_from_slice(values)
+        })?;
         Ok(all)
     }
 }
@@ -189,7 +234,10 @@ fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, LoadError> {
     let mut names: Vec<String> = map.weight_map.into_values().collect();
     names.sort();
     names.dedup();
-    if let Some(name) = names.iter().find(|name| name.contains(['/', '\\']) || name.starts_with('.')) {
+    if let Some(name) = names
+        .iter()
+        .find(|name| name.contains(['/', '\\']) || name.starts_with('.'))
+    {
         return Err(LoadError::Value {
             file: index.to_owned(),
             key: "weight_map".into(),

@@ -56,11 +56,21 @@ impl Layout {
         let modules: Vec<Value> = serde_json::from_str(text).context("modules.json is no list of modules")?;
         let mut found = Vec::new();
         for module in &modules {
-            let kind = module["type"].as_str().context("modules.json has a module without a type")?;
+            let kind = module["type"]
+                .as_str()
+                .context("modules.json has a module without a type")?;
             let folder = module["path"].as_str().unwrap_or_default().trim_end_matches('/');
-            let inside = Path::new(folder).components().all(|part| matches!(part, Component::Normal(_)));
-            ensure!(inside, "modules.json names the folder {folder:?}, which is not inside the model");
-            found.push((kind.rsplit('.').next().unwrap_or(kind).to_owned(), folder.to_owned()));
+            let inside = Path::new(folder)
+                .components()
+                .all(|part| matches!(part, Component::Normal(_)));
+            ensure!(
+                inside,
+                "modules.json names the folder {folder:?}, which is not inside the model"
+            );
+            found.push((
+                kind.rsplit('.').next().unwrap_or(kind).to_owned(),
+                folder.to_owned(),
+            ));
         }
         ensure!(
             found.iter().any(|(kind, _)| kind == "Transformer"),
@@ -85,7 +95,11 @@ impl Layout {
             if !self.modules.iter().any(|(_, module)| module == folder) {
                 return false;
             }
-            let whole = if folder.is_empty() { "model.safetensors".to_owned() } else { format!("{folder}/model.safetensors") };
+            let whole = if folder.is_empty() {
+                "model.safetensors".to_owned()
+            } else {
+                format!("{folder}/model.safetensors")
+            };
             let in_parts = !all.contains(&whole);
             match name {
                 "model.safetensors" => true,
@@ -105,22 +119,32 @@ impl Layout {
 pub fn inspect(dir: &Path) -> anyhow::Result<Facts> {
     ensure!(dir.is_dir(), "{} is no folder", dir.display());
     let read = |name: &Path| {
-        std::fs::read_to_string(dir.join(name)).with_context(|| format!("failed to read {}", dir.join(name).display()))
+        std::fs::read_to_string(dir.join(name))
+            .with_context(|| format!("failed to read {}", dir.join(name).display()))
     };
     ensure!(
         dir.join("modules.json").is_file(),
         "{} has no modules.json: not a sentence-transformers folder",
         dir.display()
     );
-    let layout = Layout::parse(&read(Path::new("modules.json"))?).with_context(|| dir.display().to_string())?;
+    let layout =
+        Layout::parse(&read(Path::new("modules.json"))?).with_context(|| dir.display().to_string())?;
     let mut all = Vec::new();
     list(dir, "", &mut all).with_context(|| format!("failed to list {}", dir.display()))?;
     all.sort();
     let files = layout.pick(&all);
     let transformer = Path::new(layout.transformer());
-    let config: Value = serde_json::from_str(&read(&transformer.join("config.json"))?)
-        .with_context(|| format!("{} is not JSON", dir.join(transformer).join("config.json").display()))?;
-    let architecture = config["model_type"].as_str().context("config.json names no model_type")?.to_owned();
+    let config: Value =
+        serde_json::from_str(&read(&transformer.join("config.json"))?).with_context(|| {
+            format!(
+                "{} is not JSON",
+                dir.join(transformer).join("config.json").display()
+            )
+        })?;
+    let architecture = config["model_type"]
+        .as_str()
+        .context("config.json names no model_type")?
+        .to_owned();
     let mut dimensions = config["hidden_size"].as_u64();
     for (kind, folder) in &layout.modules {
         match kind.as_str() {
@@ -138,7 +162,10 @@ pub fn inspect(dir: &Path) -> anyhow::Result<Facts> {
         "{} has no tokenizer.json",
         dir.join(transformer).display()
     );
-    let weights: Vec<&String> = files.iter().filter(|file| file.ends_with(".safetensors")).collect();
+    let weights: Vec<&String> = files
+        .iter()
+        .filter(|file| file.ends_with(".safetensors"))
+        .collect();
     let of_transformer = |file: &&&String| Path::new(file.as_str()).parent() == Some(transformer);
     ensure!(
         weights.iter().any(|file| of_transformer(&file)),
@@ -150,9 +177,16 @@ pub fn inspect(dir: &Path) -> anyhow::Result<Facts> {
     }
     let mut bytes = 0;
     for file in &files {
-        bytes += std::fs::metadata(dir.join(file)).with_context(|| dir.join(file).display().to_string())?.len();
+        bytes += std::fs::metadata(dir.join(file))
+            .with_context(|| dir.join(file).display().to_string())?
+            .len();
     }
-    Ok(Facts { architecture, dimensions: dimensions.and_then(|n| usize::try_from(n).ok()), bytes, files })
+    Ok(Facts {
+        architecture,
+        dimensions: dimensions.and_then(|n| usize::try_from(n).ok()),
+        bytes,
+        files,
+    })
 }
 
 /// Lists files, relative, at most two folders deep: deeper lies nothing that a model needs.
@@ -160,9 +194,15 @@ fn list(dir: &Path, above: &str, all: &mut Vec<String>) -> std::io::Result<()> {
     for entry in std::fs::read_dir(dir.join(above))? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let relative = if above.is_empty() { name } else { format!("{above}/{name}") };
+        let relative = if above.is_empty() {
+            name
+        } else {
+            format!("{above}/{name}")
+        };
         // Follows links: the Hub's own cache is made of them.
-        let Ok(of) = std::fs::metadata(entry.path()) else { continue };
+        let Ok(of) = std::fs::metadata(entry.path()) else {
+            continue;
+        };
         if of.is_dir() && relative.matches('/').count() < 2 {
             list(dir, &relative, all)?;
         } else if of.is_file() {
@@ -177,19 +217,28 @@ fn whole(path: &Path) -> anyhow::Result<()> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     let mut prefix = [0u8; 8];
-    file.read_exact(&mut prefix).context("is shorter than a safetensors header")?;
+    file.read_exact(&mut prefix)
+        .context("is shorter than a safetensors header")?;
     if prefix == *b"version " {
         bail!("is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`");
     }
     let header = u64::from_le_bytes(prefix);
-    ensure!(header <= HEADER_MAX && header + 8 <= length, "is no safetensors file, or is cut off");
+    ensure!(
+        header <= HEADER_MAX && header + 8 <= length,
+        "is no safetensors file, or is cut off"
+    );
     let mut text = Vec::new();
     file.take(header).read_to_end(&mut text)?;
     let header_json: serde_json::Map<String, Value> =
         serde_json::from_slice(&text).context("is no safetensors file: its header is not JSON")?;
-    let ends = header_json.values().filter_map(|tensor| tensor["data_offsets"][1].as_u64());
+    let ends = header_json
+        .values()
+        .filter_map(|tensor| tensor["data_offsets"][1].as_u64());
     let expected = 8 + header + ends.max().unwrap_or(0);
-    ensure!(length == expected, "has {length} bytes, its header says {expected}");
+    ensure!(
+        length == expected,
+        "has {length} bytes, its header says {expected}"
+    );
     Ok(())
 }
 
@@ -206,12 +255,31 @@ mod tests {
         .unwrap();
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let all = names(&[
-            ".gitattributes", "1_Pooling/config.json", "README.md", "config.json", "modules.json", "onnx/model.onnx",
-            "model.safetensors", "pytorch_model.bin", "tokenizer.json", "0_Other/config.json", "x.safetensors",
+            ".gitattributes",
+            "1_Pooling/config.json",
+            "README.md",
+            "config.json",
+            "modules.json",
+            "onnx/model.onnx",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "tokenizer.json",
+            "0_Other/config.json",
+            "x.safetensors",
         ]);
-        let expected = names(&["1_Pooling/config.json", "config.json", "modules.json", "model.safetensors", "tokenizer.json"]);
+        let expected = names(&[
+            "1_Pooling/config.json",
+            "config.json",
+            "modules.json",
+            "model.safetensors",
+            "tokenizer.json",
+        ]);
         assert_eq!(layout.pick(&all), expected);
-        let parts = names(&["model-1-of-2.safetensors", "model-2-of-2.safetensors", "model.safetensors.index.json"]);
+        let parts = names(&[
+            "model-1-of-2.safetensors",
+            "model-2-of-2.safetensors",
+            "model.safetensors.index.json",
+        ]);
         assert_eq!(layout.pick(&parts), parts);
     }
 
@@ -219,8 +287,19 @@ mod tests {
     fn a_module_outside_the_folder_is_refused() {
         for path in ["../../etc", "/etc", "a/../../b"] {
             let text = format!(r#"[{{"path":"{path}","type":"x.Transformer"}}]"#);
-            assert!(Layout::parse(&text).unwrap_err().to_string().contains("not inside"), "{path}");
+            assert!(
+                Layout::parse(&text)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("not inside"),
+                "{path}"
+            );
         }
-        assert!(Layout::parse("[]").unwrap_err().to_string().contains("no Transformer"));
+        assert!(
+            Layout::parse("[]")
+                .unwrap_err()
+                .to_string()
+                .contains("no Transformer")
+        );
     }
 }

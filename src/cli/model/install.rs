@@ -59,7 +59,10 @@ pub fn install(
 ) -> anyhow::Result<PathBuf> {
     let target = place(models, name, replace)?;
     fs::create_dir_all(models).with_context(|| {
-        format!("failed to create {} (as root: sudo embeddings model …)", models.display())
+        format!(
+            "failed to create {} (as root: sudo embeddings model …)",
+            models.display()
+        )
     })?;
     clean(models, name);
     let pid = std::process::id();
@@ -92,7 +95,8 @@ fn copy(from: &Path, files: &[String], fresh: &Path, source: &Source) -> anyhow:
     }
     let text = serde_json::to_string(source)?;
     let marker = fresh.join(SOURCE_FILE);
-    fs::write(&marker, text).and_then(|()| fs::set_permissions(&marker, fs::Permissions::from_mode(0o644)))?;
+    fs::write(&marker, text)
+        .and_then(|()| fs::set_permissions(&marker, fs::Permissions::from_mode(0o644)))?;
     fs::File::open(fresh)?.sync_all()?;
     Ok(())
 }
@@ -108,7 +112,8 @@ fn swap(fresh: &Path, target: &Path, models: &Path, name: &str, pid: u32) -> any
         if had {
             let _ = fs::rename(&old, target);
         }
-        return Err(error).with_context(|| format!("failed to rename {} to {}", fresh.display(), target.display()));
+        return Err(error)
+            .with_context(|| format!("failed to rename {} to {}", fresh.display(), target.display()));
     }
     let _ = fs::remove_dir_all(&old);
     fs::File::open(models)?.sync_all()?;
@@ -120,7 +125,10 @@ fn swap(fresh: &Path, target: &Path, models: &Path, name: &str, pid: u32) -> any
 /// # Errors
 /// What the system says.
 pub fn remove(models: &Path, name: &str) -> anyhow::Result<()> {
-    let (target, old) = (models.join(name), models.join(format!(".{name}.{}.old", std::process::id())));
+    let (target, old) = (
+        models.join(name),
+        models.join(format!(".{name}.{}.old", std::process::id())),
+    );
     fs::rename(&target, &old)
         .and_then(|()| fs::remove_dir_all(&old))
         .with_context(|| format!("failed to remove {}", target.display()))
@@ -130,8 +138,13 @@ pub fn remove(models: &Path, name: &str) -> anyhow::Result<()> {
 fn clean(models: &Path, name: &str) {
     for entry in fs::read_dir(models).into_iter().flatten().flatten() {
         let file = entry.file_name().to_string_lossy().into_owned();
-        let rest = file.strip_prefix('.').and_then(|rest| rest.strip_prefix(name)).and_then(|rest| rest.strip_prefix('.'));
-        let Some((pid, end)) = rest.and_then(|rest| rest.split_once('.')) else { continue };
+        let rest = file
+            .strip_prefix('.')
+            .and_then(|rest| rest.strip_prefix(name))
+            .and_then(|rest| rest.strip_prefix('.'));
+        let Some((pid, end)) = rest.and_then(|rest| rest.split_once('.')) else {
+            continue;
+        };
         let ours = matches!(end, "new" | "old") && pid.bytes().all(|b| b.is_ascii_digit());
         if ours && !Path::new("/proc").join(pid).exists() {
             let _ = fs::remove_dir_all(entry.path());

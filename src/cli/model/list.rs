@@ -2,8 +2,8 @@
 
 use super::folder::{self, Facts};
 use super::install::Source;
-use crate::cli::{Colour, Paint, configuration, count, print, table};
 use crate::args::ConfigFlags;
+use crate::cli::{Colour, Paint, configuration, count, print, table};
 use crate::config::Config;
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
@@ -28,7 +28,11 @@ struct Line {
 pub fn run(flags: &ConfigFlags, json: bool) -> anyhow::Result<ExitCode> {
     let config = configuration(flags)?.config;
     let lines = collect(&config);
-    let text = if json { format!("{:#}\n", machine(&lines)) } else { people(&lines, Paint::stdout()) };
+    let text = if json {
+        format!("{:#}\n", machine(&lines))
+    } else {
+        people(&lines, Paint::stdout())
+    };
     print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -47,13 +51,18 @@ fn collect(config: &Config) -> Vec<Line> {
     for name in config.models.keys() {
         found.insert(name.clone(), config.model_dir(name).ok());
     }
-    found.into_iter().map(|(name, path)| line(config, name, path)).collect()
+    found
+        .into_iter()
+        .map(|(name, path)| line(config, name, path))
+        .collect()
 }
 
 fn line(config: &Config, name: String, path: Option<PathBuf>) -> Line {
     let facts = match &path {
         Some(path) => folder::inspect(path).map_err(|error| format!("{error:#}")),
-        None => Err(config.model_dir(&name).map_or_else(|error| error.to_string(), |_| String::new())),
+        None => Err(config
+            .model_dir(&name)
+            .map_or_else(|error| error.to_string(), |_| String::new())),
     };
     let configured = config.models.get(&name);
     Line {
@@ -75,7 +84,11 @@ fn people(lines: &[Line], paint: Paint) -> String {
         out.push_str(&format!(", {missing} of them missing"));
     }
     out.push_str("\n\n");
-    let mut rows = vec![["NAME", "TYPE", "DIMS", "SIZE", "USE", "WHERE"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["NAME", "TYPE", "DIMS", "SIZE", "USE", "WHERE"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for line in lines {
         let (kind, dims, size) = match &line.facts {
             Ok(facts) => (
@@ -93,7 +106,10 @@ fn people(lines: &[Line], paint: Paint) -> String {
         if !line.aliases.is_empty() {
             usage.push_str(&format!(" ({})", line.aliases.join(", ")));
         }
-        let place = line.path.as_ref().map_or_else(|| "missing".to_owned(), |path| path.display().to_string());
+        let place = line
+            .path
+            .as_ref()
+            .map_or_else(|| "missing".to_owned(), |path| path.display().to_string());
         rows.push(vec![line.name.clone(), kind, dims, size, usage, place]);
     }
     out.push_str(&table(&rows));
