@@ -300,9 +300,7 @@ impl Hub {
 
     /// What an earlier pull of this revision left in the cache, if all of it is there.
     pub fn remembered(&self) -> Option<Listing> {
-        // refs/REVISION lies beside snapshots/COMMIT.
-        let snapshots = self.cache.repo(self.at(&self.revision)).pointer_path("");
-        let reference = snapshots.parent()?.parent()?.join("refs").join(&self.revision);
+        let reference = self.repo_dir().join("refs").join(&self.revision);
         let commit = std::fs::read_to_string(reference).ok()?;
         let listing: Listing =
             serde_json::from_slice(&std::fs::read(self.listing_path(commit.trim())).ok()?).ok()?;
@@ -320,9 +318,12 @@ impl Hub {
     }
 
     fn listing_path(&self, commit: &str) -> PathBuf {
-        let mut path = self.cache.path().join(self.at(commit).folder_name());
-        path.push("listings");
-        path.join(format!("{commit}.json"))
+        self.repo_dir().join("listings").join(format!("{commit}.json"))
+    }
+
+    /// The model's folder in the cache; it holds `blobs`, `refs` and `snapshots`, and `listings` of ours.
+    fn repo_dir(&self) -> PathBuf {
+        self.cache.path().join(self.at(&self.revision).folder_name())
     }
 }
 

@@ -42,7 +42,9 @@ pub fn run(
                 listing
             }
             None => {
-                return Err(unreachable.context(format!("{id} is not in the cache, and it cannot be fetched")));
+                return Err(
+                    unreachable.context(format!("{id} is not in the cache, and it cannot be fetched"))
+                );
             }
         },
     };
