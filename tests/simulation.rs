@@ -29,7 +29,10 @@ fn run(seed: u64, total: &mut Counts) {
     let outcome = catch_unwind(AssertUnwindSafe(|| world.run(EVENTS)));
     let counts = world.counts;
     if let Err(cause) = outcome {
-        eprintln!("simulation failed after {} events; play it again with SEED={seed}", counts.events);
+        eprintln!(
+            "simulation failed after {} events; play it again with SEED={seed}",
+            counts.events
+        );
         resume_unwind(cause);
     }
     total.events += counts.events;
@@ -37,7 +40,10 @@ fn run(seed: u64, total: &mut Counts) {
     total.pets += counts.pets;
     total.lives += counts.lives;
     total.drains += counts.drains;
-    total.kills += counts.kills;
+    total.stalls += counts.stalls;
+    total.disconnects += counts.disconnects;
+    total.corrupt += counts.corrupt;
+    total.drain_timeouts += counts.drain_timeouts;
     total.canaries += counts.canaries;
     total.refused += counts.refused;
 }
@@ -60,12 +66,15 @@ fn simulation_of_known_seeds() {
     }
     println!("{total:?}");
     // A world in which nothing happens proves nothing.
-    assert!(total.settled > 1000 && total.pets > 100 && total.kills > 5 && total.drains > 0);
+    assert!(total.settled > 1000 && total.pets > 100 && total.canaries > 50);
 }
 
 /// Fresh seeds until the time is over, so that every run of the tests looks somewhere new.
 #[test]
-#[expect(clippy::disallowed_methods, reason = "a time box around the whole search, no decision")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a time box around the whole search, no decision"
+)]
 fn simulation_of_fresh_seeds() {
     if from_env("SEED").is_some() {
         return;

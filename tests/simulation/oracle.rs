@@ -226,15 +226,12 @@ impl Oracle {
         }
     }
 
-    fn batch_done(
-        &mut self,
-        engine: usize,
-        batch: BatchId,
-        results: &[Result<(), String>],
-        now: Moment,
-    ) {
+    fn batch_done(&mut self, engine: usize, batch: BatchId, results: &[Result<(), String>], now: Moment) {
         let held = &mut self.engines[engine];
-        let at = held.iter().position(|(id, _)| *id == batch).expect("a batch that runs");
+        let at = held
+            .iter()
+            .position(|(id, _)| *id == batch)
+            .expect("a batch that runs");
         let (_, items) = held.remove(at);
         self.engine_since[engine] = now;
         for (item, result) in items.iter().zip(results) {
@@ -295,13 +292,19 @@ impl Oracle {
             Action::Tokenize { job } => {
                 let seen = self.job(*job, action);
                 assert!(seen.place == Place::Tokenizing && !seen.admitted);
-                assert!(seen.deadline.is_none_or(|deadline| deadline > now), "admitted late");
+                assert!(
+                    seen.deadline.is_none_or(|deadline| deadline > now),
+                    "admitted late"
+                );
                 seen.admitted = true;
                 let (lane, model) = (seen.lane, seen.model);
                 if lane == Lane::Interactive {
                     let (jobs, bytes) = self.held();
                     assert!(jobs <= self.max_queue(model), "the lane holds {jobs} jobs");
-                    assert!(bytes <= self.setup.limits.max_queue_bytes, "the lane holds {bytes} bytes");
+                    assert!(
+                        bytes <= self.setup.limits.max_queue_bytes,
+                        "the lane holds {bytes} bytes"
+                    );
                 }
                 assert!(self.draining.is_none(), "admitted while draining");
             }
@@ -334,7 +337,10 @@ impl Oracle {
             Action::DeadLetter { job, .. } => {
                 self.withdrawn_now = true;
                 let seen = self.job(*job, action);
-                assert!(!seen.dead_letter && !seen.local, "{action:?} twice, or for a local canary");
+                assert!(
+                    !seen.dead_letter && !seen.local,
+                    "{action:?} twice, or for a local canary"
+                );
                 seen.dead_letter = true;
                 seen.vectors = false;
                 seen.place = Place::Publishing;
@@ -348,8 +354,14 @@ impl Oracle {
             Action::Requeue { job } => {
                 let draining = self.draining.is_some();
                 let seen = self.job(*job, action);
-                assert!(draining, "requeue belongs to draining; elsewhere the delivery returns hot");
-                assert!(!seen.settled && !seen.local, "settled twice, or no delivery to give back");
+                assert!(
+                    draining,
+                    "requeue belongs to draining; elsewhere the delivery returns hot"
+                );
+                assert!(
+                    !seen.settled && !seen.local,
+                    "settled twice, or no delivery to give back"
+                );
                 assert!(!seen.begun(), "given back although its work has begun");
                 seen.settled = true;
             }
@@ -371,9 +383,18 @@ impl Oracle {
             }
             Action::Pet => {
                 assert!(self.round_now, "a pet without a round");
-                assert!(self.connected && self.draining.is_none(), "a pet without a session");
-                assert!(self.reasons(now).is_empty(), "a pet while {:?}", self.reasons(now));
-                let spaced = self.pet.is_none_or(|last| now.since(last) >= self.setup.pet_spacing);
+                assert!(
+                    self.connected && self.draining.is_none(),
+                    "a pet without a session"
+                );
+                assert!(
+                    self.reasons(now).is_empty(),
+                    "a pet while {:?}",
+                    self.reasons(now)
+                );
+                let spaced = self
+                    .pet
+                    .is_none_or(|last| now.since(last) >= self.setup.pet_spacing);
                 assert!(spaced, "two pets too close");
                 self.pet = Some(now);
             }
@@ -400,29 +421,48 @@ impl Oracle {
         let seen = &self.jobs[&job];
         let (jobs, bytes) = self.held();
         let full = jobs >= self.max_queue(seen.model);
-        assert!(full || bytes + seen.bytes > self.setup.limits.max_queue_bytes, "refused with room left");
+        assert!(
+            full || bytes + seen.bytes > self.setup.limits.max_queue_bytes,
+            "refused with room left"
+        );
     }
 
-    fn start_batch(&mut self, engine: usize, batch: BatchId, model: ModelId, items: &[Item], action: &Action) {
+    fn start_batch(
+        &mut self,
+        engine: usize,
+        batch: BatchId,
+        model: ModelId,
+        items: &[Item],
+        action: &Action,
+    ) {
         assert!(!items.is_empty(), "an empty batch");
         for item in items {
             let seen = self.job(item.job, action);
             assert!(seen.place == Place::Working && !seen.failed);
             assert_eq!(seen.model, model, "a batch mixes models");
             assert_eq!(seen.tokens[item.input], item.tokens);
-            assert!(!seen.started[item.input], "an input computed twice in one delivery");
+            assert!(
+                !seen.started[item.input],
+                "an input computed twice in one delivery"
+            );
             let new = !seen.begun();
             let probe = seen.lane == Lane::Probe;
             seen.started[item.input] = true;
             if new && !probe {
                 let begun = self.jobs.values().filter(|seen| seen.begun()).count();
-                let probes = self.jobs.values().filter(|seen| seen.begun() && seen.lane == Lane::Probe);
+                let probes = self
+                    .jobs
+                    .values()
+                    .filter(|seen| seen.begun() && seen.lane == Lane::Probe);
                 let most = self.setup.limits.max_inflight + probes.count();
                 assert!(begun <= most, "{begun} jobs in flight");
             }
         }
         let tokens: usize = items.iter().map(|item| item.tokens).sum();
-        assert!(tokens <= self.setup.batch_tokens || items.len() == 1, "{tokens} tokens in a batch");
+        assert!(
+            tokens <= self.setup.batch_tokens || items.len() == 1,
+            "{tokens} tokens in a batch"
+        );
         self.engines[engine].push((batch, items.to_vec()));
         assert!(self.engines[engine].len() <= 2, "three batches on one engine");
     }
@@ -452,9 +492,15 @@ impl Oracle {
     fn nothing_forgotten(&self, now: Moment) {
         for (key, seen) in &self.jobs {
             assert!(seen.place != Place::Acked, "{key:?} is acked and not forgotten");
-            assert!(seen.place != Place::Acking || seen.settled, "{key:?} is confirmed and not acked");
+            assert!(
+                seen.place != Place::Acking || seen.settled,
+                "{key:?} is confirmed and not acked"
+            );
             if seen.place == Place::Tokenizing {
-                assert!(seen.admitted, "{key:?} was neither admitted nor refused nor given back");
+                assert!(
+                    seen.admitted,
+                    "{key:?} was neither admitted nor refused nor given back"
+                );
             }
             if seen.place == Place::Working && seen.done == seen.tokens.len() {
                 panic!("{key:?} is computed and not answered");
@@ -497,7 +543,10 @@ impl Oracle {
                 break;
             }
         }
-        if self.proof.is_some_and(|proof| now.since(proof) >= limits.disconnect_kill) {
+        if self
+            .proof
+            .is_some_and(|proof| now.since(proof) >= limits.disconnect_kill)
+        {
             reasons.push(KillReason::BrokerDisconnected);
         }
         reasons
@@ -506,7 +555,10 @@ impl Oracle {
     fn judge_verdict(&mut self, actions: &[Action], logic: &Logic, now: Moment) {
         let reasons = self.reasons(now);
         match self.killed {
-            Some(reason) => assert!(reasons.contains(&reason), "{reason:?}, but the truth is {reasons:?}"),
+            Some(reason) => assert!(
+                reasons.contains(&reason),
+                "{reason:?}, but the truth is {reasons:?}"
+            ),
             None => assert!(reasons.is_empty(), "must end: {reasons:?}"),
         }
         if self.draining.is_some() {
@@ -517,13 +569,17 @@ impl Oracle {
         }
         if self.round_now && self.connected && reasons.is_empty() && !self.withdrawn_now {
             assert!(self.ready, "the first round makes ready");
-            let due = self.pet.is_none_or(|last| now.since(last) >= self.setup.pet_spacing);
+            let due = self
+                .pet
+                .is_none_or(|last| now.since(last) >= self.setup.pet_spacing);
             assert!(!due || actions.contains(&Action::Pet), "a round without its pet");
         }
         let interval = self.setup.limits.canary_interval;
         let due = self.round.is_none_or(|round| now.since(round) >= interval);
         if self.connected && due && self.killed.is_none() && self.local_or_none_under_way() {
-            let sent = actions.iter().any(|action| matches!(action, Action::SendCanary { .. }));
+            let sent = actions
+                .iter()
+                .any(|action| matches!(action, Action::SendCanary { .. }));
             assert!(sent || self.blocked, "no canary although one is due");
         }
     }

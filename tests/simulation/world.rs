@@ -6,9 +6,8 @@ use super::rng::Rng;
 use embeddings::clock::Moment;
 use embeddings::config::Limits;
 use embeddings::job::{ErrorType, JobKey, Lane, Refusal};
-use embeddings::logic::event::{
-    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Ticket,
-};
+use embeddings::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Ticket};
+use embeddings::logic::health::KillReason;
 use embeddings::logic::{Logic, Setup};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -18,6 +17,8 @@ use std::time::Duration;
 const PREFETCH: [usize; 3] = [4, 24, 12];
 /// Clients hold back while the broker has this many messages.
 const BACKLOG_MAX: usize = 120;
+/// Steps longer than this are trouble.
+const CALM_STEP_MS: u64 = 60;
 
 /// A client's message, as the broker keeps it.
 #[derive(Clone, Debug)]
@@ -55,7 +56,6 @@ enum Next {
     Chaos,
     Born,
     Connect,
-    Silence,
     Down(u64),
     Probe(u64),
     Unblock(u64),
@@ -84,7 +84,10 @@ pub struct Counts {
     pub pets: u64,
     pub lives: u64,
     pub drains: u64,
-    pub kills: u64,
+    pub stalls: u64,
+    pub disconnects: u64,
+    pub corrupt: u64,
+    pub drain_timeouts: u64,
     pub canaries: u64,
     pub refused: u64,
 }
@@ -94,6 +97,7 @@ pub struct World {
     rng: Rng,
     now: u64,
     trouble: bool,
+    quiet: bool,
     future: BinaryHeap<Reverse<(u64, u64, u64, Next)>>,
     sequence: u64,
     life: u64,
@@ -114,20 +118,28 @@ pub struct World {
     /// Whether bytes really pass.
     link: bool,
     blocked: bool,
+    /// Consumers are cancelled when the service is asked to stop; what is on the wire still comes.
+    intake: bool,
     held_back: Vec<(JobKey, bool)>,
     next_key: u64,
+    /// Until when slow tokenizations last.
+    slow_until: u64,
+    /// Since when nothing is wrong.
     calm_since: u64,
+    trace: bool,
     pub counts: Counts,
 }
 
 impl World {
     pub fn new(seed: u64) -> World {
         let mut rng = Rng::new(seed);
-        let setup = draw_setup(&mut rng);
+        let models = rng.range(1, 3) as usize;
+        let setup = draw_setup(&mut rng, models);
         let mut world = World {
             rng,
             now: 0,
             trouble: true,
+            quiet: false,
             future: BinaryHeap::new(),
             sequence: 0,
             life: 0,
@@ -146,9 +158,12 @@ impl World {
             up: false,
             link: false,
             blocked: false,
+            intake: true,
             held_back: Vec::new(),
             next_key: 0,
+            slow_until: 0,
             calm_since: 0,
+            trace: std::env::var_os("SIM_TRACE").is_some(),
             counts: Counts::default(),
         };
         world.plan(0, Next::Born);
@@ -165,12 +180,23 @@ impl World {
         self.heal();
         let patience = self.now + 600_000;
         while !self.all_settled() {
-            assert!(self.now < patience, "not settled within ten minutes: {}", self.left_over());
+            assert!(
+                self.now < patience,
+                "not settled within ten minutes: {}",
+                self.left_over()
+            );
             self.turn();
         }
         for (number, message) in self.messages.iter().enumerate() {
-            assert_eq!(message.settled, 1, "message {number} settled {} times", message.settled);
-            assert!(message.outcomes >= 1, "message {number} was acked without an answer");
+            assert_eq!(
+                message.settled, 1,
+                "message {number} settled {} times",
+                message.settled
+            );
+            assert!(
+                message.outcomes >= 1,
+                "message {number} was acked without an answer"
+            );
         }
     }
 
@@ -189,9 +215,16 @@ impl World {
     }
 
     fn left_over(&self) -> String {
-        let open = self.messages.iter().filter(|message| message.settled == 0).count();
+        let open = self
+            .messages
+            .iter()
+            .filter(|message| message.settled == 0)
+            .count();
         let queued: usize = self.queues.iter().map(VecDeque::len).sum();
-        format!("{open} messages, {queued} queued, {} delivered", self.deliveries.len())
+        format!(
+            "{open} messages, {queued} queued, {} delivered",
+            self.deliveries.len()
+        )
     }
 
     fn plan(&mut self, after: u64, next: Next) {
@@ -229,7 +262,6 @@ impl World {
             Next::Chaos => self.chaos(),
             Next::Born => self.born(),
             Next::Connect => self.connect(),
-            Next::Silence => self.cut(),
             Next::Down(session) if session == self.session && self.up => {
                 self.cut();
                 self.up = false;
@@ -282,7 +314,7 @@ impl World {
         let pause = if self.trouble { self.rng.range(1, 400) } else { 200 };
         self.plan(pause, Next::Produce);
         let backlog: usize = self.queues.iter().map(VecDeque::len).sum();
-        if backlog >= BACKLOG_MAX || !self.trouble {
+        if backlog >= BACKLOG_MAX || !self.trouble || self.quiet {
             return;
         }
         let flood = self.rng.one_in(40);
@@ -295,10 +327,18 @@ impl World {
 
     fn draw_message(&mut self) -> Message {
         let rng = &mut self.rng;
-        let inputs = if rng.one_in(20) { rng.range(1, 60) } else { rng.range(1, 4) };
+        let inputs = if rng.one_in(20) {
+            rng.range(1, 60)
+        } else {
+            rng.range(1, 4)
+        };
         let longest = if rng.one_in(30) { 900 } else { 120 };
         Message {
-            lane: if rng.one_in(3) { Lane::Bulk } else { Lane::Interactive },
+            lane: if rng.one_in(3) {
+                Lane::Bulk
+            } else {
+                Lane::Interactive
+            },
             model: ModelId(rng.below(self.setup.max_queue.len())),
             tokens: (0..inputs).map(|_| rng.range(1, longest) as usize).collect(),
             budget: rng.one_in(3).then(|| rng.range(0, 3000)),
@@ -311,7 +351,11 @@ impl World {
 
     /// Trouble of one kind.
     fn chaos(&mut self) {
-        let pause = if self.rng.one_in(8) { 30_000 } else { self.rng.range(100, 6000) };
+        let pause = if self.rng.one_in(8) {
+            30_000
+        } else {
+            self.rng.range(100, 6000)
+        };
         self.plan(pause, Next::Chaos);
         if !self.trouble || self.logic.is_none() {
             return;
@@ -331,23 +375,25 @@ impl World {
             }
             9..15 if self.link && !self.blocked => {
                 self.blocked = true;
-                let until = if self.rng.one_in(3) { 60_000 } else { self.rng.range(1, 4000) };
+                let until = if self.rng.one_in(3) {
+                    60_000
+                } else {
+                    self.rng.range(1, 4000)
+                };
                 self.plan(until, Next::Unblock(session));
                 self.step(Event::BrokerBlocked);
             }
             15..25 => {
                 self.engines[engine].slow ^= true;
-                self.disturbed();
             }
-            25 => self.engines[engine].stuck = true,
-            26 => self.tokenizer_stuck = true,
-            27..33 => {
+            25..27 => self.engines[engine].stuck = true,
+            27 => self.tokenizer_stuck = true,
+            28..33 => {
                 self.tokenizer_slow ^= true;
-                self.disturbed();
             }
             33..36 => {
                 self.counts.drains += 1;
-                self.disturbed();
+                self.intake = false;
                 self.step(Event::Drain);
             }
             36..44 => {
@@ -366,8 +412,9 @@ impl World {
             52..56 => {
                 self.tokenizer_slow = false;
                 self.engines.iter_mut().for_each(|engine| engine.slow = false);
-                self.disturbed();
             }
+            // Clients fall silent, or come back: canaries are all the work there is.
+            56..62 => self.quiet ^= true,
             _ => {}
         }
     }
@@ -379,13 +426,15 @@ impl World {
 
     fn born(&mut self) {
         self.counts.lives += 1;
-        self.setup = draw_setup(&mut self.rng);
+        self.setup = draw_setup(&mut self.rng, self.setup.max_queue.len());
         let now = self.moment();
         self.logic = Some(Logic::new(self.setup.clone(), now));
         self.oracle = Oracle::new(self.setup.clone());
         self.engines = (0..self.setup.engines).map(|_| Engine::default()).collect();
         self.tokenizer_stuck = false;
         self.tokenizer_slow = false;
+        self.slow_until = 0;
+        self.intake = true;
         self.disturbed();
         let wait = self.rng.range(0, 2000);
         self.plan(wait, Next::Connect);
@@ -440,7 +489,7 @@ impl World {
 
     /// The broker delivers up to each consumer's prefetch.
     fn send_more(&mut self) {
-        if !self.link || !self.up {
+        if !self.link || !self.up || !self.intake {
             return;
         }
         for lane in Lane::ALL {
@@ -448,7 +497,11 @@ impl World {
                 continue;
             }
             let on_the_wire = |letter: &&Letter| self.lane_of(**letter) == lane;
-            let unacked = self.deliveries.values().filter(|it| it.lane == lane && it.brokered).count()
+            let unacked = self
+                .deliveries
+                .values()
+                .filter(|it| it.lane == lane && it.brokered)
+                .count()
                 + self.on_the_wire.iter().filter(on_the_wire).count();
             for _ in unacked..PREFETCH[lane as usize] {
                 let Some(letter) = self.queues[lane as usize].pop_front() else {
@@ -469,7 +522,11 @@ impl World {
     }
 
     fn arrive(&mut self, letter: Letter) {
-        let at = self.on_the_wire.iter().position(|it| *it == letter).expect("sent before");
+        let at = self
+            .on_the_wire
+            .iter()
+            .position(|it| *it == letter)
+            .expect("sent before");
         self.on_the_wire.remove(at);
         self.next_key += 1;
         let job = JobKey(self.next_key);
@@ -521,10 +578,16 @@ impl World {
             Some(Letter::Client(number)) => Ok(self.messages[number].tokens.clone()),
             _ => Ok(vec![4]),
         };
-        let canary = self.deliveries.get(&job).is_none_or(|delivery| delivery.lane == Lane::Probe);
+        let canary = self
+            .deliveries
+            .get(&job)
+            .is_none_or(|delivery| delivery.lane == Lane::Probe);
         // The tokenizer of a job whose session is gone still ends, with whatever it had to do.
         let result = if !canary && self.rng.one_in(60) {
-            Err(Refusal::new(ErrorType::InputTooLong, "input 0 has 513 tokens, limit is 512"))
+            Err(Refusal::new(
+                ErrorType::InputTooLong,
+                "input 0 has 513 tokens, limit is 512",
+            ))
         } else {
             result
         };
@@ -583,7 +646,11 @@ impl World {
         if self.blocked {
             self.held_back.push((job, dead));
         } else if self.link {
-            let delay = if self.rng.one_in(30) { 300 } else { self.rng.range(0, 10) };
+            let delay = if self.rng.one_in(30) {
+                300
+            } else {
+                self.rng.range(0, 10)
+            };
             self.plan(delay, Next::Published(self.session, job, dead));
         }
     }
@@ -620,8 +687,12 @@ impl World {
         let Some(logic) = &mut self.logic else { return };
         self.counts.events += 1;
         self.oracle.before(&event, now);
+        let told = self.trace.then(|| format!("{event:?}"));
         let mut actions = Vec::new();
         logic.step(event, now, &mut actions);
+        if let Some(told) = told {
+            eprintln!("{} {told} -> {actions:?}", self.now);
+        }
         self.oracle.after(&actions, logic, now);
         let mut ended = false;
         for action in actions {
@@ -635,18 +706,25 @@ impl World {
     }
 
     /// In calm times pets come, whether the broker blocks publishing or not.
-    fn expect_pets(&self) {
+    fn expect_pets(&mut self) {
+        let slow =
+            |engine: &Engine| engine.stuck || (!engine.held.is_empty() && engine.step_ms > CALM_STEP_MS);
+        let calm = !self.tokenizer_stuck
+            && self.slow_until <= self.now
+            && self.link
+            && self.intake
+            && self.oracle.killed.is_none()
+            && !self.engines.iter().any(slow);
+        if !calm {
+            self.disturbed();
+            return;
+        }
         let limits = &self.setup.limits;
         let slack = limits.canary_interval + self.setup.pet_spacing + Duration::from_secs(3);
-        let calm = !self.tokenizer_stuck
-            && !self.tokenizer_slow
-            && self.link
-            && self.oracle.killed.is_none()
-            && !self.engines.iter().any(|engine| engine.slow || engine.stuck);
         let since = Moment::from_millis(self.calm_since);
         let since = self.oracle.pet.map_or(since, |pet| pet.max(since));
         let silent = self.moment().since(since);
-        assert!(!calm || silent <= slack, "no pet for {silent:?} although nothing is wrong");
+        assert!(silent <= slack, "no pet for {silent:?} although nothing is wrong");
     }
 
     fn perform(&mut self, action: Action) {
@@ -654,7 +732,14 @@ impl World {
             Action::Tokenize { job } => {
                 let stall = self.setup.limits.liveness_max_stall.as_millis() as u64;
                 let slow = self.rng.range(0, stall / 2);
-                let delay = if self.tokenizer_slow { slow } else { self.rng.range(0, 20) };
+                let delay = if self.tokenizer_slow {
+                    slow
+                } else {
+                    self.rng.range(0, 20)
+                };
+                if self.tokenizer_slow {
+                    self.slow_until = self.slow_until.max(self.now + delay);
+                }
                 self.plan(delay, Next::Tokenized(job));
             }
             Action::StartBatch {
@@ -696,7 +781,10 @@ impl World {
                 }
             }
             Action::Pet => self.counts.pets += 1,
-            Action::Kill(_) => self.counts.kills += 1,
+            Action::Kill(KillReason::NoProgress(_)) => self.counts.stalls += 1,
+            Action::Kill(KillReason::BrokerDisconnected) => self.counts.disconnects += 1,
+            Action::Kill(KillReason::EngineCorrupt) => self.counts.corrupt += 1,
+            Action::Kill(KillReason::DrainTimeout) => self.counts.drain_timeouts += 1,
             Action::Drained | Action::Ready | Action::Reconnect { .. } => {}
         }
     }
@@ -733,8 +821,7 @@ fn draw_limits(rng: &mut Rng) -> Limits {
     }
 }
 
-fn draw_setup(rng: &mut Rng) -> Setup {
-    let models = rng.range(1, 3);
+fn draw_setup(rng: &mut Rng, models: usize) -> Setup {
     Setup {
         limits: draw_limits(rng),
         engines: rng.range(1, 4) as usize,
