@@ -38,10 +38,12 @@ build() {
   (cd "$ROOT" && cargo build --release --locked)
 }
 
-# The lowest free TCP port at or above $1.
-free_port() {
+port_answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# The lowest TCP port at or above $1 that is free together with the next two.
+free_ports() {
   local port=$1
-  while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
+  while port_answers "$port" || port_answers $((port + 1)) || port_answers $((port + 2)); do port=$((port + 3)); done
   echo "$port"
 }
 
