@@ -1,1 +1,3 @@
 //! The commands, one small file each.
+
+pub mod submit;
