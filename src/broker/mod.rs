@@ -12,7 +12,7 @@ mod session;
 mod topology;
 
 pub use intake::{Arrival, Receipt};
-pub use publish::Publication;
+pub use publish::{Content, Publication};
 
 use crate::config::BrokerConfig;
 use crate::job::request::RequestLimits;

@@ -1,3 +1,4 @@
 //! The commands, one small file each.
 
+pub mod embed;
 pub mod submit;

@@ -1,1 +1,83 @@
 //! Text in, vectors out. The only module that names Candle.
+//!
+//! [`Model::load`] reads a sentence-transformers folder. [`Model::tokenize`] makes a [`Sequence`] of a text, on
+//! any thread. [`Model::engine`] makes an [`Engine`]: shared weights and buffers of its own, for one thread.
+//! [`pool::Pool`] keeps a thread for each engine and hands it one batch after another.
+//!
+//! Nothing here starts a thread except [`pool::Pool`] and [`tokenize::Tokenizers`]; an operator is never
+//! spread over threads. One thread a batch and several batches at once is faster on a CPU than the reverse.
+//!
+//! A family of models is one file ([`mod@self`] dispatches on `model_type`); a device other than the CPU is a
+//! further [`Engine`] behind the same [`Model`].
+
+mod attention;
+mod bert;
+mod dense;
+pub mod device;
+mod folder;
+mod kernel;
+mod math;
+mod model;
+pub mod pool;
+pub mod pooling;
+pub mod tokenize;
+mod weights;
+
+pub use model::{LoadError, LoadOptions, LoadStep, Model, ModelInfo};
+pub use tokenize::{Sequence, TokenizeError};
+
+/// Computes vectors on one thread.
+pub trait Engine: Send {
+    /// One result for each sequence, in order: the pooled vector, behind the Dense modules and before
+    /// normalisation (see [`pooling::finish`]). It is never zero and holds no number that is not finite.
+    ///
+    /// The sequences are computed together without padding, so what one of them holds does not reach another.
+    /// `step` is called whenever a layer is done: progress inside a batch.
+    fn embed(
+        &mut self,
+        batch: &[&Sequence],
+        step: &mut dyn FnMut(),
+    ) -> Result<Vec<Result<Vec<f32>, VectorFault>>, EngineError>;
+}
+
+/// Why an input of a batch has no vector. The other inputs of the batch have theirs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum VectorFault {
+    /// The weights lead to infinities on this input.
+    #[error("the vector holds a number that is not finite")]
+    NotFinite,
+    /// Every token was left out of the pooling, or an activation cut all of it away.
+    #[error("the vector is zero")]
+    Zero,
+}
+
+/// Why a whole batch has no vectors: the sequences were not made for this model.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// A sequence without tokens; tokenising always adds the model's own.
+    #[error("sequence {index} of the batch has no tokens")]
+    Empty {
+        /// Which sequence of the batch.
+        index: usize,
+    },
+    /// More tokens than the model has positions.
+    #[error("sequence {index} of the batch has {tokens} tokens, the model has {limit} positions")]
+    TooLong {
+        /// Which sequence of the batch.
+        index: usize,
+        /// Its tokens.
+        tokens: usize,
+        /// Positions of the model.
+        limit: usize,
+    },
+    /// A token that the model does not have.
+    #[error("sequence {index} of the batch has token {token}, the model has {limit}")]
+    UnknownToken {
+        /// Which sequence of the batch.
+        index: usize,
+        /// The token.
+        token: u32,
+        /// Tokens of the model.
+        limit: usize,
+    },
+}

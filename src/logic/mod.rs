@@ -108,6 +108,13 @@ impl Logic {
         &self.health
     }
 
+    /// Whether what is published for the job is its copy for the dead-letter queue.
+    pub fn is_dead_lettering(&self, job: JobKey) -> bool {
+        self.jobs
+            .get(job)
+            .is_some_and(|job| job.phase == Phase::DeadLettering)
+    }
+
     /// A key for a canary that takes the short way.
     pub fn local_key(&mut self) -> JobKey {
         self.next_local += 1;
@@ -247,7 +254,7 @@ impl Logic {
     }
 
     fn fill_engines(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        while !self.lanes.is_empty() {
+        while !self.lanes.is_empty() && self.batcher.has_room() {
             let Some(draw) = self.draw() else { return };
             let waiting: usize = draw.window.iter().map(|item| item.tokens).sum();
             let budget = self.setup.batch_tokens;

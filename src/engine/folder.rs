@@ -1,0 +1,271 @@
+//! A sentence-transformers folder as written: which modules it chains and how each is set.
+//!
+//! What this engine does not know is refused by name. A guess would give vectors that look right and are not.
+
+use super::LoadError;
+use super::pooling::{Mode, Pooling};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The chain of modules of a folder.
+#[derive(Debug)]
+pub(super) struct Folder {
+    /// Where the transformer's files lie.
+    pub transformer: PathBuf,
+    /// How token vectors become one.
+    pub pooling: Pooling,
+    /// Dense layers behind the pooling, in order.
+    pub dense: Vec<DenseSpec>,
+    /// Whether the last module normalises.
+    pub normalize: bool,
+    /// Longest sequence, if the folder says so.
+    pub max_seq_length: Option<usize>,
+    /// Lower-case the text before tokenising.
+    pub lower_case: bool,
+    /// Named prompts.
+    pub prompts: BTreeMap<String, String>,
+    /// The prompt of an input that names none.
+    pub default_prompt: Option<String>,
+}
+
+/// One Dense module.
+#[derive(Debug)]
+pub(super) struct DenseSpec {
+    pub dir: PathBuf,
+    pub input: usize,
+    pub output: usize,
+    pub bias: bool,
+    pub activation: Activation,
+}
+
+/// What a Dense module does to its output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Activation {
+    Identity,
+    Tanh,
+    Relu,
+    Sigmoid,
+}
+
+/// Reads a file that must be there.
+pub(super) fn read(path: &Path) -> Result<String, LoadError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(LoadError::Missing {
+            file: path.to_owned(),
+        }),
+        Err(source) => Err(LoadError::Io {
+            file: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Parses JSON; the error names file, line and column.
+pub(super) fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, LoadError> {
+    serde_json::from_str(text).map_err(|error| LoadError::Corrupt {
+        file: path.to_owned(),
+        why: error.to_string(),
+    })
+}
+
+fn optional<T: DeserializeOwned + Default>(path: &Path) -> Result<T, LoadError> {
+    if path.exists() {
+        parse(path, &read(path)?)
+    } else {
+        Ok(T::default())
+    }
+}
+
+/// Refuses a value by name.
+pub(super) fn refuse(file: &Path, key: &str, value: impl ToString, supported: &str) -> LoadError {
+    LoadError::Value {
+        file: file.to_owned(),
+        key: key.to_owned(),
+        value: value.to_string(),
+        supported: supported.to_owned(),
+    }
+}
+
+impl Folder {
+    /// Reads the chain of modules.
+    pub fn open(dir: &Path) -> Result<Folder, LoadError> {
+        let file = dir.join("modules.json");
+        let mut modules: Vec<Module> = parse(&file, &read(&file)?)?;
+        modules.sort_by_key(|module| module.idx);
+        let mut modules = modules
+            .into_iter()
+            .map(|module| (kind(&module.r#type), module))
+            .peekable();
+        let wrong = |module: &Module, supported: &str| {
+            refuse(
+                &file,
+                &format!("type of module {}", module.idx),
+                &module.r#type,
+                supported,
+            )
+        };
+        let order = "Transformer, Pooling, any Dense, then Normalize";
+
+        let transformer = match modules.next() {
+            Some((Some("Transformer"), module)) => dir.join(module.path),
+            Some((_, module)) => return Err(wrong(&module, "Transformer as the first module")),
+            None => return Err(refuse(&file, "modules", "[]", order)),
+        };
+        let pooling = match modules.next() {
+            Some((Some("Pooling"), module)) => read_pooling(&dir.join(module.path).join("config.json"))?,
+            Some((_, module)) => return Err(wrong(&module, "Pooling as the second module")),
+            None => return Err(refuse(&file, "modules", "a Transformer alone", order)),
+        };
+        let mut dense = Vec::new();
+        while let Some((_, module)) = modules.next_if(|(kind, _)| *kind == Some("Dense")) {
+            dense.push(read_dense(&dir.join(module.path))?);
+        }
+        let normalize = modules.next_if(|(kind, _)| *kind == Some("Normalize")).is_some();
+        if let Some((_, module)) = modules.next() {
+            return Err(wrong(&module, order));
+        }
+
+        let file = transformer.join("sentence_bert_config.json");
+        let sentence: SentenceBert = optional(&file)?;
+        sentence.check(&file)?;
+        let settings: Settings = optional(&dir.join("config_sentence_transformers.json"))?;
+        if let Some(name) = &settings.default_prompt_name
+            && !settings.prompts.contains_key(name)
+        {
+            let file = dir.join("config_sentence_transformers.json");
+            return Err(refuse(&file, "default_prompt_name", name, "a name from prompts"));
+        }
+        Ok(Folder {
+            transformer,
+            pooling,
+            dense,
+            normalize,
+            max_seq_length: sentence.max_seq_length,
+            lower_case: sentence.do_lower_case,
+            prompts: settings.prompts,
+            default_prompt: settings.default_prompt_name,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct Module {
+    idx: usize,
+    #[serde(default)]
+    path: String,
+    r#type: String,
+}
+
+/// `sentence_transformers.models.Pooling` and its newer places are all `Pooling`; other packages are unknown.
+fn kind(name: &str) -> Option<&'static str> {
+    let name = name.strip_prefix("sentence_transformers.")?;
+    let last = name.rsplit('.').next()?;
+    ["Transformer", "Pooling", "Dense", "Normalize"]
+        .into_iter()
+        .find(|known| *known == last)
+}
+
+#[derive(Deserialize, Default)]
+struct SentenceBert {
+    max_seq_length: Option<usize>,
+    #[serde(default)]
+    do_lower_case: bool,
+    /// Written since version 6 of sentence-transformers, as is the next.
+    transformer_task: Option<String>,
+    module_output_name: Option<String>,
+}
+
+impl SentenceBert {
+    fn check(&self, file: &Path) -> Result<(), LoadError> {
+        let known = [
+            ("transformer_task", &self.transformer_task, "feature-extraction"),
+            ("module_output_name", &self.module_output_name, "token_embeddings"),
+        ];
+        for (key, value, known) in known {
+            if let Some(value) = value.as_ref().filter(|value| *value != known) {
+                return Err(refuse(file, key, value, known));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Deserialize, Default)]
+struct Settings {
+    #[serde(default)]
+    prompts: BTreeMap<String, String>,
+    default_prompt_name: Option<String>,
+}
+
+fn read_pooling(file: &Path) -> Result<Pooling, LoadError> {
+    let config: BTreeMap<String, Value> = parse(file, &read(file)?)?;
+    let mut modes = Vec::new();
+    let named = match config.get("pooling_mode") {
+        Some(Value::Array(names)) => names.as_slice(),
+        Some(name) => std::slice::from_ref(name),
+        None => &[],
+    };
+    for name in named {
+        let mode = name.as_str().and_then(Mode::from_name);
+        modes.push(mode.ok_or_else(|| refuse(file, "pooling_mode", name, Mode::NAMES))?);
+    }
+    if modes.is_empty() {
+        // The older form: a switch for each mode, joined in the order of the modes.
+        for (key, value) in config
+            .iter()
+            .filter(|(key, on)| key.starts_with("pooling_mode_") && **on == true)
+        {
+            modes.push(Mode::from_key(key).ok_or_else(|| refuse(file, key, value, Mode::NAMES))?);
+        }
+        modes.sort();
+    }
+    if modes.is_empty() {
+        return Err(refuse(file, "pooling_mode", "none", Mode::NAMES));
+    }
+    let include_prompt = config.get("include_prompt").is_none_or(|value| *value != false);
+    Ok(Pooling {
+        modes,
+        include_prompt,
+    })
+}
+
+fn read_dense(dir: &Path) -> Result<DenseSpec, LoadError> {
+    #[derive(Deserialize)]
+    struct Config {
+        in_features: usize,
+        out_features: usize,
+        #[serde(default = "yes")]
+        bias: bool,
+        activation_function: String,
+    }
+    fn yes() -> bool {
+        true
+    }
+    let file = dir.join("config.json");
+    let config: Config = parse(&file, &read(&file)?)?;
+    let activation = match config.activation_function.as_str() {
+        "torch.nn.modules.linear.Identity" => Activation::Identity,
+        "torch.nn.modules.activation.Tanh" => Activation::Tanh,
+        "torch.nn.modules.activation.ReLU" => Activation::Relu,
+        "torch.nn.modules.activation.Sigmoid" => Activation::Sigmoid,
+        other => {
+            return Err(refuse(
+                &file,
+                "activation_function",
+                other,
+                "Identity, Tanh, ReLU, Sigmoid",
+            ));
+        }
+    };
+    Ok(DenseSpec {
+        dir: dir.to_owned(),
+        input: config.in_features,
+        output: config.out_features,
+        bias: config.bias,
+        activation,
+    })
+}

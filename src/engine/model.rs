@@ -1,0 +1,290 @@
+//! A model: a sentence-transformers folder, checked, loaded and ready to be shared by engine threads.
+
+use super::bert::{Bert, Config};
+use super::dense::Dense;
+use super::device::{ChoiceError, Device, Precision};
+use super::folder::{self, Folder, refuse};
+use super::tokenize::{Tokenize, TokenizeError};
+use super::weights::Weights;
+use super::{Engine, Sequence};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How to load a model.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// `auto`, `f32`, `bf16`, `f16` or `int8`.
+    pub precision: String,
+    /// `auto`, `cpu`, `cuda[:N]` or `metal`.
+    pub device: String,
+}
+
+impl Default for LoadOptions {
+    fn default() -> LoadOptions {
+        LoadOptions {
+            precision: "auto".into(),
+            device: "auto".into(),
+        }
+    }
+}
+
+/// Progress of loading. Every step means that something was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadStep {
+    /// So many more bytes of the weights were read and hashed.
+    Read {
+        /// In all, so far.
+        bytes: u64,
+    },
+    /// The weights of one more layer are ready.
+    Packed,
+}
+
+/// Why a model cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A file that every such model has is not there.
+    #[error("{} is missing", .file.display())]
+    Missing {
+        /// The file.
+        file: PathBuf,
+    },
+    /// The file cannot be read.
+    #[error("{} cannot be read: {source}", .file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not what its name says.
+    #[error("{} is corrupt: {why}", .file.display())]
+    Corrupt {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The file says something that this engine does not know; it does not guess.
+    #[error("{}: {key} is {value:?}, supported: {supported}", .file.display())]
+    Value {
+        /// The file.
+        file: PathBuf,
+        /// The key in it.
+        key: String,
+        /// As written.
+        value: String,
+        /// What would do.
+        supported: String,
+    },
+    /// A tensor is missing, misshapen or damaged.
+    #[error("{}: tensor {name} {why}", .file.display())]
+    Tensor {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The device or the precision cannot be had.
+    #[error(transparent)]
+    Choice(#[from] ChoiceError),
+}
+
+/// What a model is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// Components of a vector.
+    pub dimensions: usize,
+    /// Longest sequence, in tokens, those that the tokenizer adds included.
+    pub max_tokens: usize,
+    /// Such as `mean`.
+    pub pooling: String,
+    /// Whether the model's own chain brings vectors to length one.
+    pub normalize: bool,
+    /// Named prompts: what is put before a text.
+    pub prompts: BTreeMap<String, String>,
+    /// The name of the prompt of an input that names none.
+    pub default_prompt: Option<String>,
+    /// `model_type` of its configuration, such as `bert`.
+    pub architecture: String,
+    /// In which numbers it computes.
+    pub precision: Precision,
+    /// Where it computes.
+    pub device: Device,
+    /// SHA-256 over the weights' files, in hexadecimal.
+    pub weights_sha256: String,
+    /// Bytes of the weights' files.
+    pub weights_bytes: u64,
+}
+
+/// A loaded model. Cheap to share by `Arc`; weights are held once, however many engines compute with them.
+#[derive(Debug)]
+pub struct Model {
+    info: ModelInfo,
+    tokenize: Tokenize,
+    /// One field for each family of architectures will stand here; today there is one.
+    bert: Arc<Bert>,
+}
+
+impl Model {
+    /// Loads a sentence-transformers folder. `step` is told of all progress.
+    ///
+    /// # Errors
+    /// Whatever is missing, damaged or unknown to this engine, by file and key.
+    pub fn load(
+        dir: &Path,
+        options: &LoadOptions,
+        step: &mut dyn FnMut(LoadStep),
+    ) -> Result<Model, LoadError> {
+        let device = Device::parse(&options.device)?;
+        let precision = Precision::parse(&options.precision)?;
+        let folder = Folder::open(dir)?;
+        let file = folder.transformer.join("config.json");
+        let text = folder::read(&file)?;
+        let architecture = model_type(&file, &text)?;
+        let config = Config::read(&file, &text)?;
+        let max_tokens = max_tokens(&folder, &config)?;
+        let tokenize = Tokenize::load(
+            &folder.transformer,
+            max_tokens,
+            folder.lower_case,
+            config.vocab_size,
+        )?;
+        let dense = dense_chain(&folder, &config)?;
+
+        let mut bytes = 0;
+        let weights = Weights::open(&folder.transformer, &mut |more| {
+            bytes += more;
+            step(LoadStep::Read { bytes });
+        })?;
+        let pooling = folder.pooling.name();
+        let bert = Bert::load(config, &weights, folder.pooling, dense, &mut || {
+            step(LoadStep::Packed)
+        })?;
+        let info = ModelInfo {
+            dimensions: bert.dimensions(),
+            max_tokens,
+            pooling,
+            normalize: folder.normalize,
+            prompts: folder.prompts,
+            default_prompt: folder.default_prompt,
+            architecture,
+            precision,
+            device,
+            weights_sha256: weights.sha256,
+            weights_bytes: weights.bytes,
+        };
+        Ok(Model {
+            info,
+            tokenize,
+            bert: Arc::new(bert),
+        })
+    }
+
+    /// What it is.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// Names how vectors are made; equal fingerprints mean comparable vectors. `dimensions` is what a caller
+    /// asked for, or [`ModelInfo::dimensions`].
+    pub fn fingerprint(&self, dimensions: usize) -> String {
+        let ModelInfo {
+            weights_sha256,
+            pooling,
+            precision,
+            ..
+        } = &self.info;
+        format!(
+            "{}:{pooling}:{}:{dimensions}",
+            &weights_sha256[..16],
+            precision.name()
+        )
+    }
+
+    /// Makes tokens of a text. `prompt` is the prompt's text, one of [`ModelInfo::prompts`]' values.
+    ///
+    /// # Errors
+    /// A text over the limit, if it is not to be cut.
+    pub fn tokenize(
+        &self,
+        text: &str,
+        prompt: Option<&str>,
+        truncate: bool,
+    ) -> Result<Sequence, TokenizeError> {
+        self.tokenize.sequence(text, prompt, truncate)
+    }
+
+    /// An engine for one thread.
+    pub fn engine(&self) -> Box<dyn Engine> {
+        self.bert.engine()
+    }
+}
+
+/// `model_type`, if this engine has its family.
+fn model_type(file: &Path, text: &str) -> Result<String, LoadError> {
+    #[derive(serde::Deserialize)]
+    struct Kind {
+        model_type: Option<String>,
+    }
+    let kind: Kind = folder::parse(file, text)?;
+    match kind.model_type {
+        Some(kind) if kind == "bert" => Ok(kind),
+        Some(kind) => Err(refuse(file, "model_type", kind, "bert")),
+        None => Err(refuse(file, "model_type", "absent", "bert")),
+    }
+}
+
+/// The folder's own limit, else the tokenizer's, and never more than there are positions.
+fn max_tokens(folder: &Folder, config: &Config) -> Result<usize, LoadError> {
+    #[derive(serde::Deserialize, Default)]
+    struct Limits {
+        model_max_length: Option<f64>,
+    }
+    let positions = config.max_position_embeddings;
+    let limit = match folder.max_seq_length {
+        Some(limit) => limit,
+        None => {
+            let file = folder.transformer.join("tokenizer_config.json");
+            let limits: Limits = if file.exists() {
+                folder::parse(&file, &folder::read(&file)?)?
+            } else {
+                Limits::default()
+            };
+            // Without a limit, transformers writes a number that no machine holds.
+            limits
+                .model_max_length
+                .filter(|limit| *limit >= 1.0)
+                .map_or(positions, |limit| limit as usize)
+        }
+    };
+    if limit == 0 {
+        let file = folder.transformer.join("sentence_bert_config.json");
+        return Err(refuse(&file, "max_seq_length", limit, "at least 1"));
+    }
+    Ok(limit.min(positions))
+}
+
+/// Loads the Dense modules and checks that each takes what the one before it gives.
+fn dense_chain(folder: &Folder, config: &Config) -> Result<Vec<Dense>, LoadError> {
+    let mut width = config.hidden_size * folder.pooling.modes.len();
+    let mut chain = Vec::new();
+    for spec in &folder.dense {
+        if spec.input != width {
+            let file = spec.dir.join("config.json");
+            return Err(refuse(
+                &file,
+                "in_features",
+                spec.input,
+                &format!("{width}, what comes before it"),
+            ));
+        }
+        let dense = Dense::load(spec)?;
+        width = dense.width();
+        chain.push(dense);
+    }
+    Ok(chain)
+}

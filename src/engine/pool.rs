@@ -1,0 +1,205 @@
+//! Engine threads: one batch after another, the next one lying ready.
+
+use super::{Engine, EngineError, Model, Sequence, VectorFault};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+
+/// Batches that wait for one engine while it computes. One lies ready; the second covers the time in which the
+/// other half of the program is busy with results.
+pub const QUEUE: usize = 2;
+
+/// One batch for one engine.
+#[derive(Debug, Clone)]
+pub struct Work {
+    /// Names the batch in the events.
+    pub batch: u64,
+    /// Which model computes it.
+    pub model: Arc<Model>,
+    /// What is computed together.
+    pub sequences: Vec<Sequence>,
+}
+
+/// One result for each sequence of a batch, or why there is none.
+pub type BatchResult = Result<Vec<Result<Vec<f32>, VectorFault>>, EngineError>;
+
+/// What an engine thread reports.
+#[derive(Debug)]
+pub enum PoolEvent {
+    /// A layer of the batch is done.
+    Step {
+        /// Which engine.
+        engine: usize,
+        /// Which batch.
+        batch: u64,
+    },
+    /// The batch is done.
+    Done {
+        /// Which engine.
+        engine: usize,
+        /// Which batch.
+        batch: u64,
+        /// Its vectors, before normalisation.
+        result: BatchResult,
+    },
+}
+
+/// Takes events on the engine's thread; it must not wait.
+pub type Report = Arc<dyn Fn(PoolEvent) + Send + Sync>;
+
+/// Engine threads, named `engine-0` and so on, each with a queue of its own.
+///
+/// A panic in an engine ends its thread through the panic hook; nothing here catches it.
+pub struct Pool {
+    queues: Vec<Arc<Queue>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    work: VecDeque<Work>,
+    /// Engines of models that are gone are to be given up.
+    tidy: bool,
+    closed: bool,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs under this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pool {
+    /// Starts `engines` threads, at least one.
+    ///
+    /// # Errors
+    /// The system starts no more threads.
+    pub fn start(engines: usize, report: Report) -> std::io::Result<Pool> {
+        let queues: Vec<Arc<Queue>> = (0..engines.max(1)).map(|_| Arc::default()).collect();
+        let threads = queues
+            .iter()
+            .enumerate()
+            .map(|(engine, queue)| {
+                let (queue, report) = (queue.clone(), report.clone());
+                std::thread::Builder::new()
+                    .name(format!("engine-{engine}"))
+                    .spawn(move || run(engine, &queue, &report))
+            })
+            .collect::<std::io::Result<Vec<_>>>()?;
+        Ok(Pool { queues, threads })
+    }
+
+    /// How many engines there are; they are numbered from zero.
+    pub fn engines(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// Queues a batch for an engine, or hands it back when that engine has [`QUEUE`] waiting.
+    ///
+    /// # Errors
+    /// The work itself.
+    pub fn submit(&self, engine: usize, work: Work) -> Result<(), Work> {
+        let Some(queue) = self.queues.get(engine) else {
+            return Err(work);
+        };
+        let mut state = queue.lock();
+        if state.work.len() >= QUEUE {
+            return Err(work);
+        }
+        state.work.push_back(work);
+        drop(state);
+        queue.changed.notify_one();
+        Ok(())
+    }
+
+    /// Has every engine give up what it keeps for models that have no other owner. To be called after the last
+    /// `Arc` of a model was let go, so that its memory is returned.
+    pub fn tidy(&self) {
+        for queue in &self.queues {
+            queue.lock().tidy = true;
+            queue.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for Pool {
+    /// Finishes the batch that each engine computes, forgets those that wait, and joins the threads.
+    fn drop(&mut self) {
+        for queue in &self.queues {
+            let mut state = queue.lock();
+            state.closed = true;
+            state.work.clear();
+            drop(state);
+            queue.changed.notify_one();
+        }
+        for thread in self.threads.drain(..) {
+            // A panic has been through the hook already.
+            let _ = thread.join();
+        }
+    }
+}
+
+enum Next {
+    Work(Work),
+    Tidy,
+    End,
+}
+
+fn next(queue: &Queue) -> Next {
+    let mut state = queue.lock();
+    loop {
+        if state.closed {
+            return Next::End;
+        }
+        if std::mem::take(&mut state.tidy) {
+            return Next::Tidy;
+        }
+        if let Some(work) = state.work.pop_front() {
+            return Next::Work(work);
+        }
+        state = queue.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+fn run(engine: usize, queue: &Queue, report: &Report) {
+    // A handful of models at most, so a list is searched faster than a map.
+    let mut engines: Vec<(Weak<Model>, Box<dyn Engine>)> = Vec::new();
+    loop {
+        let Work {
+            batch,
+            model,
+            sequences,
+        } = match next(queue) {
+            Next::Work(work) => work,
+            Next::Tidy => {
+                engines.retain(|(model, _)| model.strong_count() > 0);
+                continue;
+            }
+            Next::End => return,
+        };
+        let place = engines
+            .iter()
+            .position(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(&model)));
+        let place = place.unwrap_or_else(|| {
+            engines.push((Arc::downgrade(&model), model.engine()));
+            engines.len() - 1
+        });
+        let sequences: Vec<&Sequence> = sequences.iter().collect();
+        let mut step = || report(PoolEvent::Step { engine, batch });
+        let result = engines[place].1.embed(&sequences, &mut step);
+        // Let go before the report: whoever hears of the end may want to unload the model.
+        drop(model);
+        report(PoolEvent::Done {
+            engine,
+            batch,
+            result,
+        });
+    }
+}

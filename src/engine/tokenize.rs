@@ -1,0 +1,397 @@
+//! Text to tokens, for texts of any size and content.
+//!
+//! A text is worked off window by window until there are enough tokens, so a text of megabytes costs no more
+//! than its first pages. The result is exactly that of the whole text: a word that a window cuts is carried
+//! over, and a window never ends inside one of the tokenizer's own tokens or between a letter and its marks.
+
+use super::LoadError;
+use super::folder::{parse, read, refuse};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+use tokenizers::models::ModelWrapper;
+use tokenizers::normalizers::NormalizerWrapper;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::{
+    Model as _, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, Tokenizer,
+};
+use unicode_normalization_alignments::char::canonical_combining_class;
+
+/// Bytes of text looked at at once. Some 1500 tokens of English: most texts are done with the first.
+const WINDOW: usize = 8192;
+
+/// The tokens of one text, ready for an engine. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence {
+    /// Token numbers, those that the tokenizer adds at both ends included.
+    pub ids: Arc<[u32]>,
+    /// Whether tokens were cut off to keep the model's limit.
+    pub truncated: bool,
+    /// Leading tokens that belong to the prompt, with what the tokenizer puts before it.
+    pub prompt_tokens: usize,
+}
+
+/// Why a text has no tokens.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenizeError {
+    /// The text is longer than the model takes, and was not to be cut.
+    #[error("input has more than {limit} tokens, the model's limit")]
+    TooLong {
+        /// Tokens that the model takes.
+        limit: usize,
+    },
+    /// The tokenizer failed, which a sound `tokenizer.json` never does.
+    #[error("the tokenizer failed: {0}")]
+    Failed(String),
+}
+
+/// A model's tokenizer.
+#[derive(Debug)]
+pub(super) struct Tokenize {
+    tokenizer: Tokenizer,
+    /// What stands before and behind each text.
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+    /// The texts of the tokenizer's own tokens, such as `[MASK]`.
+    added: Vec<String>,
+    /// A word of more characters is one unknown token, however long it is.
+    word_chars: usize,
+    lower_case: bool,
+    max_tokens: usize,
+}
+
+impl Tokenize {
+    /// Loads `tokenizer.json`.
+    pub fn load(
+        dir: &Path,
+        max_tokens: usize,
+        lower_case: bool,
+        vocabulary: usize,
+    ) -> Result<Tokenize, LoadError> {
+        let file = dir.join("tokenizer.json");
+        let mut tokenizer: Tokenizer = parse(&file, &read(&file)?)?;
+        let failed = |error: tokenizers::Error| LoadError::Corrupt {
+            file: file.clone(),
+            why: error.to_string(),
+        };
+        // The file's own settings are those of its last training run, not of this service.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(failed)?;
+        let ModelWrapper::WordPiece(model) = tokenizer.get_model() else {
+            return Err(refuse(&file, "model.type", "another than WordPiece", "WordPiece"));
+        };
+        let word_chars = model.max_input_chars_per_word;
+        if !matches!(
+            tokenizer.get_normalizer(),
+            Some(NormalizerWrapper::BertNormalizer(_))
+        ) {
+            return Err(refuse(
+                &file,
+                "normalizer.type",
+                "another than BertNormalizer",
+                "BertNormalizer",
+            ));
+        }
+        if !matches!(
+            tokenizer.get_pre_tokenizer(),
+            Some(PreTokenizerWrapper::BertPreTokenizer(_))
+        ) {
+            return Err(refuse(
+                &file,
+                "pre_tokenizer.type",
+                "another than BertPreTokenizer",
+                "BertPreTokenizer",
+            ));
+        }
+        let size = tokenizer.get_vocab_size(true);
+        if size > vocabulary {
+            return Err(refuse(
+                &file,
+                "vocabulary",
+                size,
+                &format!("vocab_size of config.json, {vocabulary}"),
+            ));
+        }
+        // What is put around a text shows when a text is encoded with and without it.
+        let bare = tokenizer.encode_fast("a", false).map_err(failed)?;
+        let full = tokenizer.encode_fast("a", true).map_err(failed)?;
+        let place = full
+            .get_ids()
+            .windows(bare.len().max(1))
+            .position(|part| part == bare.get_ids());
+        let Some(place) = place else {
+            return Err(refuse(
+                &file,
+                "post_processor",
+                "one that changes the text's tokens",
+                "a template",
+            ));
+        };
+        if full.get_type_ids().iter().any(|kind| *kind != 0) {
+            return Err(refuse(
+                &file,
+                "post_processor",
+                "token types other than 0",
+                "token type 0",
+            ));
+        }
+        let (prefix, rest) = full.get_ids().split_at(place);
+        let suffix = &rest[bare.len()..];
+        if prefix.len() + suffix.len() >= max_tokens {
+            let supported = format!(
+                "more than the {} tokens around a text",
+                prefix.len() + suffix.len()
+            );
+            return Err(refuse(
+                &dir.join("sentence_bert_config.json"),
+                "max_seq_length",
+                max_tokens,
+                &supported,
+            ));
+        }
+        Ok(Tokenize {
+            prefix: prefix.to_vec(),
+            suffix: suffix.to_vec(),
+            added: tokenizer
+                .get_added_tokens_decoder()
+                .into_values()
+                .map(|token| token.content)
+                .collect(),
+            word_chars,
+            lower_case,
+            max_tokens,
+            tokenizer,
+        })
+    }
+
+    /// See [`super::Model::tokenize`].
+    pub fn sequence(
+        &self,
+        text: &str,
+        prompt: Option<&str>,
+        truncate: bool,
+    ) -> Result<Sequence, TokenizeError> {
+        let room = self.max_tokens - self.prefix.len() - self.suffix.len();
+        let (mut content, mut prompt_tokens) = (Vec::new(), 0);
+        match prompt.filter(|prompt| !prompt.is_empty()) {
+            None => self.content(text, room + 1, &mut content)?,
+            Some(prompt) => {
+                self.content(prompt, room, &mut content)?;
+                // As in the reference: the prompt alone, with what stands before it and not what stands behind.
+                prompt_tokens = self.prefix.len() + content.len();
+                content.clear();
+                self.content(&[prompt, text].concat(), room + 1, &mut content)?;
+            }
+        }
+        let truncated = content.len() > room;
+        if truncated && !truncate {
+            return Err(TokenizeError::TooLong {
+                limit: self.max_tokens,
+            });
+        }
+        content.truncate(room);
+        let ids = self
+            .prefix
+            .iter()
+            .chain(&content)
+            .chain(&self.suffix)
+            .copied()
+            .collect();
+        Ok(Sequence {
+            ids,
+            truncated,
+            prompt_tokens,
+        })
+    }
+
+    /// The first tokens of a text: at least `enough` where there are as many.
+    fn content(&self, text: &str, enough: usize, tokens: &mut Vec<u32>) -> Result<(), TokenizeError> {
+        let lower;
+        let text = if self.lower_case {
+            lower = text.to_lowercase();
+            &lower
+        } else {
+            text
+        };
+        // Normalised text whose last word may go on in the next window.
+        let mut carried = String::new();
+        let mut first = 0;
+        while first < text.len() && tokens.len() < enough {
+            let end = self.window_end(text, first);
+            let last = end == text.len();
+            let window = self
+                .tokenizer
+                .get_added_vocabulary()
+                .extract_and_normalize(self.tokenizer.get_normalizer(), &text[first..end]);
+            for (part, _, own) in window.get_splits(OffsetReferential::Normalized, OffsetType::None) {
+                match own {
+                    None => {
+                        carried.push_str(part);
+                        self.words(&mut carried, false, tokens)?;
+                    }
+                    Some(own) => {
+                        self.words(&mut carried, true, tokens)?;
+                        tokens.extend(own.iter().map(|token| token.id));
+                    }
+                }
+            }
+            if last {
+                self.words(&mut carried, true, tokens)?;
+            }
+            first = end;
+        }
+        Ok(())
+    }
+
+    /// Turns the words of `text` into tokens. Unless `whole`, the last one stays there if nothing ends it.
+    fn words(&self, text: &mut String, whole: bool, tokens: &mut Vec<u32>) -> Result<(), TokenizeError> {
+        let failed = |error: tokenizers::Error| TokenizeError::Failed(error.to_string());
+        let mut words = PreTokenizedString::from(text.as_str());
+        if let Some(pre_tokenizer) = self.tokenizer.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut words).map_err(failed)?;
+        }
+        let words = words.get_splits(OffsetReferential::Normalized, OffsetType::None);
+        let open = words
+            .last()
+            .map(|(word, ..)| *word)
+            .filter(|word| !whole && text.ends_with(word));
+        for (word, ..) in &words[..words.len() - usize::from(open.is_some())] {
+            tokens.extend(
+                self.tokenizer
+                    .get_model()
+                    .tokenize(word)
+                    .map_err(failed)?
+                    .iter()
+                    .map(|token| token.id),
+            );
+        }
+        // What is too long for a word needs no more than to be seen as such.
+        *text = open.map_or_else(String::new, |word| {
+            word.chars().take(self.word_chars + 1).collect()
+        });
+        Ok(())
+    }
+
+    /// Where a window that begins at `first` ends: near [`WINDOW`], before a character that stands for itself,
+    /// and neither inside nor beside one of the tokenizer's own tokens.
+    fn window_end(&self, text: &str, first: usize) -> usize {
+        let mut end = first + WINDOW;
+        if end >= text.len() {
+            return text.len();
+        }
+        end = (first + 1..=end)
+            .rev()
+            .find(|at| text.is_char_boundary(*at))
+            .unwrap_or(text.len());
+        let marks = |at: usize| {
+            text[at..]
+                .chars()
+                .next()
+                .is_some_and(|c| canonical_combining_class(c) != 0)
+        };
+        let longest = self.added.iter().map(String::len).max().unwrap_or(0);
+        let cuts = |at: usize, beside: bool| {
+            let from = (0..=at.saturating_sub(longest))
+                .rev()
+                .find(|at| text.is_char_boundary(*at))
+                .unwrap_or(0);
+            let to = (at + longest..text.len())
+                .find(|at| text.is_char_boundary(*at))
+                .unwrap_or(text.len());
+            let around = &text[from..to];
+            self.added.iter().filter(|token| !token.is_empty()).any(|token| {
+                around.match_indices(token.as_str()).any(|(place, _)| {
+                    let begin = from + place;
+                    let end = begin + token.len();
+                    (begin < at && at < end) || (beside && (begin == at || end == at))
+                })
+            })
+        };
+        let candidates = (first + WINDOW / 2..=end)
+            .rev()
+            .filter(|at| text.is_char_boundary(*at));
+        // Where half a window is nothing but tokens, it ends between two of them. Where it is nothing but
+        // marks, it ends between two of those: the order of marks is lost, which matters to none of the
+        // normaliser's forms that keep them.
+        (candidates.clone().find(|at| !marks(*at) && !cuts(*at, true)))
+            .or_else(|| candidates.clone().find(|at| !cuts(*at, false)))
+            .unwrap_or(end)
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Threads that turn text into tokens, named `tokenize-0` and so on, and one bounded queue for all of them.
+///
+/// A job that panics ends its thread through the panic hook; nothing here catches it.
+#[derive(Debug)]
+pub struct Tokenizers {
+    queue: Option<SyncSender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Tokenizers {
+    /// Starts `threads` threads (at least one) with room for `capacity` waiting jobs.
+    ///
+    /// # Errors
+    /// The system starts no more threads.
+    pub fn start(threads: usize, capacity: usize) -> std::io::Result<Tokenizers> {
+        let (queue, jobs) = sync_channel::<Job>(capacity);
+        let jobs = Arc::new(Mutex::new(jobs));
+        let threads = (0..threads.max(1))
+            .map(|index| {
+                let jobs = jobs.clone();
+                std::thread::Builder::new()
+                    .name(format!("tokenize-{index}"))
+                    .spawn(move || work(&jobs))
+            })
+            .collect::<std::io::Result<Vec<_>>>()?;
+        Ok(Tokenizers {
+            queue: Some(queue),
+            threads,
+        })
+    }
+
+    /// Queues a job, or hands it back when the queue is full.
+    ///
+    /// # Errors
+    /// The job itself.
+    pub fn submit(&self, job: Job) -> Result<(), Job> {
+        let Some(queue) = &self.queue else { return Err(job) };
+        queue.try_send(job).map_err(|error| match error {
+            TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
+        })
+    }
+
+    /// Queues a job, waiting for room. Not for a thread that must never wait.
+    ///
+    /// # Errors
+    /// The job itself, when all threads have ended.
+    pub fn submit_waiting(&self, job: Job) -> Result<(), Job> {
+        let Some(queue) = &self.queue else { return Err(job) };
+        queue.send(job).map_err(|error| error.0)
+    }
+}
+
+impl Drop for Tokenizers {
+    /// Lets the queue run empty and waits for the threads.
+    fn drop(&mut self) {
+        self.queue = None;
+        for thread in self.threads.drain(..) {
+            // A panic has been through the hook already.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work(jobs: &Mutex<Receiver<Job>>) {
+    loop {
+        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        match job {
+            Ok(job) => job(),
+            Err(_) => return,
+        }
+    }
+}
