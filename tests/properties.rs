@@ -235,6 +235,7 @@ impl Life {
                 }
             }
             Action::Drained => {
+                assert!(self.oracle.is_empty());
                 self.drained = true;
                 return;
             }
@@ -253,7 +254,7 @@ fn fate(item: &Item) -> Result<(), String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Every pet, kill, batch and settlement of any history is judged; the same history is judged alike.
     #[test]
