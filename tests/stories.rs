@@ -5,10 +5,11 @@
 mod support;
 
 use embeddings::clock::Moment;
-use embeddings::job::Lane;
-use embeddings::logic::event::{Action, EngineId, Event, Outcome};
+use embeddings::job::{JobKey, Lane};
+use embeddings::logic::event::{Action, BatchId, EngineId, Event, Outcome};
 use embeddings::logic::health::KillReason;
 use embeddings::logic::ledger::Stage;
+use std::collections::VecDeque;
 use std::time::Duration;
 use support::{Service, batch_of, killed, limits, setup, ticket};
 
@@ -18,6 +19,16 @@ fn canaries(actions: &[Action]) -> Vec<bool> {
         _ => None,
     });
     sent.collect()
+}
+
+fn batches_of(actions: &[Action]) -> Vec<(BatchId, Vec<JobKey>)> {
+    let started = actions.iter().filter_map(|action| match action {
+        Action::StartBatch { batch, items, .. } => {
+            Some((*batch, items.iter().map(|item| item.job).collect()))
+        }
+        _ => None,
+    });
+    started.collect()
 }
 
 /// A memory alarm came while a canary was on its way through the broker. That canary could not end, so no
@@ -149,4 +160,40 @@ fn steps_inside_a_long_batch_are_progress() {
         killed(&service.pass(limits().liveness_max_stall.as_millis() as u64)),
         Some(KillReason::NoProgress(Stage::Computed))
     );
+}
+
+/// Bulk's turn came while a large interactive job held the only place in flight, and was counted as taken.
+/// With jobs of just eight batches one after the other bulk never moved.
+#[test]
+fn the_turn_of_bulk_is_not_lost_while_max_inflight_holds_it_up() {
+    let mut setup = setup();
+    setup.limits.max_inflight = 1;
+    setup.batch_tokens = 10;
+    let mut service = Service::ready(setup);
+    let mut batches = VecDeque::new();
+    let begin = |service: &mut Service, lane| {
+        let job = service.deliver(lane, ticket(8));
+        (job, service.tokenize(job, 8))
+    };
+    for _ in 0..3 {
+        let (_, actions) = begin(&mut service, Lane::Interactive);
+        batches.extend(batches_of(&actions));
+    }
+    let (bulk, actions) = begin(&mut service, Lane::Bulk);
+    batches.extend(batches_of(&actions));
+    for _ in 0..32 {
+        let (batch, jobs) = batches.pop_front().expect("the engine is never idle");
+        if jobs.contains(&bulk) {
+            return;
+        }
+        let mut actions = service.compute(batch, jobs.len());
+        if actions
+            .iter()
+            .any(|action| matches!(action, Action::Answer { .. }))
+        {
+            actions.extend(begin(&mut service, Lane::Interactive).1);
+        }
+        batches.extend(batches_of(&actions));
+    }
+    panic!("bulk was not drawn within 32 batches");
 }

@@ -1,6 +1,7 @@
 //! Batches: which inputs run through a model together, and on which engine.
 
 use super::event::{BatchId, EngineId, Item, ModelId};
+use crate::job::Lane;
 use std::collections::HashMap;
 
 /// How many token budgets of waiting inputs are looked at to find inputs of like length.
@@ -114,6 +115,8 @@ impl Batcher {
 pub struct Draw {
     /// The model of all of it.
     pub model: ModelId,
+    /// The lane of the first in it.
+    pub lead: Lane,
     /// In order of waiting.
     pub window: Vec<Item>,
 }

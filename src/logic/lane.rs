@@ -46,19 +46,19 @@ impl Lanes {
             .flat_map(|lane| self.queues[lane as usize].iter().copied())
     }
 
-    /// A batch was drawn in the order of [`Lanes::in_order`].
-    pub fn drawn(&mut self) {
-        let both = !self.queues[Lane::Interactive as usize].is_empty()
-            && !self.queues[Lane::Bulk as usize].is_empty();
-        self.since_bulk = if self.bulk_leads() || !both {
-            0
-        } else {
-            self.since_bulk + 1
+    /// A batch was drawn in the order of [`Lanes::in_order`], led by a job of the lane `lead`. Bulk's turn
+    /// stands until bulk has led: `max_inflight` or a canary may hold it up.
+    pub fn drawn(&mut self, lead: Lane) {
+        let bulk_waits = !self.queues[Lane::Bulk as usize].is_empty();
+        self.since_bulk = match lead {
+            Lane::Probe => self.since_bulk,
+            Lane::Interactive if bulk_waits => self.since_bulk.saturating_add(1),
+            Lane::Interactive | Lane::Bulk => 0,
         };
     }
 
     fn bulk_leads(&self) -> bool {
-        self.since_bulk + 1 >= BULK_SHARE
+        self.since_bulk.saturating_add(1) >= BULK_SHARE
     }
 }
 
@@ -75,7 +75,7 @@ mod tests {
         let leads: Vec<u64> = (0..16)
             .map(|_| {
                 let lead = lanes.in_order().next().unwrap().0;
-                lanes.drawn();
+                lanes.drawn(if lead == 1 { Lane::Bulk } else { Lane::Interactive });
                 lead
             })
             .collect();

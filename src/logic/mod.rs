@@ -276,7 +276,7 @@ impl Logic {
                 .into_iter()
                 .map(|place| draw.window[place])
                 .collect();
-            self.lanes.drawn();
+            self.lanes.drawn(draw.lead);
             for item in &items {
                 self.jobs.deadline_met(item.job);
                 let job = self.jobs.get_mut(item.job).expect("a waiting job is here");
@@ -313,6 +313,7 @@ impl Logic {
             }
             let draw = draw.get_or_insert_with(|| Draw {
                 model: job.ticket.model,
+                lead: job.lane,
                 window: Vec::new(),
             });
             if draw.model != job.ticket.model {

@@ -5,7 +5,7 @@
 use embeddings::clock::Moment;
 use embeddings::job::{ErrorType, JobKey, Lane};
 use embeddings::logic::event::{Action, BatchId, Confirmation, Event, Item, ModelId, Outcome};
-use embeddings::logic::health::KillReason;
+use embeddings::logic::health::{KillReason, Verdict};
 use embeddings::logic::ledger::Stage;
 use embeddings::logic::{Logic, Setup};
 use std::collections::{BTreeMap, HashSet};
@@ -560,6 +560,15 @@ impl Oracle {
                 "{reason:?}, but the truth is {reasons:?}"
             ),
             None => assert!(reasons.is_empty(), "must end: {reasons:?}"),
+        }
+        let proven = self.connected && self.draining.is_none() && reasons.is_empty();
+        let verdict = logic.health().verdict(now);
+        assert_eq!(verdict == Verdict::Proven, proven, "{verdict:?}");
+        if logic.readiness(now).is_ok() {
+            assert!(
+                self.connected && self.ready && !self.blocked,
+                "ready for work that cannot be done"
+            );
         }
         if self.draining.is_some() {
             assert!(logic.readiness(now).is_err(), "ready while draining");

@@ -1,6 +1,10 @@
 //! The world around one service, life after life: clients, a broker with its queues, tokenizers, engines
 //! and a clock, all made up, and all trouble drawn from one seed. Time moves from happening to happening.
 
+mod broker;
+mod trouble;
+mod workers;
+
 use super::oracle::Oracle;
 use super::rng::Rng;
 use embeddings::clock::Moment;
@@ -134,7 +138,7 @@ impl World {
     pub fn new(seed: u64) -> World {
         let mut rng = Rng::new(seed);
         let models = rng.range(1, 3) as usize;
-        let setup = draw_setup(&mut rng, models);
+        let setup = trouble::draw_setup(&mut rng, models);
         let mut world = World {
             rng,
             now: 0,
@@ -197,16 +201,6 @@ impl World {
                 message.outcomes >= 1,
                 "message {number} was acked without an answer"
             );
-        }
-    }
-
-    fn heal(&mut self) {
-        self.trouble = false;
-        self.tokenizer_slow = false;
-        self.wrong_letters = false;
-        self.engines.iter_mut().for_each(|engine| engine.slow = false);
-        if self.link && self.blocked {
-            self.unblock();
         }
     }
 
@@ -310,123 +304,9 @@ impl World {
         self.send_more();
     }
 
-    fn produce(&mut self) {
-        let pause = if self.trouble { self.rng.range(1, 400) } else { 200 };
-        self.plan(pause, Next::Produce);
-        let backlog: usize = self.queues.iter().map(VecDeque::len).sum();
-        if backlog >= BACKLOG_MAX || !self.trouble || self.quiet {
-            return;
-        }
-        let flood = self.rng.one_in(40);
-        for _ in 0..self.rng.range(1, if flood { 60 } else { 4 }) {
-            let message = self.draw_message();
-            self.queues[message.lane as usize].push_back(Letter::Client(self.messages.len()));
-            self.messages.push(message);
-        }
-    }
-
-    fn draw_message(&mut self) -> Message {
-        let rng = &mut self.rng;
-        let inputs = if rng.one_in(20) {
-            rng.range(1, 60)
-        } else {
-            rng.range(1, 4)
-        };
-        let longest = if rng.one_in(30) { 900 } else { 120 };
-        Message {
-            lane: if rng.one_in(3) {
-                Lane::Bulk
-            } else {
-                Lane::Interactive
-            },
-            model: ModelId(rng.below(self.setup.max_queue.len())),
-            tokens: (0..inputs).map(|_| rng.range(1, longest) as usize).collect(),
-            budget: rng.one_in(3).then(|| rng.range(0, 3000)),
-            broken: rng.one_in(50),
-            answerable: !rng.one_in(50),
-            settled: 0,
-            outcomes: 0,
-        }
-    }
-
-    /// Trouble of one kind.
-    fn chaos(&mut self) {
-        let pause = if self.rng.one_in(8) {
-            30_000
-        } else {
-            self.rng.range(100, 6000)
-        };
-        self.plan(pause, Next::Chaos);
-        if !self.trouble || self.logic.is_none() {
-            return;
-        }
-        let session = self.session;
-        let engine = self.rng.below(self.setup.engines);
-        match self.rng.below(64) {
-            0..6 if self.up => self.plan(0, Next::Down(session)),
-            6..9 if self.link => {
-                // Half open: nothing passes, and nobody says so, for a while or for ever.
-                self.cut();
-                self.disturbed();
-                if !self.rng.one_in(3) {
-                    let noticed = self.rng.range(1, 4000);
-                    self.plan(noticed, Next::Down(session));
-                }
-            }
-            9..15 if self.link && !self.blocked => {
-                self.blocked = true;
-                let until = if self.rng.one_in(3) {
-                    60_000
-                } else {
-                    self.rng.range(1, 4000)
-                };
-                self.plan(until, Next::Unblock(session));
-                self.step(Event::BrokerBlocked);
-            }
-            15..25 => {
-                self.engines[engine].slow ^= true;
-            }
-            25..27 => self.engines[engine].stuck = true,
-            27 => self.tokenizer_stuck = true,
-            28..33 => {
-                self.tokenizer_slow ^= true;
-            }
-            33..36 => {
-                self.counts.drains += 1;
-                self.intake = false;
-                self.step(Event::Drain);
-            }
-            36..44 => {
-                let rng = &mut self.rng;
-                let limits = draw_limits(rng);
-                self.setup.limits = limits;
-                self.disturbed();
-                self.step(Event::Reloaded(limits));
-            }
-            44..46 => {
-                self.now += self.rng.range(1, 60_000);
-                self.disturbed();
-            }
-            46 if self.rng.one_in(4) => self.step(Event::CanaryWrong),
-            47..52 => self.wrong_letters ^= true,
-            52..56 => {
-                self.tokenizer_slow = false;
-                self.engines.iter_mut().for_each(|engine| engine.slow = false);
-            }
-            // Clients fall silent, or come back: canaries are all the work there is.
-            56..62 => self.quiet ^= true,
-            _ => {}
-        }
-    }
-
-    /// Whatever was promised about calm times begins anew.
-    fn disturbed(&mut self) {
-        self.calm_since = self.now;
-    }
-
     fn born(&mut self) {
         self.counts.lives += 1;
-        self.setup = draw_setup(&mut self.rng, self.setup.max_queue.len());
+        self.setup = trouble::draw_setup(&mut self.rng, self.setup.max_queue.len());
         let now = self.moment();
         self.logic = Some(Logic::new(self.setup.clone(), now));
         self.oracle = Oracle::new(self.setup.clone());
@@ -450,109 +330,6 @@ impl World {
         self.plan(pause, Next::Born);
     }
 
-    fn connect(&mut self) {
-        self.session += 1;
-        (self.up, self.link, self.blocked) = (true, true, false);
-        self.disturbed();
-        self.plan(0, Next::Probe(self.session));
-        self.step(Event::BrokerUp);
-    }
-
-    /// The broker sees the session end: what was delivered and not acknowledged goes back, in order.
-    fn cut(&mut self) {
-        self.link = false;
-        self.blocked = false;
-        self.held_back.clear();
-        let delivered = self.deliveries.values().filter(|delivery| delivery.brokered);
-        let mut back: Vec<Letter> = delivered.map(|delivery| delivery.letter).collect();
-        back.append(&mut self.on_the_wire);
-        for delivery in self.deliveries.values_mut() {
-            delivery.letter = Letter::Canary;
-        }
-        back.sort_unstable();
-        for letter in back.into_iter().rev() {
-            if let Letter::Client(number) = letter {
-                self.queues[self.messages[number].lane as usize].push_front(letter);
-            }
-        }
-        self.queues[Lane::Probe as usize].clear();
-    }
-
-    fn unblock(&mut self) {
-        self.blocked = false;
-        for (job, dead) in std::mem::take(&mut self.held_back) {
-            self.publish(job, dead);
-        }
-        self.disturbed();
-        self.step(Event::BrokerUnblocked);
-    }
-
-    /// The broker delivers up to each consumer's prefetch.
-    fn send_more(&mut self) {
-        if !self.link || !self.up || !self.intake {
-            return;
-        }
-        for lane in Lane::ALL {
-            if lane == Lane::Probe && self.blocked {
-                continue;
-            }
-            let on_the_wire = |letter: &&Letter| self.lane_of(**letter) == lane;
-            let unacked = self
-                .deliveries
-                .values()
-                .filter(|it| it.lane == lane && it.brokered)
-                .count()
-                + self.on_the_wire.iter().filter(on_the_wire).count();
-            for _ in unacked..PREFETCH[lane as usize] {
-                let Some(letter) = self.queues[lane as usize].pop_front() else {
-                    break;
-                };
-                self.on_the_wire.push(letter);
-                let delay = self.rng.range(0, 5);
-                self.plan(delay, Next::Arrive(self.session, letter));
-            }
-        }
-    }
-
-    fn lane_of(&self, letter: Letter) -> Lane {
-        match letter {
-            Letter::Client(number) => self.messages[number].lane,
-            Letter::Canary => Lane::Probe,
-        }
-    }
-
-    fn arrive(&mut self, letter: Letter) {
-        let at = self
-            .on_the_wire
-            .iter()
-            .position(|it| *it == letter)
-            .expect("sent before");
-        self.on_the_wire.remove(at);
-        self.next_key += 1;
-        let job = JobKey(self.next_key);
-        let delivery = Delivery {
-            letter,
-            lane: self.lane_of(letter),
-            brokered: true,
-        };
-        let (arrival, answerable) = match letter {
-            Letter::Canary => (Ok(canary_ticket()), true),
-            Letter::Client(number) => {
-                let message = &self.messages[number];
-                let ticket = Ticket {
-                    model: message.model,
-                    inputs: message.tokens.len(),
-                    bytes: message.tokens.iter().sum::<usize>() * 5,
-                    deadline: message.budget.map(|ms| self.moment() + Duration::from_millis(ms)),
-                };
-                let broken = Refusal::invalid("input", "input is missing");
-                let arrival = if message.broken { Err(broken) } else { Ok(ticket) };
-                (arrival, message.answerable)
-            }
-        };
-        self.delivered(job, delivery, arrival, answerable);
-    }
-
     fn delivered(
         &mut self,
         job: JobKey,
@@ -567,117 +344,6 @@ impl World {
             lane,
             arrival,
             answerable,
-        });
-    }
-
-    fn tokenized(&mut self, job: JobKey) {
-        if self.tokenizer_stuck {
-            return;
-        }
-        let result = match self.deliveries.get(&job).map(|delivery| delivery.letter) {
-            Some(Letter::Client(number)) => Ok(self.messages[number].tokens.clone()),
-            _ => Ok(vec![4]),
-        };
-        let canary = self
-            .deliveries
-            .get(&job)
-            .is_none_or(|delivery| delivery.lane == Lane::Probe);
-        // The tokenizer of a job whose session is gone still ends, with whatever it had to do.
-        let result = if !canary && self.rng.one_in(60) {
-            Err(Refusal::new(
-                ErrorType::InputTooLong,
-                "input 0 has 513 tokens, limit is 512",
-            ))
-        } else {
-            result
-        };
-        self.step(Event::Tokenized { job, result });
-    }
-
-    fn start_engine(&mut self, at: usize) {
-        let stall = self.setup.limits.liveness_max_stall.as_millis() as u64;
-        let engine = &mut self.engines[at];
-        let Some((batch, items)) = engine.held.front() else {
-            return;
-        };
-        let tokens: usize = items.iter().map(|item| item.tokens).sum();
-        let batch = batch.0;
-        engine.steps_left = 4;
-        engine.step_ms = 1 + tokens as u64 / 100;
-        if engine.slow {
-            engine.step_ms = (engine.step_ms * 10 + self.rng.range(0, stall / 2)).min(stall * 3 / 4);
-        }
-        let step = engine.step_ms;
-        self.plan(step, Next::EngineStep(at, batch));
-    }
-
-    fn engine_step(&mut self, at: usize, batch: u64) {
-        let engine = &mut self.engines[at];
-        if engine.stuck || engine.held.front().is_none_or(|(id, _)| id.0 != batch) {
-            return;
-        }
-        engine.steps_left -= 1;
-        // A reload may have lowered the limit below the step that was agreed on.
-        let stall = self.setup.limits.liveness_max_stall.as_millis() as u64;
-        engine.step_ms = engine.step_ms.min(stall * 3 / 4);
-        if engine.steps_left > 0 {
-            let step = engine.step_ms;
-            self.plan(step, Next::EngineStep(at, batch));
-            self.step(Event::BatchStep { engine: EngineId(at) });
-            return;
-        }
-        let (batch, items) = engine.held.pop_front().expect("seen above");
-        let lane = |item: &Item| self.deliveries.get(&item.job).map(|delivery| delivery.lane);
-        let real: Vec<bool> = items.iter().map(|item| lane(item) != Some(Lane::Probe)).collect();
-        let mut results = Vec::new();
-        for real in real {
-            let fails = real && self.rng.one_in(80);
-            results.push(if fails { Err("not a number".into()) } else { Ok(()) });
-        }
-        self.start_engine(at);
-        self.step(Event::BatchDone {
-            engine: EngineId(at),
-            batch,
-            results,
-        });
-    }
-
-    fn publish(&mut self, job: JobKey, dead: bool) {
-        if self.blocked {
-            self.held_back.push((job, dead));
-        } else if self.link {
-            let delay = if self.rng.one_in(30) {
-                300
-            } else {
-                self.rng.range(0, 10)
-            };
-            self.plan(delay, Next::Published(self.session, job, dead));
-        }
-    }
-
-    fn published(&mut self, job: JobKey, dead: bool) {
-        if self.blocked {
-            self.held_back.push((job, dead));
-            return;
-        }
-        let real = match self.deliveries[&job].letter {
-            Letter::Client(number) => Some(number),
-            Letter::Canary => None,
-        };
-        let outcome = match self.rng.below(20) {
-            0 if real.is_some() => Confirmation::Rejected,
-            1 if real.is_some() => Confirmation::Returned,
-            _ => Confirmation::Routed,
-        };
-        if let Some(number) = real
-            && (dead || outcome != Confirmation::Rejected)
-        {
-            self.messages[number].outcomes += 1;
-        }
-        self.step(if dead {
-            Event::DeadLettered { job }
-        } else {
-            Event::Confirmed { job, outcome }
         });
     }
 
@@ -703,28 +369,6 @@ impl World {
         if ended {
             self.die();
         }
-    }
-
-    /// In calm times pets come, whether the broker blocks publishing or not.
-    fn expect_pets(&mut self) {
-        let slow =
-            |engine: &Engine| engine.stuck || (!engine.held.is_empty() && engine.step_ms > CALM_STEP_MS);
-        let calm = !self.tokenizer_stuck
-            && self.slow_until <= self.now
-            && self.link
-            && self.intake
-            && self.oracle.killed.is_none()
-            && !self.engines.iter().any(slow);
-        if !calm {
-            self.disturbed();
-            return;
-        }
-        let limits = &self.setup.limits;
-        let slack = limits.canary_interval + self.setup.pet_spacing + Duration::from_secs(3);
-        let since = Moment::from_millis(self.calm_since);
-        let since = self.oracle.pet.map_or(since, |pet| pet.max(since));
-        let silent = self.moment().since(since);
-        assert!(silent <= slack, "no pet for {silent:?} although nothing is wrong");
     }
 
     fn perform(&mut self, action: Action) {
@@ -796,39 +440,5 @@ fn canary_ticket() -> Ticket {
         inputs: 1,
         bytes: 20,
         deadline: None,
-    }
-}
-
-fn draw_limits(rng: &mut Rng) -> Limits {
-    let ms = |rng: &mut Rng, low, high| Duration::from_millis(rng.range(low, high));
-    Limits {
-        max_inflight: rng.range(1, 12) as usize,
-        max_queue: rng.range(1, 24) as usize,
-        max_queue_bytes: rng.range(2_000, 200_000) as usize,
-        liveness_max_stall: ms(rng, 6000, 30_000),
-        disconnect_kill: ms(rng, 1000, 10_000),
-        watchdog_interval: Duration::from_secs(1),
-        drain: ms(rng, 200, 5000),
-        heartbeat_interval: Duration::from_secs(5),
-        heartbeat_timeout: Duration::from_secs(45),
-        slam_limit: Duration::from_secs(20),
-        canary_interval: ms(rng, 100, 5000),
-        max_attempts: 5,
-        max_inputs: 2048,
-        max_stream_inputs: 1 << 20,
-        batch_inputs: 32,
-        idle_unload: Duration::ZERO,
-    }
-}
-
-fn draw_setup(rng: &mut Rng, models: usize) -> Setup {
-    Setup {
-        limits: draw_limits(rng),
-        engines: rng.range(1, 4) as usize,
-        batch_tokens: rng.range(100, 800) as usize,
-        max_queue: (0..models)
-            .map(|_| rng.one_in(3).then(|| rng.range(1, 30) as usize))
-            .collect(),
-        pet_spacing: Duration::from_millis(rng.range(100, 3000)),
     }
 }

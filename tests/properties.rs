@@ -1,0 +1,514 @@
+//! What must hold of health, admission, lanes and batches over any history.
+//!
+//! Goal: the promises of the health truth hold for any order of events and any step of time. Method:
+//! proptest draws histories and shrinks those that fail; the simulation's judge looks on, and what it
+//! cannot see (other moments, other depths, the same history twice) is asked here.
+
+#[path = "simulation/oracle.rs"]
+mod oracle;
+mod support;
+
+use embeddings::clock::Moment;
+use embeddings::job::{ErrorType, JobKey, Lane};
+use embeddings::logic::admission::Admission;
+use embeddings::logic::batch::{Batcher, compose};
+use embeddings::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Item, ModelId};
+use embeddings::logic::health::{KillReason, Verdict};
+use embeddings::logic::lane::{BULK_SHARE, Lanes};
+use embeddings::logic::ledger::Stage;
+use embeddings::logic::{Logic, Setup};
+use oracle::Oracle;
+use proptest::prelude::*;
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+use support::{limits, setup, ticket};
+
+/// One turn of a history. Numbers choose among what is possible then.
+#[derive(Clone, Debug)]
+enum Turn {
+    Wait(u64),
+    Deliver(Lane, usize, Option<u64>),
+    /// Something that was asked for comes about, in whatever order.
+    Keep(usize),
+    Step(usize),
+    Up,
+    Down,
+    Proof,
+    Block,
+    Unblock,
+    Reload(u64),
+    Drain,
+}
+
+fn turns() -> impl Strategy<Value = Vec<Turn>> {
+    let lane = prop_oneof![3 => Just(Lane::Interactive), 2 => Just(Lane::Bulk)];
+    let budget = proptest::option::weighted(0.3, 0u64..4000);
+    let turn = prop_oneof![
+        6 => (0u64..3000).prop_map(Turn::Wait),
+        1 => (0u64..40_000).prop_map(Turn::Wait),
+        6 => (lane, 1usize..6, budget).prop_map(|(lane, inputs, ms)| Turn::Deliver(lane, inputs, ms)),
+        24 => any::<usize>().prop_map(Turn::Keep),
+        2 => (0usize..2).prop_map(Turn::Step),
+        1 => Just(Turn::Up),
+        1 => Just(Turn::Down),
+        6 => Just(Turn::Proof),
+        1 => Just(Turn::Block),
+        1 => Just(Turn::Unblock),
+        1 => (2000u64..40_000).prop_map(Turn::Reload),
+    ];
+    let end = prop_oneof![4 => Just(None), 1 => (0usize..150).prop_map(Some)];
+    (proptest::collection::vec(turn, 1..150), end).prop_map(|(mut turns, end)| {
+        if let Some(at) = end {
+            turns.insert(at.min(turns.len()), Turn::Drain);
+        }
+        turns
+    })
+}
+
+/// A service that lives through a history. What it asks for is kept as a promise until its turn comes.
+struct Life {
+    logic: Logic,
+    oracle: Oracle,
+    now: u64,
+    next: u64,
+    connected: bool,
+    drained: bool,
+    promises: Vec<Event>,
+    inputs: HashMap<JobKey, usize>,
+    seen: Vec<Vec<Action>>,
+}
+
+impl Life {
+    fn new(setup: Setup) -> Life {
+        Life {
+            logic: Logic::new(setup.clone(), Moment::ZERO),
+            oracle: Oracle::new(setup),
+            now: 0,
+            next: 0,
+            connected: false,
+            drained: false,
+            promises: Vec::new(),
+            inputs: HashMap::new(),
+            seen: Vec::new(),
+        }
+    }
+
+    fn of(turns: &[Turn]) -> Life {
+        let mut setup = setup();
+        setup.engines = 2;
+        setup.batch_tokens = 40;
+        setup.limits.max_queue = 6;
+        setup.limits.max_inflight = 3;
+        let mut life = Life::new(setup);
+        life.step(Event::BrokerUp);
+        for turn in turns {
+            if !life.is_over() {
+                life.turn(turn);
+            }
+        }
+        life
+    }
+
+    fn is_over(&self) -> bool {
+        self.oracle.killed.is_some() || self.drained
+    }
+
+    fn moment(&self) -> Moment {
+        Moment::from_millis(self.now)
+    }
+
+    fn turn(&mut self, turn: &Turn) {
+        match turn {
+            Turn::Wait(ms) => {
+                self.now += ms;
+                self.step(Event::Tick);
+            }
+            Turn::Deliver(lane, inputs, budget) if self.connected => {
+                let mut ticket = ticket(*inputs);
+                ticket.deadline = budget.map(|ms| self.moment() + Duration::from_millis(ms));
+                self.next += 1;
+                let job = JobKey(self.next);
+                self.deliver(job, *lane, ticket);
+            }
+            Turn::Keep(choice) if !self.promises.is_empty() => {
+                let event = self.promises.remove(choice % self.promises.len());
+                self.step(event);
+            }
+            Turn::Step(engine) => self.step(Event::BatchStep {
+                engine: EngineId(*engine),
+            }),
+            Turn::Up if !self.connected => self.step(Event::BrokerUp),
+            Turn::Down if self.connected => self.step(Event::BrokerDown),
+            Turn::Proof if self.connected => self.step(Event::BrokerProof),
+            Turn::Block if self.connected => self.step(Event::BrokerBlocked),
+            Turn::Unblock if self.connected => self.step(Event::BrokerUnblocked),
+            Turn::Reload(stall_ms) => {
+                let mut limits = limits();
+                limits.liveness_max_stall = Duration::from_millis(*stall_ms);
+                self.step(Event::Reloaded(limits));
+            }
+            Turn::Drain => self.step(Event::Drain),
+            _ => {}
+        }
+    }
+
+    fn deliver(&mut self, job: JobKey, lane: Lane, ticket: embeddings::logic::event::Ticket) {
+        self.step(Event::Delivered {
+            job,
+            lane,
+            arrival: Ok(ticket),
+            answerable: !job.0.is_multiple_of(7),
+        });
+    }
+
+    fn step(&mut self, event: Event) {
+        match event {
+            Event::BrokerUp => self.connected = true,
+            Event::Delivered {
+                job,
+                arrival: Ok(ref ticket),
+                ..
+            } => {
+                self.inputs.insert(job, ticket.inputs);
+            }
+            Event::BrokerDown => {
+                self.connected = false;
+                // Only what does not need the session outlives it.
+                let inner = |event: &Event| match event {
+                    Event::Tokenized { .. } | Event::BatchDone { .. } => true,
+                    Event::Delivered { job, .. } => job.0 > 1 << 63,
+                    _ => false,
+                };
+                self.promises.retain(inner);
+            }
+            _ => {}
+        }
+        let now = self.moment();
+        self.oracle.before(&event, now);
+        let mut actions = Vec::new();
+        self.logic.step(event, now, &mut actions);
+        self.oracle.after(&actions, &self.logic, now);
+        for action in &actions {
+            self.promise(action);
+        }
+        self.seen.push(actions);
+    }
+
+    fn promise(&mut self, action: &Action) {
+        let event = match action {
+            // Three tokens an input, and a long one now and then.
+            Action::Tokenize { job } => {
+                let result = Ok((0..self.inputs[job])
+                    .map(|at| 3 + 60 * usize::from(at == 4))
+                    .collect());
+                Event::Tokenized { job: *job, result }
+            }
+            Action::StartBatch {
+                engine, batch, items, ..
+            } => Event::BatchDone {
+                engine: *engine,
+                batch: *batch,
+                results: items.iter().map(fate).collect(),
+            },
+            Action::Answer { job } | Action::Refuse { job, .. } => {
+                let outcome = match job.0 % 11 {
+                    3 => Confirmation::Returned,
+                    5 => Confirmation::Rejected,
+                    _ => Confirmation::Routed,
+                };
+                Event::Confirmed { job: *job, outcome }
+            }
+            Action::DeadLetter { job, .. } => Event::DeadLettered { job: *job },
+            Action::Ack { job } => Event::Acked { job: *job },
+            Action::SendCanary { through_broker } => {
+                let job = if *through_broker {
+                    self.next += 1;
+                    JobKey(self.next)
+                } else {
+                    self.logic.local_key()
+                };
+                Event::Delivered {
+                    job,
+                    lane: Lane::Probe,
+                    arrival: Ok(ticket(1)),
+                    answerable: true,
+                }
+            }
+            Action::Drained => {
+                assert!(self.oracle.is_empty());
+                self.drained = true;
+                return;
+            }
+            _ => return,
+        };
+        self.promises.push(event);
+    }
+}
+
+fn fate(item: &Item) -> Result<(), String> {
+    if item.job.0 % 13 == 4 {
+        Err("not a number".into())
+    } else {
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Every pet, kill, batch and settlement of any history is judged; the same history is judged alike.
+    #[test]
+    fn equal_histories_give_equal_answers(turns in turns()) {
+        let (one, two) = (Life::of(&turns), Life::of(&turns));
+        prop_assert_eq!(&one.seen, &two.seen);
+        for later in [0, 1, 999, 30_000] {
+            let at = one.moment() + Duration::from_millis(later);
+            prop_assert_eq!(one.logic.health().verdict(at), two.logic.health().verdict(at));
+            prop_assert_eq!(one.logic.readiness(at), two.logic.readiness(at));
+        }
+    }
+
+    /// Silence makes a verdict worse or leaves it; ticks are silence.
+    #[test]
+    fn silence_never_heals(turns in turns(), steps in proptest::collection::vec(1u64..5000, 1..20)) {
+        let mut life = Life::of(&turns);
+        let rank = |verdict| match verdict {
+            Verdict::Proven => 0,
+            Verdict::Unproven => 1,
+            Verdict::Kill(_) => 2,
+        };
+        let (mut at, mut worst) = (life.moment(), 0);
+        for step in &steps {
+            at = at + Duration::from_millis(*step);
+            let now = rank(life.logic.health().verdict(at));
+            prop_assert!(now >= worst, "healed by silence");
+            worst = now;
+        }
+        // Nor does a loop that turns on nothing pet, make ready, or outlive the bound of a lost broker.
+        let draining = life.logic.health().is_draining();
+        let seen = life.seen.len();
+        while !life.is_over() && at > life.moment() {
+            life.now = life.logic.next_check(life.moment()).as_millis();
+            life.step(Event::Tick);
+        }
+        let ticked = life.seen[seen..].iter().flatten();
+        prop_assert!(!ticked.clone().any(|action| matches!(action, Action::Pet | Action::Ready)));
+        prop_assert!(!draining || life.logic.readiness(life.moment()).is_err());
+    }
+
+    /// What stalls at `t` is refused by `t` + limit, a lost broker and a drain by theirs; a loop that hangs
+    /// is seen from outside without turning.
+    #[test]
+    fn every_bound_is_kept(turns in turns()) {
+        let life = Life::of(&turns);
+        let (health, now) = (life.logic.health(), life.moment());
+        let after = |span: Duration| health.verdict(now + span);
+        if health.is_draining() {
+            prop_assert_eq!(after(limits().drain), Verdict::Kill(KillReason::DrainTimeout));
+        } else {
+            prop_assert!(matches!(after(limits().disconnect_kill), Verdict::Kill(_)));
+            let longest = Duration::from_secs(40);
+            prop_assert!(matches!(after(longest), Verdict::Kill(_)));
+            let inside = |stage: Stage| health.inside()[stage as usize].1 > 0;
+            let unexcused = [Stage::Admitted, Stage::Computed, Stage::Acked];
+            if unexcused.into_iter().any(inside) {
+                prop_assert!(health.stalled(now + longest).is_some());
+            }
+        }
+    }
+
+    /// The lane holds no more than its bounds, and every refusal says when to come back.
+    #[test]
+    fn admission_keeps_its_bounds(
+        sizes in proptest::collection::vec((0usize..300, any::<bool>(), any::<bool>()), 1..200),
+        max_queue in 1usize..20,
+    ) {
+        let mut bounds = limits();
+        bounds.max_queue_bytes = 1000;
+        let mut admission = Admission::new(bounds);
+        let mut held = VecDeque::new();
+        for (at, (bytes, leaves, settled)) in sizes.into_iter().enumerate() {
+            let now = Moment::from_millis(50 * at as u64);
+            let mut job = ticket(1);
+            job.bytes = bytes;
+            let room = held.len() < max_queue && admission.bytes() + bytes <= 1000;
+            match admission.admit(Lane::Interactive, &job, max_queue, now) {
+                Ok(()) => {
+                    prop_assert!(room);
+                    held.push_back(job);
+                }
+                Err(refusal) => {
+                    prop_assert!(!room);
+                    prop_assert_eq!(refusal.error, ErrorType::Overloaded);
+                    prop_assert!(refusal.retry_after_ms.is_some_and(|ms| ms > 0));
+                }
+            }
+            prop_assert_eq!(admission.held(Lane::Interactive), held.len());
+            prop_assert_eq!(admission.bytes(), held.iter().map(|job| job.bytes).sum::<usize>());
+            if leaves && let Some(job) = held.pop_front() {
+                admission.release(Lane::Interactive, &job, settled, now);
+            }
+        }
+    }
+
+    /// More jobs before you, or a longer standstill, never make the estimate shorter.
+    #[test]
+    fn retry_after_grows_with_depth_and_standstill(
+        settled in proptest::collection::vec(1u64..2000, 0..30),
+        depth in 0usize..200,
+        waits in proptest::collection::vec(1u64..20_000, 1..10),
+    ) {
+        let mut admission = Admission::new(limits());
+        let mut now = Moment::ZERO;
+        for pause in settled {
+            now = now + Duration::from_millis(pause);
+            admission.admit(Lane::Interactive, &ticket(1), 256, now).unwrap();
+            admission.release(Lane::Interactive, &ticket(1), true, now);
+        }
+        let mut last = admission.retry_after_ms(now);
+        for _ in 0..depth {
+            admission.admit(Lane::Interactive, &ticket(1), 256, now).unwrap();
+            let deeper = admission.retry_after_ms(now);
+            prop_assert!(deeper >= last);
+            last = deeper;
+        }
+        for wait in waits {
+            now = now + Duration::from_millis(wait);
+            let later = admission.retry_after_ms(now);
+            prop_assert!(later >= last);
+            last = later;
+        }
+    }
+
+    /// While both lanes wait, bulk leads exactly one batch in `BULK_SHARE`, whatever canaries come between.
+    #[test]
+    fn bulk_has_its_share(canaries in proptest::collection::vec(any::<bool>(), 1..100)) {
+        let mut lanes = Lanes::default();
+        lanes.push(Lane::Interactive, JobKey(1));
+        lanes.push(Lane::Bulk, JobKey(2));
+        let (mut led, mut bulk) = (0, 0);
+        for canary in canaries {
+            if canary {
+                lanes.push(Lane::Probe, JobKey(3));
+                prop_assert_eq!(lanes.in_order().next(), Some(JobKey(3)));
+                lanes.drawn(Lane::Probe);
+                lanes.remove(Lane::Probe, JobKey(3));
+            }
+            let lead = lanes.in_order().next();
+            let lane = if lead == Some(JobKey(2)) { Lane::Bulk } else { Lane::Interactive };
+            lanes.drawn(lane);
+            led += 1;
+            bulk += u32::from(lane == Lane::Bulk);
+            prop_assert_eq!(bulk, led / BULK_SHARE);
+        }
+    }
+
+    /// A batch holds the oldest and nothing twice, keeps to the budget unless one input alone is over it,
+    /// and what it leaves out of a like length did not fit.
+    #[test]
+    fn batches_are_of_like_length(tokens in proptest::collection::vec(1usize..600, 1..60), budget in 1usize..2000) {
+        let item = |(input, &tokens): (usize, &usize)| Item { job: JobKey(1), input, tokens };
+        let window: Vec<Item> = tokens.iter().enumerate().map(item).collect();
+        let chosen = compose(&window, budget);
+        let total: usize = chosen.iter().map(|&place| tokens[place]).sum();
+        prop_assert!(chosen.contains(&0) && (total <= budget || chosen == [0]));
+        let (short, long) = (tokens[chosen[0]], tokens[*chosen.last().unwrap()]);
+        for (place, &length) in tokens.iter().enumerate() {
+            if !chosen.contains(&place) && short < length && length < long {
+                prop_assert!(false, "input {} of {} tokens is left out between {} and {}", place, length, short, long);
+            }
+        }
+    }
+
+    /// No engine ever holds more than the batch that runs and the one that lies ready, and no idle engine
+    /// is passed over.
+    #[test]
+    fn engines_are_filled_evenly(engines in 1usize..5, turns in proptest::collection::vec((1usize..900, any::<bool>()), 1..80)) {
+        let mut batcher = Batcher::new(engines);
+        let mut held: Vec<Vec<BatchId>> = vec![Vec::new(); engines];
+        for (waiting, ends) in turns {
+            let idle = held.iter().any(Vec::is_empty);
+            if let Some(engine) = batcher.free_engine(waiting, 512) {
+                prop_assert!(held[engine.0].is_empty() || (!idle && waiting >= 512));
+                held[engine.0].push(batcher.start(engine, Vec::new()));
+                prop_assert!(held[engine.0].len() <= 2);
+            } else {
+                prop_assert!(!idle);
+            }
+            let busiest = held.iter().enumerate().max_by_key(|(_, held)| held.len()).map(|(at, _)| at);
+            if ends && let Some(batch) = held[busiest.unwrap()].pop() {
+                prop_assert_eq!(batcher.finish(batch).map(|running| running.engine.0), busiest);
+                prop_assert!(batcher.finish(batch).is_none());
+            }
+        }
+    }
+
+    /// No input starves: under a flood of interactive jobs of any size, on any number of engines and with
+    /// any bound in flight, each input of a job is drawn within a number of batches that grows only with
+    /// what was before it.
+    #[test]
+    fn no_input_starves(
+        sizes in proptest::collection::vec(1usize..20, 4..12),
+        bulk in any::<bool>(),
+        inputs in 1usize..6,
+        max_inflight in 1usize..5,
+        engines in 1usize..3,
+    ) {
+        let mut setup = setup();
+        (setup.engines, setup.batch_tokens) = (engines, 30);
+        setup.limits.max_inflight = max_inflight;
+        setup.max_queue = vec![None, None];
+        let mut logic = Logic::new(setup, Moment::ZERO);
+        let mut running = VecDeque::new();
+        let mut key = 0;
+        let mut begin = |logic: &mut Logic, running: &mut VecDeque<_>, lane, inputs: usize| {
+            key += 1;
+            let job = JobKey(key);
+            let mut ticket = ticket(inputs);
+            ticket.model = ModelId(key as usize % 2);
+            let arrival = Ok(ticket);
+            let result = Ok(vec![10; inputs]);
+            act(logic, running, Event::Delivered { job, lane, arrival, answerable: true });
+            act(logic, running, Event::Tokenized { job, result });
+            job
+        };
+        for size in &sizes {
+            begin(&mut logic, &mut running, Lane::Interactive, *size);
+        }
+        let lane = if bulk { Lane::Bulk } else { Lane::Interactive };
+        let job = begin(&mut logic, &mut running, lane, inputs);
+        let before = sizes.iter().sum::<usize>() + inputs;
+        let bound = if bulk {
+            // Its turn may wait for places in flight, which the largest jobs hold longest.
+            inputs * (BULK_SHARE as usize + max_inflight * 20) + before
+        } else {
+            before
+        };
+        let (mut batches, mut drawn, mut turn) = (0, 0, 0);
+        while drawn < inputs {
+            let (engine, batch, items): (EngineId, BatchId, Vec<Item>) = running.pop_front().expect("work");
+            drawn += items.iter().filter(|item| item.job == job).count();
+            batches += 1;
+            prop_assert!(batches <= bound, "{} of {} inputs drawn after {} batches", drawn, inputs, batches);
+            let results = vec![Ok(()); items.len()];
+            act(&mut logic, &mut running, Event::BatchDone { engine, batch, results });
+            // The flood goes on.
+            turn += 1;
+            begin(&mut logic, &mut running, Lane::Interactive, sizes[turn % sizes.len()]);
+        }
+    }
+}
+
+/// One turn at the moment zero, whose batches join those that run.
+fn act(logic: &mut Logic, running: &mut VecDeque<(EngineId, BatchId, Vec<Item>)>, event: Event) {
+    let mut actions = Vec::new();
+    logic.step(event, Moment::ZERO, &mut actions);
+    for action in actions {
+        if let Action::StartBatch {
+            engine, batch, items, ..
+        } = action
+        {
+            running.push_back((engine, batch, items));
+        }
+    }
+}

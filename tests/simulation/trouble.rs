@@ -1,0 +1,170 @@
+//! Trouble, drawn from the seed: what goes wrong, when it is over, and what calm times promise.
+
+use super::*;
+
+impl World {
+    pub(super) fn draw_message(&mut self) -> Message {
+        let rng = &mut self.rng;
+        let inputs = if rng.one_in(20) {
+            rng.range(1, 60)
+        } else {
+            rng.range(1, 4)
+        };
+        let longest = if rng.one_in(30) { 900 } else { 120 };
+        Message {
+            lane: if rng.one_in(3) {
+                Lane::Bulk
+            } else {
+                Lane::Interactive
+            },
+            model: ModelId(rng.below(self.setup.max_queue.len())),
+            tokens: (0..inputs).map(|_| rng.range(1, longest) as usize).collect(),
+            budget: rng.one_in(3).then(|| rng.range(0, 3000)),
+            broken: rng.one_in(50),
+            answerable: !rng.one_in(50),
+            settled: 0,
+            outcomes: 0,
+        }
+    }
+
+    /// Trouble of one kind.
+    pub(super) fn chaos(&mut self) {
+        let pause = if self.rng.one_in(8) {
+            30_000
+        } else {
+            self.rng.range(100, 6000)
+        };
+        self.plan(pause, Next::Chaos);
+        if !self.trouble || self.logic.is_none() {
+            return;
+        }
+        let session = self.session;
+        let engine = self.rng.below(self.setup.engines);
+        match self.rng.below(64) {
+            0..6 if self.up => self.plan(0, Next::Down(session)),
+            6..9 if self.link => {
+                // Half open: nothing passes, and nobody says so, for a while or for ever.
+                self.cut();
+                self.disturbed();
+                if !self.rng.one_in(3) {
+                    let noticed = self.rng.range(1, 4000);
+                    self.plan(noticed, Next::Down(session));
+                }
+            }
+            9..15 if self.link && !self.blocked => {
+                self.blocked = true;
+                let until = if self.rng.one_in(3) {
+                    60_000
+                } else {
+                    self.rng.range(1, 4000)
+                };
+                self.plan(until, Next::Unblock(session));
+                self.step(Event::BrokerBlocked);
+            }
+            15..25 => {
+                self.engines[engine].slow ^= true;
+            }
+            25..27 => self.engines[engine].stuck = true,
+            27 => self.tokenizer_stuck = true,
+            28..33 => {
+                self.tokenizer_slow ^= true;
+            }
+            33..36 => {
+                self.counts.drains += 1;
+                self.intake = false;
+                self.step(Event::Drain);
+            }
+            36..44 => {
+                let rng = &mut self.rng;
+                let limits = draw_limits(rng);
+                self.setup.limits = limits;
+                self.disturbed();
+                self.step(Event::Reloaded(limits));
+            }
+            44..46 => {
+                self.now += self.rng.range(1, 60_000);
+                self.disturbed();
+            }
+            46 if self.rng.one_in(4) => self.step(Event::CanaryWrong),
+            47..52 => self.wrong_letters ^= true,
+            52..56 => {
+                self.tokenizer_slow = false;
+                self.engines.iter_mut().for_each(|engine| engine.slow = false);
+            }
+            // Clients fall silent, or come back: canaries are all the work there is.
+            56..62 => self.quiet ^= true,
+            _ => {}
+        }
+    }
+
+    pub(super) fn heal(&mut self) {
+        self.trouble = false;
+        self.tokenizer_slow = false;
+        self.wrong_letters = false;
+        self.engines.iter_mut().for_each(|engine| engine.slow = false);
+        if self.link && self.blocked {
+            self.unblock();
+        }
+    }
+
+    /// Whatever was promised about calm times begins anew.
+    pub(super) fn disturbed(&mut self) {
+        self.calm_since = self.now;
+    }
+
+    /// In calm times pets come, whether the broker blocks publishing or not.
+    pub(super) fn expect_pets(&mut self) {
+        let slow =
+            |engine: &Engine| engine.stuck || (!engine.held.is_empty() && engine.step_ms > CALM_STEP_MS);
+        let calm = !self.tokenizer_stuck
+            && self.slow_until <= self.now
+            && self.link
+            && self.intake
+            && self.oracle.killed.is_none()
+            && !self.engines.iter().any(slow);
+        if !calm {
+            self.disturbed();
+            return;
+        }
+        let limits = &self.setup.limits;
+        let slack = limits.canary_interval + self.setup.pet_spacing + Duration::from_secs(3);
+        let since = Moment::from_millis(self.calm_since);
+        let since = self.oracle.pet.map_or(since, |pet| pet.max(since));
+        let silent = self.moment().since(since);
+        assert!(silent <= slack, "no pet for {silent:?} although nothing is wrong");
+    }
+}
+
+fn draw_limits(rng: &mut Rng) -> Limits {
+    let ms = |rng: &mut Rng, low, high| Duration::from_millis(rng.range(low, high));
+    Limits {
+        max_inflight: rng.range(1, 12) as usize,
+        max_queue: rng.range(1, 24) as usize,
+        max_queue_bytes: rng.range(2_000, 200_000) as usize,
+        liveness_max_stall: ms(rng, 6000, 30_000),
+        disconnect_kill: ms(rng, 1000, 10_000),
+        watchdog_interval: Duration::from_secs(1),
+        drain: ms(rng, 200, 5000),
+        heartbeat_interval: Duration::from_secs(5),
+        heartbeat_timeout: Duration::from_secs(45),
+        slam_limit: Duration::from_secs(20),
+        canary_interval: ms(rng, 100, 5000),
+        max_attempts: 5,
+        max_inputs: 2048,
+        max_stream_inputs: 1 << 20,
+        batch_inputs: 32,
+        idle_unload: Duration::ZERO,
+    }
+}
+
+pub(super) fn draw_setup(rng: &mut Rng, models: usize) -> Setup {
+    Setup {
+        limits: draw_limits(rng),
+        engines: rng.range(1, 4) as usize,
+        batch_tokens: rng.range(100, 800) as usize,
+        max_queue: (0..models)
+            .map(|_| rng.one_in(3).then(|| rng.range(1, 30) as usize))
+            .collect(),
+        pet_spacing: Duration::from_millis(rng.range(100, 3000)),
+    }
+}

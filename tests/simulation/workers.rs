@@ -1,0 +1,77 @@
+//! The made-up tokenizers and engines: quick, slow with steps, failing on an input, or stuck for ever.
+
+use super::*;
+
+impl World {
+    pub(super) fn tokenized(&mut self, job: JobKey) {
+        if self.tokenizer_stuck {
+            return;
+        }
+        let result = match self.deliveries.get(&job).map(|delivery| delivery.letter) {
+            Some(Letter::Client(number)) => Ok(self.messages[number].tokens.clone()),
+            _ => Ok(vec![4]),
+        };
+        let canary = self
+            .deliveries
+            .get(&job)
+            .is_none_or(|delivery| delivery.lane == Lane::Probe);
+        // The tokenizer of a job whose session is gone still ends, with whatever it had to do.
+        let result = if !canary && self.rng.one_in(60) {
+            Err(Refusal::new(
+                ErrorType::InputTooLong,
+                "input 0 has 513 tokens, limit is 512",
+            ))
+        } else {
+            result
+        };
+        self.step(Event::Tokenized { job, result });
+    }
+
+    pub(super) fn start_engine(&mut self, at: usize) {
+        let stall = self.setup.limits.liveness_max_stall.as_millis() as u64;
+        let engine = &mut self.engines[at];
+        let Some((batch, items)) = engine.held.front() else {
+            return;
+        };
+        let tokens: usize = items.iter().map(|item| item.tokens).sum();
+        let batch = batch.0;
+        engine.steps_left = 4;
+        engine.step_ms = 1 + tokens as u64 / 100;
+        if engine.slow {
+            engine.step_ms = (engine.step_ms * 10 + self.rng.range(0, stall / 2)).min(stall * 3 / 4);
+        }
+        let step = engine.step_ms;
+        self.plan(step, Next::EngineStep(at, batch));
+    }
+
+    pub(super) fn engine_step(&mut self, at: usize, batch: u64) {
+        let engine = &mut self.engines[at];
+        if engine.stuck || engine.held.front().is_none_or(|(id, _)| id.0 != batch) {
+            return;
+        }
+        engine.steps_left -= 1;
+        // A reload may have lowered the limit below the step that was agreed on.
+        let stall = self.setup.limits.liveness_max_stall.as_millis() as u64;
+        engine.step_ms = engine.step_ms.min(stall * 3 / 4);
+        if engine.steps_left > 0 {
+            let step = engine.step_ms;
+            self.plan(step, Next::EngineStep(at, batch));
+            self.step(Event::BatchStep { engine: EngineId(at) });
+            return;
+        }
+        let (batch, items) = engine.held.pop_front().expect("seen above");
+        let lane = |item: &Item| self.deliveries.get(&item.job).map(|delivery| delivery.lane);
+        let real: Vec<bool> = items.iter().map(|item| lane(item) != Some(Lane::Probe)).collect();
+        let mut results = Vec::new();
+        for real in real {
+            let fails = real && self.rng.one_in(80);
+            results.push(if fails { Err("not a number".into()) } else { Ok(()) });
+        }
+        self.start_engine(at);
+        self.step(Event::BatchDone {
+            engine: EngineId(at),
+            batch,
+            results,
+        });
+    }
+}
