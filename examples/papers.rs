@@ -88,7 +88,7 @@ fn main() -> anyhow::Result<()> {
         let mut text = Vec::new();
         clap_complete::generate(shell, &mut Cli::command(), "embeddings", &mut text);
         let path = out.join("completions").join(file);
-        fs::create_dir_all(path.parent().unwrap_or(&out))?;
+        fs::create_dir_all(path.parent().unwrap_or(out))?;
         write(&path, &text)?;
     }
     Ok(())

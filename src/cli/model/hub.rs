@@ -22,7 +22,9 @@ use std::time::Duration;
 const ENDPOINT: &str = "https://huggingface.co";
 /// Longest time to find and connect to the Hub.
 const REACH_MAX: Duration = Duration::from_secs(8);
-/// Longest silence of the Hub, be it before the first byte or between two.
+/// Longest time for the Hub's answer to what a model's files are: a small question.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// Longest silence of the Hub while a file is fetched.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Attempts at one file; each goes on where the one before it was cut off.
 const ATTEMPTS: u32 = 5;
@@ -158,7 +160,7 @@ impl Hub {
                 .map_err(Box::new)?;
             Ok(answer.body_mut().read_json().map_err(Box::new)?)
         };
-        let answer = watched(SILENCE_MAX, &Arc::default(), task)
+        let answer = watched(ANSWER_MAX, &Arc::default(), task)
             .with_context(|| format!("failed to ask {} for {}", self.endpoint, self.id))?
             .map_err(|error| self.explain(&error))?;
         let commit = answer["sha"].as_str().context("the Hub names no commit")?;
