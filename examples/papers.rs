@@ -72,6 +72,11 @@ fn main() -> anyhow::Result<()> {
         .nth(1)
         .map(PathBuf::from)
         .context("usage: papers OUTDIR")?;
+    papers(&out)
+}
+
+/// Writes all of them below `out`.
+pub fn papers(out: &Path) -> anyhow::Result<()> {
     let mut cli = Cli::command();
     cli.build();
     let man = out.join("man");
