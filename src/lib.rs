@@ -17,6 +17,7 @@
 //!
 //! Arrows run only downward, and parts on one floor do not know each other. `tests/tidy.rs` keeps it so.
 
+pub mod app;
 pub mod args;
 pub mod broker;
 pub mod cli;

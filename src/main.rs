@@ -2,8 +2,8 @@
 
 use clap::Parser;
 use embeddings::args::{Cli, Command};
-use embeddings::cli;
-use embeddings::config::{ConfigErrors, EXIT_CONFIG};
+use embeddings::config::{ConfigErrors, EXIT_CONFIG, Inputs};
+use embeddings::{app, cli};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -22,9 +22,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Model(command) => cli::model::run(&command),
         Command::Config(args) => cli::config::run(&args),
         Command::Check(args) => cli::check::run(&args),
-        Command::Serve(_) | Command::Submit(_) => {
-            anyhow::bail!("this command is not part of this build")
-        }
+        Command::Serve(args) => Ok(app::serve(&Inputs::from_process(args.config.config, args.config.set))),
+        Command::Submit(args) => cli::submit::run(&args),
     }
 }
 

@@ -5,6 +5,7 @@
 //! part of a session fails the whole session ends, and a fresh one begins after a pause; nothing of an
 //! old session is ever used in a new one. lapin's own recovery stays off: see `docs/design`.
 
+pub mod client;
 mod intake;
 pub mod probe;
 mod publish;
@@ -12,7 +13,7 @@ mod session;
 mod topology;
 
 pub use intake::{Arrival, Receipt};
-pub use publish::Publication;
+pub use publish::{Content, Publication};
 
 use crate::config::BrokerConfig;
 use crate::job::request::RequestLimits;

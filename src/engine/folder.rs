@@ -129,7 +129,9 @@ impl Folder {
             return Err(wrong(&module, order));
         }
 
-        let sentence: SentenceBert = optional(&transformer.join("sentence_bert_config.json"))?;
+        let file = transformer.join("sentence_bert_config.json");
+        let sentence: SentenceBert = optional(&file)?;
+        sentence.check(&file)?;
         let settings: Settings = optional(&dir.join("config_sentence_transformers.json"))?;
         if let Some(name) = &settings.default_prompt_name
             && !settings.prompts.contains_key(name)
@@ -172,6 +174,24 @@ struct SentenceBert {
     max_seq_length: Option<usize>,
     #[serde(default)]
     do_lower_case: bool,
+    /// Written since version 6 of sentence-transformers, as is the next.
+    transformer_task: Option<String>,
+    module_output_name: Option<String>,
+}
+
+impl SentenceBert {
+    fn check(&self, file: &Path) -> Result<(), LoadError> {
+        let known = [
+            ("transformer_task", &self.transformer_task, "feature-extraction"),
+            ("module_output_name", &self.module_output_name, "token_embeddings"),
+        ];
+        for (key, value, known) in known {
+            if let Some(value) = value.as_ref().filter(|value| *value != known) {
+                return Err(refuse(file, key, value, known));
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -184,18 +204,25 @@ struct Settings {
 fn read_pooling(file: &Path) -> Result<Pooling, LoadError> {
     let config: BTreeMap<String, Value> = parse(file, &read(file)?)?;
     let mut modes = Vec::new();
-    if let Some(Value::String(name)) = config.get("pooling_mode") {
-        modes.push(Mode::from_name(name).ok_or_else(|| refuse(file, "pooling_mode", name, Mode::NAMES))?);
+    let named = match config.get("pooling_mode") {
+        Some(Value::Array(names)) => names.as_slice(),
+        Some(name) => std::slice::from_ref(name),
+        None => &[],
+    };
+    for name in named {
+        let mode = name.as_str().and_then(Mode::from_name);
+        modes.push(mode.ok_or_else(|| refuse(file, "pooling_mode", name, Mode::NAMES))?);
     }
-    for (key, value) in config
-        .iter()
-        .filter(|(key, value)| key.starts_with("pooling_mode_") && **value == true)
-    {
-        let mode = Mode::from_key(key).ok_or_else(|| refuse(file, key, value, Mode::NAMES))?;
-        modes.push(mode);
+    if modes.is_empty() {
+        // The older form: a switch for each mode, joined in the order of the modes.
+        for (key, value) in config
+            .iter()
+            .filter(|(key, on)| key.starts_with("pooling_mode_") && **on == true)
+        {
+            modes.push(Mode::from_key(key).ok_or_else(|| refuse(file, key, value, Mode::NAMES))?);
+        }
+        modes.sort();
     }
-    modes.sort();
-    modes.dedup();
     if modes.is_empty() {
         return Err(refuse(file, "pooling_mode", "none", Mode::NAMES));
     }

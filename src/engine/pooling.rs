@@ -2,10 +2,10 @@
 
 use super::VectorFault;
 
-/// How token vectors become one. Several modes of one model are joined end to end, in this order.
+/// How token vectors become one. Several modes of one model are joined end to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
-    /// The first token's vector.
+    /// The vector of the first token that takes part.
     Cls,
     /// The largest value of each component.
     Max,
@@ -64,7 +64,7 @@ impl Mode {
 /// The Pooling module of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pooling {
-    /// At least one, in the order of [`Mode`].
+    /// At least one, in the order in which their vectors are joined.
     pub modes: Vec<Mode>,
     /// Whether the tokens of the prompt take part.
     pub include_prompt: bool,
@@ -107,7 +107,10 @@ impl Pooling {
         };
         for mode in &self.modes {
             match mode {
-                Mode::Cls => all.extend_from_slice(&tokens[..hidden]),
+                Mode::Cls => {
+                    let first = if counted == 0 { 0 } else { first };
+                    all.extend_from_slice(&tokens[first * hidden..][..hidden]);
+                }
                 Mode::Max => {
                     let mut most = vec![f32::NEG_INFINITY; hidden];
                     for row in rows() {
@@ -187,6 +190,7 @@ mod tests {
     #[test]
     fn a_prompt_that_is_left_out_does_not_count() {
         assert_eq!(pool(Mode::Mean, false), [4.0, 2.5]);
+        assert_eq!(pool(Mode::Cls, false), [3.0, 5.0]);
         assert_eq!(pool(Mode::WeightedMean, false), [21.0 / 5.0, 10.0 / 5.0]);
     }
 
@@ -194,7 +198,8 @@ mod tests {
     fn a_cut_vector_has_length_one_again() {
         assert_eq!(finish(vec![3.0, 4.0, 12.0], Some(2), true), [0.6, 0.8]);
         assert_eq!(finish(vec![3.0, 4.0, 12.0], Some(2), false), [3.0, 4.0]);
-        assert_eq!(finish(vec![3e30, 4e30], Some(9), true), [0.6, 0.8]);
+        let huge = 2f32.powi(120);
+        assert_eq!(finish(vec![3.0 * huge, 4.0 * huge], Some(9), true), [0.6, 0.8]);
     }
 
     #[test]

@@ -69,6 +69,11 @@ impl Batcher {
         }
     }
 
+    /// Whether any engine could take a further batch.
+    pub fn has_room(&self) -> bool {
+        self.held.iter().any(|&held| held < PER_ENGINE)
+    }
+
     /// The engine that should get the next batch, if `waiting` tokens are worth one: an idle engine takes
     /// anything, a busy one lays a full batch ready.
     pub fn free_engine(&self, waiting: usize, budget: usize) -> Option<EngineId> {

@@ -62,7 +62,8 @@ impl Logging {
     }
 }
 
-/// The level or filter as configured; the AMQP library is kept quiet unless it is named.
+/// The level or filter as configured; the AMQP library is kept quiet unless it is named: its warnings
+/// hold whole messages.
 fn parse(level: &str) -> Result<EnvFilter, LevelError> {
     let wrong = |error: tracing_subscriber::filter::ParseError| LevelError {
         level: level.into(),
@@ -71,7 +72,7 @@ fn parse(level: &str) -> Result<EnvFilter, LevelError> {
     let full = if level.contains("lapin") {
         level.to_owned()
     } else {
-        format!("{level},lapin=warn,async_rs=warn")
+        format!("{level},lapin=error,async_rs=error")
     };
     EnvFilter::builder().parse(full).map_err(wrong)
 }
