@@ -72,6 +72,11 @@ fn main() -> anyhow::Result<()> {
         .nth(1)
         .map(PathBuf::from)
         .context("usage: papers OUTDIR")?;
+    papers(&out)
+}
+
+/// Writes all of them below `out`.
+pub fn papers(out: &Path) -> anyhow::Result<()> {
     let mut cli = Cli::command();
     cli.build();
     let man = out.join("man");
@@ -88,7 +93,7 @@ fn main() -> anyhow::Result<()> {
         let mut text = Vec::new();
         clap_complete::generate(shell, &mut Cli::command(), "embeddings", &mut text);
         let path = out.join("completions").join(file);
-        fs::create_dir_all(path.parent().unwrap_or(&out))?;
+        fs::create_dir_all(path.parent().unwrap_or(out))?;
         write(&path, &text)?;
     }
     Ok(())

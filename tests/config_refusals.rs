@@ -212,6 +212,9 @@ fn no_error_ever_repeats_a_password() {
         "broker.password = 'hunter2'",
         "broker.url = 'amqp://guest:hunter2@mq' oops",
         "broker.url = \"amqp://guest:hunter2@mq",
+        "broker.url = amqp://guest:hunter2@mq",
+        "amqp://guest:hunter2@mq",
+        "\"amqp://guest:hunter2@mq\" = 1",
     ] {
         let errors = Machine::new().file(line).load().unwrap_err();
         assert!(!errors.to_string().contains("hunter2"), "{line}: {errors}");
@@ -222,9 +225,13 @@ fn no_error_ever_repeats_a_password() {
         "broker.password=hunter2",
         "=hunter2",
         "broker.url.x=amqp://a:hunter2@h",
+        "amqp://guest:hunter2@mq",
+        "amqp://guest:hunter2@mq?heartbeat=5",
     ] {
-        let message = Machine::new().set(flag).bad();
+        let machine = Machine::new().set(flag);
+        let message = machine.bad();
         assert!(!message.contains("hunter2"), "{flag}: {message}");
+        assert!(!format!("{:?}", machine.inputs).contains("hunter2"), "{flag}");
     }
     let message = Machine::new()
         .env("EMBED_BROKER__URL", "http://guest:hunter2@mq")

@@ -8,7 +8,9 @@ mod folder;
 mod hub;
 mod install;
 mod list;
+mod patience;
 mod pull;
+mod remote;
 pub mod trial;
 
 use super::{configuration, print};

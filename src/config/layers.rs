@@ -2,6 +2,7 @@
 
 use super::error::{ConfigError, Origin};
 use super::keys::{self, Kind, Preset};
+use super::url;
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider, Source};
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Everything that loading looks at, so that a test can make it all up.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Inputs {
     /// `--config`: read this file instead of the ones below `etc`.
     pub file: Option<PathBuf>,
@@ -25,6 +26,16 @@ pub struct Inputs {
     pub uid: u32,
     /// The service's own state folder, which root uses without systemd where it exists.
     pub system_state: PathBuf,
+}
+
+impl std::fmt::Debug for Inputs {
+    /// Leaves out what the environment and the flags say: both may hold the broker's password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inputs")
+            .field("file", &self.file)
+            .field("etc", &self.etc)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Inputs {
@@ -122,7 +133,7 @@ pub(super) fn read(inputs: &Inputs, errors: &mut Vec<ConfigError>) -> Merged {
                 });
             }
             _ => {
-                let written = flag.split('=').next().unwrap_or_default().to_owned();
+                let written = url::mask(flag.split('=').next().unwrap_or_default());
                 errors.push(ConfigError::Flag { written });
             }
         }

@@ -177,9 +177,15 @@ fn unknown(merged: &Merged, key: &str, value: &Value, nearest: Option<&str>) -> 
         (_, Some(nearest)) => format!("; did you mean {nearest}?"),
         (_, None) => "; `embeddings config` lists all keys".to_owned(),
     };
+    // Somebody may have put the URL where the key belongs.
+    let key = if key.contains('@') || key.contains("://") {
+        url::mask(key)
+    } else {
+        key.to_owned()
+    };
     ConfigError::Unknown {
         origin: origin_of(merged, value),
-        key: key.to_owned(),
+        key,
         hint,
     }
 }

@@ -3,40 +3,29 @@
 //! The protocol and the cache are hf-hub's. Added here is what it lacks: a bound on every wait, checks of
 //! size and SHA-256, and retries that never append to the wrong place.
 
-use anyhow::{Context, anyhow, bail, ensure};
-use hf_hub::api::Progress;
+use super::patience::{Meter, watched};
+use super::remote::{Remote, discard, verify};
+use anyhow::{Context, anyhow, ensure};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use std::io::Read;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 /// Where the Hub is, unless `HF_ENDPOINT` names a mirror.
 const ENDPOINT: &str = "https://huggingface.co";
 /// Longest time to find and connect to the Hub.
 const REACH_MAX: Duration = Duration::from_secs(8);
-/// Longest silence of the Hub, be it before the first byte or between two.
+/// Longest time for the Hub's answer to what a model's files are: a small question.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// Longest silence of the Hub while a file is fetched.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Attempts at one file; each goes on where the one before it was cut off.
 const ATTEMPTS: u32 = 5;
-
-/// One file of a model on the Hub.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Remote {
-    /// Path in the model.
-    pub name: String,
-    /// Bytes, where the Hub says so.
-    pub size: Option<u64>,
-    /// Checksum in hexadecimal; the Hub has it for large files only.
-    pub sha256: Option<String>,
-}
 
 /// The files of one commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,7 +147,7 @@ impl Hub {
                 .map_err(Box::new)?;
             Ok(answer.body_mut().read_json().map_err(Box::new)?)
         };
-        let answer = watched(SILENCE_MAX, &Arc::default(), task)
+        let answer = watched(ANSWER_MAX, &Arc::default(), task)
             .with_context(|| format!("failed to ask {} for {}", self.endpoint, self.id))?
             .map_err(|error| self.explain(&error))?;
         let commit = answer["sha"].as_str().context("the Hub names no commit")?;
@@ -337,103 +326,4 @@ fn status(error: &ApiError) -> Option<u16> {
         .next()?
         .parse()
         .ok()
-}
-
-/// Checks size and checksum of a file, as far as they are known.
-///
-/// # Errors
-/// What it is and what it should be.
-pub fn verify(path: &Path, file: &Remote) -> anyhow::Result<()> {
-    let size = std::fs::metadata(path)
-        .with_context(|| format!("failed to read {}", path.display()))?
-        .len();
-    if let Some(expected) = file.size.filter(|expected| *expected != size) {
-        bail!("{} has {size} bytes, the Hub says {expected}", file.name);
-    }
-    if let Some(expected) = &file.sha256 {
-        let found = sha256(path)?;
-        ensure!(
-            found == *expected,
-            "{} has sha256 {found}, the Hub says {expected}",
-            file.name
-        );
-    }
-    Ok(())
-}
-
-/// The checksum of a file.
-///
-/// # Errors
-/// What the system says.
-pub fn sha256(path: &Path) -> anyhow::Result<String> {
-    let mut file = std::fs::File::open(path).with_context(|| format!("failed to read {}", path.display()))?;
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0u8; 1 << 20]);
-    loop {
-        match file
-            .read(&mut buffer)
-            .with_context(|| format!("failed to read {}", path.display()))?
-        {
-            0 => break,
-            n => hash.update(&buffer[..n]),
-        }
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// Takes a damaged file out of the cache: the link and what it points to.
-fn discard(path: &Path) {
-    if let Ok(blob) = path.canonicalize() {
-        let _ = std::fs::remove_file(blob);
-    }
-    let _ = std::fs::remove_file(path);
-}
-
-/// Runs `task` on a thread of its own and waits for it, unless `activity` stands still for `limit`. The
-/// thread is then left behind; the process is about to end with the error.
-fn watched<T: Send + 'static>(
-    limit: Duration,
-    activity: &Arc<AtomicU64>,
-    task: impl FnOnce() -> T + Send + 'static,
-) -> anyhow::Result<T> {
-    let tick = Duration::from_millis(100);
-    let (done, answer) = channel();
-    std::thread::Builder::new()
-        .name("io-hub".to_owned())
-        .spawn(move || drop(done.send(task())))
-        .context("failed to start a thread")?;
-    let (mut seen, mut quiet) = (activity.load(Ordering::Relaxed), Duration::ZERO);
-    loop {
-        match answer.recv_timeout(tick) {
-            Ok(result) => return Ok(result),
-            Err(RecvTimeoutError::Disconnected) => bail!("the download ended without a result"),
-            Err(RecvTimeoutError::Timeout) => {
-                let now = activity.load(Ordering::Relaxed);
-                quiet = if now == seen { quiet + tick } else { Duration::ZERO };
-                seen = now;
-                ensure!(quiet < limit, "no answer for {} s", limit.as_secs());
-            }
-        }
-    }
-}
-
-/// Moves the one bar of a pull, and shows that bytes move.
-struct Meter {
-    bar: ProgressBar,
-    before: u64,
-    done: u64,
-    activity: Arc<AtomicU64>,
-}
-
-impl Progress for Meter {
-    fn init(&mut self, _size: usize, _filename: &str) {
-        self.done = 0;
-    }
-
-    fn update(&mut self, size: usize) {
-        self.done += size as u64;
-        self.activity.fetch_add(1, Ordering::Relaxed);
-        self.bar.set_position(self.before + self.done);
-    }
-
-    fn finish(&mut self) {}
 }

@@ -1,8 +1,9 @@
 //! `embeddings model pull`: a model from the Hugging Face Hub, resumable, checked, installed whole or not at all.
 
 use super::folder::Layout;
-use super::hub::{Hub, Listing, Remote, sha256};
+use super::hub::{Hub, Listing};
 use super::install::{self, Source};
+use super::remote::{Remote, sha256, verify};
 use super::{inspect, installed};
 use crate::args::ConfigFlags;
 use crate::cli::{configuration, print};
@@ -151,7 +152,7 @@ fn fetch_all(hub: &Hub, wanted_sha256: Option<&str>) -> anyhow::Result<Listing> 
 /// Checks every file of a folder against the listing, and the weights against what the caller asked for.
 fn check_all(folder: &Path, listing: &Listing, wanted_sha256: Option<&str>) -> anyhow::Result<()> {
     for file in &listing.files {
-        super::hub::verify(&folder.join(&file.name), file)?;
+        verify(&folder.join(&file.name), file)?;
     }
     let Some(wanted) = wanted_sha256 else {
         return Ok(());
