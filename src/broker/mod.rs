@@ -7,6 +7,7 @@
 
 pub mod client;
 mod intake;
+pub mod probe;
 mod publish;
 mod session;
 mod topology;
