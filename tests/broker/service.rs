@@ -7,6 +7,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Longest wait for anything that should happen soon.
@@ -58,8 +59,7 @@ impl Bench {
         let mut service = Service {
             config: dir.path().join("embeddings.toml"),
             child: None,
-            notify,
-            heard: Vec::new(),
+            heard: listen(notify),
             bench: (self.prefix.clone(), self.model.clone(), url.to_owned()),
             dir,
         };
@@ -114,9 +114,8 @@ impl Bench {
 /// A running service. Dropped, it is killed.
 pub struct Service {
     child: Option<Child>,
-    notify: UnixDatagram,
-    /// Everything it has told systemd.
-    heard: Vec<String>,
+    /// Everything it has told systemd. A thread reads it: whoever tells systemd waits while nobody listens.
+    heard: Arc<Mutex<Vec<String>>>,
     config: PathBuf,
     bench: (String, PathBuf, String),
     dir: tempfile::TempDir,
@@ -127,8 +126,12 @@ impl Service {
     pub fn write_config(&self, settings: &str) {
         let (prefix, model, url) = &self.bench;
         let model = model.display();
+        // Keys below [broker] are given as `broker.KEY = VALUE`, one to a line.
+        let (below, top): (Vec<&str>, Vec<&str>) =
+            settings.lines().partition(|line| line.starts_with("broker."));
+        let (top, below) = (top.join("\n"), below.join("\n").replace("broker.", ""));
         let text = format!(
-            "{settings}\n[broker]\nurl = \"{url}\"\nprefix = \"{prefix}\"\n[http]\nlisten = \"\"\n\
+            "{top}\n[broker]\n{below}\nurl = \"{url}\"\nprefix = \"{prefix}\"\n[http]\nlisten = \"\"\n\
              [models.\"{MODEL}\"]\npath = \"{model}\"\naliases = [\"mini\"]\n"
         );
         std::fs::write(&self.config, text).unwrap();
@@ -142,33 +145,28 @@ impl Service {
     /// Waits until the service has told systemd a message with these words in it.
     pub fn tells(&mut self, words: &str) {
         let clock = Clock::start();
-        while !self.heard.iter().any(|message| message.contains(words)) {
+        while !self.has_told(words) {
             let waited = clock.now().since(Moment::ZERO);
-            assert!(waited < SOON, "never told systemd {words:?}: {:?}", self.heard);
+            let heard = self.heard.lock().unwrap();
+            assert!(waited < SOON, "never told systemd {words:?}: {heard:?}");
+            drop(heard);
             assert!(self.exited().is_none(), "died before it told systemd {words:?}");
-            self.listen(Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
     /// Whether the service has told systemd these words so far.
-    pub fn has_told(&mut self, words: &str) -> bool {
-        self.listen(Duration::from_millis(1));
-        self.heard.iter().any(|message| message.contains(words))
+    pub fn has_told(&self, words: &str) -> bool {
+        self.heard
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|message| message.contains(words))
     }
 
     /// Forgets what has been told so far.
-    pub fn forget_told(&mut self) {
-        self.listen(Duration::from_millis(1));
-        self.heard.clear();
-    }
-
-    fn listen(&mut self, patience: Duration) {
-        let mut buffer = [0u8; 4096];
-        self.notify.set_read_timeout(Some(patience)).unwrap();
-        while let Ok(bytes) = self.notify.recv(&mut buffer) {
-            self.heard
-                .push(String::from_utf8_lossy(&buffer[..bytes]).into_owned());
-        }
+    pub fn forget_told(&self) {
+        self.heard.lock().unwrap().clear();
     }
 
     /// Sends a signal.
@@ -204,6 +202,25 @@ impl Service {
     fn log_path(&self) -> PathBuf {
         self.dir.path().join("log")
     }
+}
+
+/// Reads until the socket's owner is gone; the timeout lets the thread notice that.
+fn listen(notify: UnixDatagram) -> Arc<Mutex<Vec<String>>> {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::downgrade(&heard);
+    notify
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0u8; 4096];
+        while let Some(heard) = kept.upgrade() {
+            if let Ok(bytes) = notify.recv(&mut buffer) {
+                let message = String::from_utf8_lossy(&buffer[..bytes]).into_owned();
+                heard.lock().unwrap().push(message);
+            }
+        }
+    });
+    heard
 }
 
 impl Drop for Service {
