@@ -1,0 +1,150 @@
+//! Contract 3.2 and 5: a network that is cut, frozen or not there yet.
+
+use crate::caller::Caller;
+use crate::proxy::Proxy;
+use crate::service::{SOON, bench};
+use lapin::options::QueueDeleteOptions;
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// What a death may take longer than its bound on a busy machine: the last proof may be as old as one
+/// prober interval less, and the process needs a moment to be reaped.
+const SLACK: Duration = Duration::from_millis(1500);
+
+/// Goal: short cuts cost no job and no life. Method: jobs flow while the connections are reset again and
+/// again; every job is answered at least once, which needs confirm before ack.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn short_cuts_lose_nothing() {
+    const CUTS: usize = 4;
+    const JOBS: usize = 30;
+    let Some(bench) = bench("cuts") else { return };
+    let proxy = Proxy::to(bench.node.address());
+    let mut service = bench.start(&bench.node.url_at(proxy.address), "");
+    service.ready();
+    let mut caller = Caller::connect(&bench).await;
+    let mut waiting = BTreeSet::new();
+    let mut answered_between = 0;
+    for cut in 0..=CUTS {
+        for n in 0..JOBS {
+            let body = json!({"input": vec![format!("cut {cut} job {n}"); 4]});
+            waiting.insert(caller.send(&body).await);
+        }
+        if cut < CUTS {
+            // In the middle of the work, not before it.
+            let reply = caller.reply().await;
+            answered_between += usize::from(waiting.remove(reply.correlation_id().unwrap()));
+            proxy.cut();
+        }
+    }
+    while !waiting.is_empty() {
+        let reply = caller.reply().await;
+        reply.vectors();
+        waiting.remove(reply.correlation_id().unwrap());
+    }
+    assert!(answered_between > 0);
+    assert!(service.exited().is_none(), "a short cut kills nothing");
+    assert!(service.log().contains("lost the broker"), "the cuts were felt");
+    let queue = caller.names.interactive.clone();
+    caller.settles_at(&queue, (0, 1)).await;
+    assert_eq!(caller.depth(&caller.names.dead).await.0, 0);
+}
+
+/// Goal: a broker that falls silent without closing anything ends the process in time, with 70.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silence_kills_in_time() {
+    let Some(bench) = bench("silence") else { return };
+    let proxy = Proxy::to(bench.node.address());
+    let limits = "disconnect_kill_ms = 2000\nwatchdog_interval_ms = 200\ncanary_interval_ms = 500";
+    let mut service = bench.start(&bench.node.url_at(proxy.address), limits);
+    service.ready();
+    proxy.freeze(true);
+    let (code, after) = service.exit(SOON);
+    assert_eq!(code, Some(70), "{}", service.log());
+    assert!(after <= Duration::from_millis(2200) + SLACK, "after {after:?}");
+    assert!(service.log().contains("broker_disconnected"));
+}
+
+/// Goal: a silence shorter than the bound kills nothing, and work goes on after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_silence_kills_nothing() {
+    let Some(bench) = bench("freeze") else { return };
+    let proxy = Proxy::to(bench.node.address());
+    let mut service = bench.start(&bench.node.url_at(proxy.address), "disconnect_kill_ms = 20000");
+    service.ready();
+    let mut caller = Caller::connect(&bench).await;
+    proxy.freeze(true);
+    let id = caller.send(&json!({"input": "in the cold"})).await;
+    // The fault itself: nothing can be waited for while nothing happens.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    proxy.freeze(false);
+    assert_eq!(caller.reply().await.correlation_id(), Some(id.as_str()));
+    assert!(service.exited().is_none());
+}
+
+/// Goal: a broker that is gone for longer than the bound ends the process in time, with 70.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_broker_kills_in_time() {
+    let Some(bench) = bench("lost") else { return };
+    let proxy = Proxy::to(bench.node.address());
+    let limits = "disconnect_kill_ms = 2000\nwatchdog_interval_ms = 200";
+    let mut service = bench.start(&bench.node.url_at(proxy.address), limits);
+    service.ready();
+    proxy.refuse(true);
+    proxy.cut();
+    let (code, after) = service.exit(SOON);
+    assert_eq!(code, Some(70), "{}", service.log());
+    assert!(after <= Duration::from_millis(2200) + SLACK, "after {after:?}");
+    assert!(after >= Duration::from_millis(1000), "after {after:?}");
+}
+
+/// Goal: a broker that is not there yet is waited for, aloud, however long; then the service is ready.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_absent_broker_is_waited_for() {
+    let Some(bench) = bench("absent") else { return };
+    let proxy = Proxy::to(bench.node.address());
+    proxy.refuse(true);
+    let limits = "disconnect_kill_ms = 1000\nwatchdog_interval_ms = 100";
+    let mut service = bench.start(&bench.node.url_at(proxy.address), limits);
+    service.tells("waiting for the broker");
+    service.tells("EXTEND_TIMEOUT_USEC=");
+    // Well over the bound that holds once connected.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(service.exited().is_none());
+    assert!(!service.has_told("READY=1"));
+    assert!(!service.log().contains("guest:guest"), "no password in the log");
+    proxy.refuse(false);
+    service.ready();
+    let mut caller = Caller::connect(&bench).await;
+    caller.ask(&json!({"input": "here we are"})).await.vectors();
+}
+
+/// Goal: a queue deleted under the service is declared again, and served.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_queue_comes_back() {
+    let Some(bench) = bench("deleted") else { return };
+    let mut service = bench.serve("");
+    let mut caller = Caller::connect(&bench).await;
+    for queue in [caller.names.interactive.clone(), caller.names.dead.clone()] {
+        let channel = caller.another_channel().await;
+        channel
+            .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
+            .await
+            .unwrap();
+    }
+    let clock = embeddings::clock::Clock::start();
+    let queue = caller.names.interactive.clone();
+    loop {
+        let channel = caller.another_channel().await;
+        let passive = lapin::options::QueueDeclareOptions::durable().passive();
+        let looked = channel.queue_declare(queue.as_str().into(), passive, Default::default());
+        if looked.await.is_ok_and(|queue| queue.consumer_count() == 1) {
+            break;
+        }
+        assert!(clock.now().since(embeddings::clock::Moment::ZERO) < SOON);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    caller.ask(&json!({"input": "back again"})).await.vectors();
+    assert_eq!(caller.depth(&caller.names.dead).await.0, 0);
+    assert!(service.exited().is_none());
+}

@@ -1,0 +1,19 @@
+//! The service against a real RabbitMQ: the contract's sections 3, 4 and 5 as seen from outside.
+//!
+//! Every test runs the real binary with a real model beside a private node that all tests share
+//! ([`node`]), under a prefix of its own, and speaks to it as any program would ([`caller`]). Waits are
+//! for conditions and have deadlines. Where RabbitMQ or the model is missing, a test says so and passes.
+
+mod caller;
+mod faults;
+mod hostile;
+mod node;
+mod overload;
+mod pika;
+mod proxy;
+mod refusals;
+mod replies;
+mod service;
+mod settle;
+mod stop;
+mod submit;
