@@ -5,7 +5,9 @@
 //! part of a session fails the whole session ends, and a fresh one begins after a pause; nothing of an
 //! old session is ever used in a new one. lapin's own recovery stays off: see `docs/design`.
 
+pub mod client;
 mod intake;
+pub mod probe;
 mod publish;
 mod session;
 mod topology;

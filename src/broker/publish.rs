@@ -21,7 +21,10 @@ const CONFIRM_MAX: Duration = Duration::from_secs(15);
 /// Answers with more numbers than this are written on a thread where that may take its time.
 const ENCODE_INLINE_NUMBERS: usize = 32 * 1024;
 /// AMQP delivery mode 2: the message survives a restart of the broker if its queue does.
-const PERSISTENT: u8 = 2;
+pub(super) const PERSISTENT: u8 = 2;
+
+/// How the names begin that RabbitMQ makes up for consumers of its direct reply-to.
+const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to.";
 
 /// A message to publish for a job.
 #[derive(Debug)]
@@ -145,6 +148,9 @@ async fn publish(
 }
 
 /// Publishes to a queue by its name, and waits for the broker's answer.
+///
+/// Direct reply-to is no queue: the broker hands such a message over and nonetheless returns it as
+/// unroutable if it is `mandatory` (seen on 3.10.8). There the flag says nothing, and is left away.
 pub(super) async fn send(
     channel: &Channel,
     blocked: &Blocked,
@@ -153,7 +159,7 @@ pub(super) async fn send(
     properties: BasicProperties,
 ) -> Result<Published, BrokerError> {
     let options = BasicPublishOptions {
-        mandatory: true,
+        mandatory: !queue.starts_with(DIRECT_REPLY_TO),
         immediate: false,
     };
     let confirmed = async {

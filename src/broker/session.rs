@@ -102,7 +102,8 @@ pub(super) async fn open(setup: &Setup, number: u64) -> Result<Session, BrokerEr
     })
 }
 
-async fn connect(config: &BrokerConfig, name: &str) -> Result<Connection, BrokerError> {
+/// Opens one connection: heartbeats asked for, TLS with the configured roots, a name for the broker's tools.
+pub(super) async fn connect(config: &BrokerConfig, name: &str) -> Result<Connection, BrokerError> {
     let mut uri: AMQPUri = config.url.parse().map_err(BrokerError::Url)?;
     uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
     let mut tls = OwnedTLSConfig::default();
@@ -120,7 +121,8 @@ async fn connect(config: &BrokerConfig, name: &str) -> Result<Connection, Broker
     within("connecting", STEP_MAX, builder.connect()).await
 }
 
-async fn channel(connection: &Connection) -> Result<Channel, BrokerError> {
+/// Opens a channel, within a deadline.
+pub(super) async fn channel(connection: &Connection) -> Result<Channel, BrokerError> {
     within("opening a channel", STEP_MAX, connection.create_channel()).await
 }
 

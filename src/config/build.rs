@@ -113,15 +113,8 @@ fn broker_url(
     warnings: &mut Vec<String>,
 ) -> BrokerUrl {
     let text = values.text("broker.url");
-    let mut url = BrokerUrl::parse(&text).unwrap_or_else(|_| BrokerUrl {
-        // The value was checked before; only a broken default could lead here, and a test guards those.
-        tls: false,
-        user: None,
-        password: None,
-        host: "localhost".to_owned(),
-        port: 5672,
-        tail: String::new(),
-    });
+    // The value was checked before. Only where it was refused does the default stand in for it.
+    let mut url = BrokerUrl::parse(&text).unwrap_or_default();
     let credential = inputs
         .var("CREDENTIALS_DIRECTORY")
         .map(|dir| Path::new(dir).join("broker-password"));
@@ -151,10 +144,10 @@ fn broker_url(
     if password.is_empty() {
         refuse("the first line is empty; must be a file whose first line is the password".to_owned());
     }
-    if url.user.is_none() {
+    if url.user().is_none() {
         refuse("there is a password and broker.url names no user; must be amqp://USER@HOST…".to_owned());
     }
-    if url.password.is_some() && values.flat.contains_key("broker.url") {
+    if url.has_password() && values.flat.contains_key("broker.url") {
         warnings.push(format!(
             "the password in broker.url is not used: {} wins over it",
             path.display()

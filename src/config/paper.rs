@@ -76,7 +76,8 @@ pub fn manual() -> String {
         roff(env!("CARGO_PKG_VERSION"))
     );
     out.push_str(
-        r#".SH NAME
+        r#".nh
+.SH NAME
 embeddings.toml \- configuration of the embedding service
 .SH SYNOPSIS
 .I /etc/embeddings/embeddings.toml

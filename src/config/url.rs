@@ -9,9 +9,9 @@ pub struct BrokerUrl {
     /// `amqps` rather than `amqp`.
     pub tls: bool,
     /// User, if there is one.
-    pub user: Option<String>,
+    user: Option<String>,
     /// Password, if there is one.
-    pub password: Option<String>,
+    password: Option<String>,
     /// Host name or IPv4 address.
     pub host: String,
     /// Port, the scheme's own if none is written.
@@ -91,6 +91,16 @@ impl BrokerUrl {
         self.written(self.password.as_ref().map(|_| "***"))
     }
 
+    /// Whether there is a password.
+    pub fn has_password(&self) -> bool {
+        self.password.is_some()
+    }
+
+    /// The user, decoded.
+    pub fn user(&self) -> Option<String> {
+        self.user.as_deref().map(decode)
+    }
+
     /// The virtual host, decoded; `/` if none is written.
     pub fn vhost(&self) -> String {
         let path = self.tail.split('?').next().unwrap_or_default();
@@ -105,6 +115,26 @@ impl BrokerUrl {
             (None, _) => String::new(),
         };
         format!("{scheme}://{user}{}:{}{}", self.host, self.port, self.tail)
+    }
+}
+
+impl Default for BrokerUrl {
+    /// Where RabbitMQ listens on this machine, without a user.
+    fn default() -> BrokerUrl {
+        BrokerUrl {
+            tls: false,
+            user: None,
+            password: None,
+            host: "localhost".to_owned(),
+            port: 5672,
+            tail: String::new(),
+        }
+    }
+}
+
+impl std::fmt::Debug for BrokerUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.shown())
     }
 }
 

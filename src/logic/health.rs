@@ -105,7 +105,10 @@ pub struct Health {
     draining_since: Option<Moment>,
     /// When a job or canary last went all the way round.
     round: Option<Moment>,
-    canary_sent: Option<Moment>,
+    /// Whether a canary is under way through the broker.
+    canary_brokered: bool,
+    /// Whether a canary is under way on the short way.
+    canary_local: bool,
     canary_wrong: bool,
     pet: Option<Moment>,
     ready: bool,
@@ -123,7 +126,8 @@ impl Health {
             blocked_since: None,
             draining_since: None,
             round: None,
-            canary_sent: None,
+            canary_brokered: false,
+            canary_local: false,
             canary_wrong: false,
             pet: None,
             ready: false,
@@ -151,7 +155,7 @@ impl Health {
     pub fn broker_down(&mut self) {
         self.connected = false;
         self.blocked_since = None;
-        self.canary_sent = None;
+        self.canary_brokered = false;
         self.ledger.session_lost();
     }
 
@@ -160,7 +164,8 @@ impl Health {
         self.proof = Some(now);
     }
 
-    /// The broker blocks us, or no longer. Either way the canary under way may have to take the other way.
+    /// The broker blocks us, or no longer. What waits for it is judged anew from the moment it takes
+    /// messages again. A canary that is held up by the broker does not hold up one on the short way.
     pub fn broker_blocked(&mut self, blocked: bool, now: Moment) {
         match (blocked, self.blocked_since) {
             (true, None) => self.blocked_since = Some(now),
@@ -178,9 +183,13 @@ impl Health {
         self.round = Some(now);
     }
 
-    /// The canary has come back, or has been given up.
-    pub fn canary_ended(&mut self) {
-        self.canary_sent = None;
+    /// The canary of this way has come back, or has been given up.
+    pub fn canary_ended(&mut self, through_broker: bool) {
+        if through_broker {
+            self.canary_brokered = false;
+        } else {
+            self.canary_local = false;
+        }
     }
 
     /// The engine computes wrong vectors: nothing heals that.
@@ -235,10 +244,11 @@ impl Health {
         }
     }
 
-    /// The stage that is stalled, if one is. What waits for a broker that says it blocks is excused.
+    /// The stage that is stalled, if one is; of several the last, because what waits for the next is judged
+    /// by the next. What waits for a broker that says it blocks is excused.
     pub fn stalled(&self, now: Moment) -> Option<Stage> {
         let blocked = self.blocked_since.is_some();
-        Stage::ALL.into_iter().find(|&stage| {
+        Stage::ALL.into_iter().rev().find(|&stage| {
             let excused = blocked && matches!(stage, Stage::Published | Stage::Received);
             !excused && self.ledger.waiting_for(stage, now) >= self.limits.liveness_max_stall
         })
@@ -289,7 +299,7 @@ impl Health {
     /// Whether a canary is due; if so it counts as sent. `None` if not due, else whether the broker
     /// is to carry it.
     pub fn canary_due(&mut self, now: Moment) -> Option<bool> {
-        if !self.connected || self.is_draining() || self.canary_sent.is_some() {
+        if !self.connected || self.is_draining() || self.canary_under_way() {
             return None;
         }
         if self
@@ -298,12 +308,23 @@ impl Health {
         {
             return None;
         }
-        self.canary_sent = Some(now);
         let through_broker = self.blocked_since.is_none();
         if through_broker {
+            self.canary_brokered = true;
             self.ledger.enter(Stage::Received, 1, now);
+        } else {
+            self.canary_local = true;
         }
         Some(through_broker)
+    }
+
+    /// Whether a canary is under way on the way that the next would take.
+    fn canary_under_way(&self) -> bool {
+        if self.blocked_since.is_some() {
+            self.canary_local
+        } else {
+            self.canary_brokered
+        }
     }
 
     /// Age of the last proof; `None` before the first.
@@ -330,9 +351,7 @@ impl Health {
 
     /// When to look again at the latest.
     pub fn next_check(&self, now: Moment) -> Moment {
-        let canary = self
-            .round
-            .filter(|_| self.connected && self.canary_sent.is_none());
+        let canary = self.round.filter(|_| self.connected && !self.canary_under_way());
         let canary = canary.map_or(now + TURN_MAX, |last| last + self.limits.canary_interval);
         canary.max(now + Duration::from_millis(1)).min(now + TURN_MAX)
     }

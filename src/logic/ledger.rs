@@ -123,11 +123,27 @@ impl Ledger {
         self.stages[Stage::Computed as usize].leave(n, now);
     }
 
-    /// Something left the broker's queue: whatever was on its way is taken as come.
-    pub fn received(&mut self, now: Moment) {
+    /// A delivery came. Any is progress of the way here, but only a canary's own coming ends its waiting:
+    /// a probe queue that delivers nothing must not hide behind the others.
+    pub fn received(&mut self, canary: bool, now: Moment) {
         let cell = &mut self.stages[Stage::Received as usize];
-        cell.inside = 0;
+        if canary {
+            cell.inside = cell.inside.saturating_sub(1);
+        }
         cell.left = Some(now);
+    }
+
+    /// `n` things are taken out of a stage other than `Computed` without its having done anything for
+    /// them: their callers no longer wait, or they are handed back. That is no progress, else a stuck
+    /// stage would look alive for as long as jobs run into their deadlines inside it.
+    pub fn withdraw(&mut self, stage: Stage, n: usize) {
+        let cell = &mut self.stages[stage as usize];
+        debug_assert!(
+            n <= cell.inside,
+            "{n} are withdrawn from a stage that holds {}",
+            cell.inside
+        );
+        cell.inside = cell.inside.saturating_sub(n);
     }
 
     /// The stage's stall clock starts anew.

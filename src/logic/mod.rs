@@ -168,8 +168,17 @@ impl Logic {
     ) {
         let local = key.0 > LOCAL_KEYS;
         if !local {
-            self.health.ledger.received(now);
+            self.health.ledger.received(lane == Lane::Probe, now);
             self.health.broker_proof(now);
+        }
+        if self.health.is_draining() && local {
+            // Nobody delivered it, so there is nothing to give back.
+            self.health.canary_ended(false);
+            actions.push(Action::Forget {
+                job: key,
+                outcome: Outcome::Probe,
+            });
+            return;
         }
         if self.health.is_draining() {
             actions.push(Action::Requeue { job: key });
@@ -217,6 +226,7 @@ impl Logic {
         self.health.ledger.leave(Stage::Admitted, 1, now);
         match result {
             Ok(tokens) => {
+                assert!(!tokens.is_empty(), "a job without inputs would wait for ever");
                 self.health.ledger.enter(Stage::Batched, tokens.len(), now);
                 job.tokenized(tokens);
                 let lane = job.lane;
@@ -232,19 +242,19 @@ impl Logic {
             self.jobs.deadline_met(key);
             let phase = self.jobs.get(key).map(|job| job.phase);
             if let Some(Phase::Tokenizing | Phase::Waiting) = phase {
-                self.leave_lane(key, now);
+                self.leave_lane(key);
                 self.refuse(key, late(), now, actions);
             }
         }
     }
 
-    /// Takes a job that no engine holds out of the stages before the engine.
-    fn leave_lane(&mut self, key: JobKey, now: Moment) {
+    /// Takes what of a job no engine holds out of the stages before the engine.
+    fn leave_lane(&mut self, key: JobKey) {
         let Some(job) = self.jobs.get_mut(key) else { return };
         match job.phase {
-            Phase::Tokenizing => self.health.ledger.leave(Stage::Admitted, 1, now),
+            Phase::Tokenizing => self.health.ledger.withdraw(Stage::Admitted, 1),
             Phase::Waiting | Phase::Computing if job.undrawn > 0 => {
-                self.health.ledger.leave(Stage::Batched, job.undrawn, now);
+                self.health.ledger.withdraw(Stage::Batched, job.undrawn);
                 job.undrawn = 0;
                 let lane = job.lane;
                 self.lanes.remove(lane, key);
@@ -351,7 +361,7 @@ impl Logic {
             };
             job.computed(result, item.input);
             if job.failure.is_some() {
-                self.leave_lane(item.job, now);
+                self.leave_lane(item.job);
             }
             let job = self
                 .jobs
@@ -371,8 +381,10 @@ impl Logic {
         let Some(job) = self.jobs.get_mut(key) else { return };
         if job.local {
             self.forget(key, Outcome::Probe, now, actions);
-            self.health.canary_ended();
-            self.round(now, actions);
+            // The short way is a whole round only while the broker says that it blocks the other.
+            if self.health.blocked_since().is_some() {
+                self.round(now, actions);
+            }
             return;
         }
         job.phase = Phase::Replying { vectors: true };
@@ -388,7 +400,6 @@ impl Logic {
         }
         if job.local {
             self.forget(key, Outcome::Probe, now, actions);
-            self.health.canary_ended();
             return;
         }
         self.health.ledger.enter(Stage::Published, 1, now);
@@ -453,11 +464,7 @@ impl Logic {
             End::Refused => (Outcome::Refused, false),
             End::DeadLettered => (Outcome::DeadLettered, false),
         };
-        if let Some(job) = self.forget(key, outcome, now, actions)
-            && job.lane == Lane::Probe
-        {
-            self.health.canary_ended();
-        }
+        self.forget(key, outcome, now, actions);
         if round {
             self.round(now, actions);
         }
@@ -474,20 +481,16 @@ impl Logic {
         }
     }
 
-    fn forget(
-        &mut self,
-        key: JobKey,
-        outcome: Outcome,
-        now: Moment,
-        actions: &mut Vec<Action>,
-    ) -> Option<Job> {
-        let job = self.jobs.remove(key)?;
+    fn forget(&mut self, key: JobKey, outcome: Outcome, now: Moment, actions: &mut Vec<Action>) {
+        let Some(job) = self.jobs.remove(key) else { return };
+        if job.lane == Lane::Probe {
+            self.health.canary_ended(!job.local);
+        }
         if job.admitted {
             let settled = matches!(outcome, Outcome::Answered | Outcome::Returned);
             self.admission.release(job.lane, &job.ticket, settled, now);
         }
         actions.push(Action::Forget { job: key, outcome });
-        Some(job)
     }
 
     /// The broker will deliver again what the lost session had delivered; here it is void.
@@ -508,9 +511,13 @@ impl Logic {
         for key in self.jobs.keys() {
             let waiting = self.jobs.get(key).map(|job| job.phase);
             if matches!(waiting, Some(Phase::Tokenizing | Phase::Waiting)) {
-                self.leave_lane(key, now);
-                actions.push(Action::Requeue { job: key });
-                self.forget(key, Outcome::Requeued, now, actions);
+                self.leave_lane(key);
+                if self.jobs.get(key).is_some_and(|job| job.local) {
+                    self.forget(key, Outcome::Probe, now, actions);
+                } else {
+                    actions.push(Action::Requeue { job: key });
+                    self.forget(key, Outcome::Requeued, now, actions);
+                }
             }
         }
     }
