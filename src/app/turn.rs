@@ -390,6 +390,9 @@ impl Loop {
                 return None;
             }
             BrokerEvent::Up => {
+                if self.draining {
+                    self.command(Command::StopIntake);
+                }
                 if !self.ready {
                     notify::extend_start(ATTEMPT_MAX, "broker reached · first canary under way");
                 }

@@ -225,9 +225,10 @@ impl Session {
                 let _ = publications.send(publication).await;
             }
             Command::Ack { job, receipt } if receipt.session == self.number => {
-                // False means that the channel is gone; its consumer reports the fault.
-                if within("acknowledging", ACK_MAX, receipt.ack()).await? {
-                    let _ = events.send(BrokerEvent::Acked { job }).await;
+                let written = within("acknowledging", ACK_MAX, receipt.ack()).await?;
+                // Not written means that the channel is gone; its consumer reports the fault.
+                if written && events.send(BrokerEvent::Acked { job }).await.is_err() {
+                    return Ok(());
                 }
             }
             Command::Requeue { receipt } if receipt.session == self.number => {

@@ -56,12 +56,7 @@ impl Caller {
             ..Default::default()
         };
         let consumer = channel
-            .basic_consume(
-                replies.as_str().into(),
-                "".into(),
-                options,
-                FieldTable::default(),
-            )
+            .basic_consume(replies.as_str().into(), "".into(), options, FieldTable::default())
             .await
             .unwrap();
         Caller {

@@ -33,7 +33,9 @@ async fn huge_and_odd_bodies_are_answered() {
     assert_eq!(reply.error(), ("invalid_request", 400, Some("input")));
 
     // Texts without words are texts.
-    for text in ["", " ", "\0", "a\0b", "\u{feff}", "\u{202e}", "🙂", "\r\n\t", "%s%n"] {
+    for text in [
+        "", " ", "\0", "a\0b", "\u{feff}", "\u{202e}", "🙂", "\r\n\t", "%s%n",
+    ] {
         let reply = caller.ask(&json!({"input": text})).await;
         let vector = reply.vectors().remove(0);
         assert!(vector.iter().all(|x| x.is_finite()), "{text:?}");
@@ -61,7 +63,12 @@ async fn long_properties_come_back() {
     assert_eq!(reply.message_id(), Some(id.as_str()));
     reply.vectors();
     // A reply queue's name that holds anything.
-    for to in ["\0", "..", "amq.rabbitmq.reply-to.garbage", "amq.rabbitmq.reply-to"] {
+    for to in [
+        "\0",
+        "..",
+        "amq.rabbitmq.reply-to.garbage",
+        "amq.rabbitmq.reply-to",
+    ] {
         let properties = lapin::BasicProperties::default().with_reply_to(to.into());
         if to == "amq.rabbitmq.reply-to" {
             // The broker itself refuses this to senders that do not listen on it.

@@ -112,7 +112,11 @@ fn start(dir: &Path) -> Option<String> {
         }
         if let Some(status) = guard.try_wait().unwrap() {
             let log = std::fs::read_to_string(dir.join("with-broker.log")).unwrap_or_default();
-            assert_eq!(status.code(), Some(NOT_INSTALLED), "the node did not start: {log}");
+            assert_eq!(
+                status.code(),
+                Some(NOT_INSTALLED),
+                "the node did not start: {log}"
+            );
             return None;
         }
         let waited = clock.now().since(embeddings::clock::Moment::ZERO);
@@ -122,13 +126,15 @@ fn start(dir: &Path) -> Option<String> {
 }
 
 fn lock(path: &Path, how: libc::c_int) -> File {
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .unwrap();
+    let file = OpenOptions::new().create(true).append(true).open(path).unwrap();
     // SAFETY: the descriptor belongs to `file`, which outlives the call.
     let locked = unsafe { libc::flock(file.as_raw_fd(), how) };
-    assert_eq!(locked, 0, "{}: {}", path.display(), std::io::Error::last_os_error());
+    assert_eq!(
+        locked,
+        0,
+        "{}: {}",
+        path.display(),
+        std::io::Error::last_os_error()
+    );
     file
 }

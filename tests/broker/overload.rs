@@ -64,9 +64,7 @@ async fn budgets_run_out() {
     for queue in [caller.names.interactive.clone(), caller.names.bulk.clone()] {
         let (properties, _) = caller.properties();
         let late = headers(&[("x-budget-ms", 30_000), ("x-sent-at-ms", now_ms - 60_000)]);
-        let reply = caller
-            .ask_raw(&queue, body, properties.with_headers(late))
-            .await;
+        let reply = caller.ask_raw(&queue, body, properties.with_headers(late)).await;
         assert_eq!(reply.error(), ("deadline_exceeded", 504, None));
 
         let (properties, _) = caller.properties();
@@ -92,9 +90,7 @@ async fn budgets_run_out() {
         // A sender's clock that is ahead does it no harm.
         let (properties, _) = caller.properties();
         let ahead = headers(&[("x-budget-ms", 30_000), ("x-sent-at-ms", now_ms + 3_600_000)]);
-        let reply = caller
-            .ask_raw(&queue, body, properties.with_headers(ahead))
-            .await;
+        let reply = caller.ask_raw(&queue, body, properties.with_headers(ahead)).await;
         assert_eq!(reply.vectors().len(), 1);
     }
     // In the queue while the service stands still: the budget runs there too.
@@ -103,13 +99,8 @@ async fn budgets_run_out() {
     let now_ms = i64::try_from(Clock::start().unix_ms()).unwrap();
     let tight = headers(&[("x-budget-ms", 200), ("x-sent-at-ms", now_ms)]);
     let queue = caller.names.interactive.clone();
-    caller
-        .publish(&queue, body, properties.with_headers(tight))
-        .await;
+    caller.publish(&queue, body, properties.with_headers(tight)).await;
     tokio::time::sleep(Duration::from_millis(400)).await;
     service.signal(libc::SIGCONT);
-    assert_eq!(
-        caller.reply().await.error(),
-        ("deadline_exceeded", 504, None)
-    );
+    assert_eq!(caller.reply().await.error(), ("deadline_exceeded", 504, None));
 }

@@ -48,10 +48,7 @@ async fn each_wrong_field_is_named() {
         (br#"{"input":"a","dimensions":0}"#, invalid(Some("dimensions"))),
         (br#"{"input":"a","dimensions":385}"#, invalid(Some("dimensions"))),
         (br#"{"input":"a","dimensions":-1}"#, invalid(Some("dimensions"))),
-        (
-            br#"{"input":"a","dimensions":"64"}"#,
-            invalid(Some("dimensions")),
-        ),
+        (br#"{"input":"a","dimensions":"64"}"#, invalid(Some("dimensions"))),
         (
             br#"{"input":"a","input_type":"poem"}"#,
             invalid(Some("input_type")),
@@ -126,9 +123,7 @@ async fn properties_are_checked() {
             let mut table = FieldTable::default();
             table.insert(name.into(), wrong.clone());
             let (properties, _) = caller.properties();
-            let reply = caller
-                .ask_raw(&queue, good, properties.with_headers(table))
-                .await;
+            let reply = caller.ask_raw(&queue, good, properties.with_headers(table)).await;
             assert_eq!(reply.error(), ("invalid_request", 400, Some(name)), "{wrong:?}");
         }
     }
@@ -141,9 +136,7 @@ async fn properties_are_checked() {
         let mut table = FieldTable::default();
         table.insert("x-budget-ms".into(), right.clone());
         let (properties, _) = caller.properties();
-        let reply = caller
-            .ask_raw(&queue, good, properties.with_headers(table))
-            .await;
+        let reply = caller.ask_raw(&queue, good, properties.with_headers(table)).await;
         assert_eq!(reply.vectors().len(), 1, "{right:?}");
     }
 }

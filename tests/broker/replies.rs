@@ -82,11 +82,7 @@ async fn vectors_are_what_was_asked_for() {
         return;
     };
     let text = "the quick brown fox jumps over the lazy dog";
-    let plain = caller
-        .ask(&json!({"input": text}))
-        .await
-        .vectors()
-        .remove(0);
+    let plain = caller.ask(&json!({"input": text})).await.vectors().remove(0);
     let base64 = caller
         .ask(&json!({"input": text, "encoding_format": "base64", "model": "mini"}))
         .await;

@@ -27,7 +27,11 @@ pub struct Bench {
 /// The bench, or `None` with a word on what is missing.
 pub fn bench(test: &str) -> Option<Bench> {
     let model = std::env::var_os("EMBEDDINGS_TEST_MODEL").map(PathBuf::from);
-    let cached = || Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/models").join(MODEL);
+    let cached = || {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join(".cache/models")
+            .join(MODEL)
+    };
     let model = model.unwrap_or_else(cached);
     if !model.join("model.safetensors").is_file() {
         eprintln!("skipped: no model in {} (scripts/get-model)", model.display());
@@ -208,9 +212,7 @@ impl Service {
 fn listen(notify: UnixDatagram) -> Arc<Mutex<Vec<String>>> {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::downgrade(&heard);
-    notify
-        .set_read_timeout(Some(Duration::from_millis(200)))
-        .unwrap();
+    notify.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     std::thread::spawn(move || {
         let mut buffer = [0u8; 4096];
         while let Some(heard) = kept.upgrade() {

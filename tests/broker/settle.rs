@@ -163,7 +163,13 @@ async fn the_topology_stands() {
     );
     for lane in &lanes {
         let shown = of(lane).to_string();
-        for part in ["quorum", "at-least-once", "reject-publish", "x-delivery-limit", &dead] {
+        for part in [
+            "quorum",
+            "at-least-once",
+            "reject-publish",
+            "x-delivery-limit",
+            &dead,
+        ] {
             assert!(shown.contains(part), "{part} in {shown}");
         }
     }
@@ -176,7 +182,9 @@ async fn the_topology_stands() {
 
     // The broker's own net: a rejected message is in the dead-letter queue.
     for lane in &lanes {
-        caller.publish(lane, b"rejected", BasicProperties::default()).await;
+        caller
+            .publish(lane, b"rejected", BasicProperties::default())
+            .await;
         let message = caller
             .channel
             .basic_get(lane.as_str().into(), BasicGetOptions::default())

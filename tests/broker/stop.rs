@@ -43,7 +43,10 @@ async fn a_stop_loses_nothing() {
         waiting.remove(&id);
         handed_back += 1;
     }
-    assert!(waiting.is_empty(), "neither answered nor in the queue: {waiting:?}");
+    assert!(
+        waiting.is_empty(),
+        "neither answered nor in the queue: {waiting:?}"
+    );
     assert!(handed_back > 0, "the stop came in the middle of the work");
     assert_eq!(caller.depth(&caller.names.dead).await.0, 0);
 }

@@ -63,7 +63,14 @@ async fn lines_come_back_in_order() {
 fn searches(bench: &Bench) {
     let corpus = "The cat sleeps on the warm sofa.\nStocks fell sharply on Monday.\n\n\
                   A recipe for tomato soup with basil.\n";
-    let arguments = ["--search", "financial markets", "--search", "cooking", "--top", "1"];
+    let arguments = [
+        "--search",
+        "financial markets",
+        "--search",
+        "cooking",
+        "--top",
+        "1",
+    ];
     let output = bench.submit(&arguments, corpus.as_bytes());
     assert_eq!(code(&output), Some(0));
     let text = String::from_utf8(output.stdout).unwrap();

@@ -44,7 +44,7 @@ pub struct Batch {
 pub fn total_bytes(files: &[PathBuf]) -> Option<u64> {
     let sizes = files.iter().map(|file| {
         let of = std::fs::metadata(file).ok()?;
-        of.is_file().then(|| of.len())
+        of.is_file().then_some(of.len())
     });
     (!files.is_empty()).then(|| sizes.sum())?
 }
