@@ -119,6 +119,9 @@ pub enum ModelCommand {
         /// Name to give it; the folder's name without it
         #[arg(long)]
         name: Option<String>,
+        /// Replace a model that is installed under this name
+        #[arg(long)]
+        replace: bool,
         #[command(flatten)]
         #[allow(missing_docs, reason = "documented on the type")]
         config: ConfigFlags,
@@ -136,6 +139,9 @@ pub enum ModelCommand {
     Check {
         /// Name of an installed model, or a folder
         model: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         #[allow(missing_docs, reason = "documented on the type")]
         config: ConfigFlags,
@@ -150,6 +156,9 @@ pub enum ModelCommand {
         /// Name to give it; the last part of the ID without it
         #[arg(long)]
         name: Option<String>,
+        /// Replace a model that is installed under this name
+        #[arg(long)]
+        replace: bool,
         #[command(flatten)]
         #[allow(missing_docs, reason = "documented on the type")]
         config: ConfigFlags,
@@ -171,8 +180,11 @@ pub struct ConfigArgs {
     #[allow(missing_docs, reason = "documented on the type")]
     pub config: ConfigFlags,
     /// As JSON
-    #[arg(long)]
+    #[arg(long, conflicts_with = "default_file")]
     pub json: bool,
+    /// Print the commented default configuration file instead
+    #[arg(long)]
+    pub default_file: bool,
 }
 
 /// `embeddings check`

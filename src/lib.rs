@@ -17,8 +17,14 @@
 //!
 //! Arrows run only downward, and parts on one floor do not know each other. `tests/tidy.rs` keeps it so.
 
+pub mod app;
 pub mod args;
+pub mod broker;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod engine;
+pub mod job;
+pub mod logic;
+pub mod telemetry;
+pub mod watchdog;

@@ -2,18 +2,44 @@
 
 use clap::Parser;
 use embeddings::args::{Cli, Command};
+use embeddings::config::{ConfigErrors, EXIT_CONFIG, Inputs};
+use embeddings::{app, cli};
 use std::process::ExitCode;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Embed(args) => embeddings::cli::embed::run(&args),
-        _ => Ok(ExitCode::SUCCESS),
-    };
-    result.unwrap_or_else(|error| {
-        eprintln!("embeddings: {error:#}");
-        ExitCode::FAILURE
-    })
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => report(&error),
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Embed(args) => cli::embed::run(&args),
+        Command::Model(command) => cli::model::run(&command),
+        Command::Config(args) => cli::config::run(&args),
+        Command::Check(args) => cli::check::run(&args),
+        Command::Serve(args) => Ok(app::serve(&Inputs::from_process(args.config.config, args.config.set))),
+        Command::Submit(args) => cli::submit::run(&args),
+    }
+}
+
+/// Says on stderr why the command failed. A bad configuration has a status of its own, so that systemd
+/// does not restart on it; everything else is 1 (usage errors are clap's, and 2).
+fn report(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref::<ConfigErrors>() {
+        Some(errors) => {
+            for error in &errors.0 {
+                eprintln!("error: {error}");
+            }
+            ExitCode::from(EXIT_CONFIG)
+        }
+        None => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,3 +1,121 @@
-//! The commands, one small file each.
+//! The commands, one small file each: arguments in, an exit code out.
+//!
+//! All of them speak alike: the first line is the answer, tables are aligned, `--json` is for machines,
+//! colour is for terminals only and never with `NO_COLOR`, errors go to stderr.
 
+pub mod check;
+pub mod config;
 pub mod embed;
+pub mod model;
+pub mod submit;
+
+use crate::args::ConfigFlags;
+use crate::config::{ConfigErrors, Inputs, Loaded};
+use std::io::{IsTerminal, Write};
+
+/// Loads the configuration that the flags choose, from this process's environment.
+///
+/// # Errors
+/// Everything that is wrong with it; the process then ends with [`crate::config::EXIT_CONFIG`].
+pub fn configuration(flags: &ConfigFlags) -> Result<Loaded, ConfigErrors> {
+    crate::config::load(&Inputs::from_process(flags.config.clone(), flags.set.clone()))
+}
+
+/// Writes to stdout. A reader that has gone away (`| head`) is no failure.
+///
+/// # Errors
+/// Whatever else the system says.
+pub fn print(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+/// A colour of the terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Colour {
+    /// Good.
+    Green,
+    /// Worth a look.
+    Yellow,
+    /// Bad.
+    Red,
+    /// Less important.
+    Dim,
+}
+
+/// Colours text, or leaves it alone.
+#[derive(Debug, Clone, Copy)]
+pub struct Paint {
+    on: bool,
+}
+
+impl Paint {
+    /// For stdout: on if it is a terminal that knows colours and nobody asked for none (no-color.org).
+    pub fn stdout() -> Paint {
+        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let dumb = set("TERM").is_none_or(|term| term == "dumb");
+        Paint {
+            on: set("NO_COLOR").is_none() && !dumb && std::io::stdout().is_terminal(),
+        }
+    }
+
+    /// The text in the colour.
+    pub fn paint(self, colour: Colour, text: &str) -> String {
+        let code = match colour {
+            Colour::Green => 32,
+            Colour::Yellow => 33,
+            Colour::Red => 31,
+            Colour::Dim => 2,
+        };
+        if self.on {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+}
+
+/// Rows with aligned columns, two blanks between them, none at the end of a line.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// A number of things: `1 model`, `2 models`.
+pub fn count(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell_and_lines_end_without_blanks() {
+        let row = |a: &str, b: &str| vec![a.to_owned(), b.to_owned()];
+        assert_eq!(
+            table(&[row("a", "1"), row("ämter", ""), row("bb", "22")]),
+            "a      1\nämter\nbb     22\n"
+        );
+        assert_eq!(Paint { on: true }.paint(Colour::Red, "x"), "\x1b[31mx\x1b[0m");
+        assert_eq!(Paint { on: false }.paint(Colour::Red, "x"), "x");
+    }
+}

@@ -1,10 +1,45 @@
 //! Settings: TOML, environment and flags as written in, one validated [`Config`] out.
 //!
-//! Each part of the service gets only its own section. Nothing here knows any other module of ours.
+//! Each part of the service gets only its own section. Nothing here knows any other module of ours, and
+//! nothing reads the process's environment behind the caller's back: [`Inputs`] is all that [`load`] sees.
+//!
+//! ```text
+//!   defaults < embeddings.toml < conf.d/*.toml < environment < --set        keys: the one table
+//!        \____________________ layers ____________________/                       |
+//!                                 | merged, each value knows its layer             |
+//!                                 v                                                v
+//!                     load: every value against its key  <------------------  rules
+//!                                 v
+//!                     build: Config, secret put in, combinations judged
+//! ```
+
+mod build;
+mod combine;
+mod dirs;
+mod error;
+mod keys;
+mod layers;
+mod load;
+mod paper;
+mod rules;
+mod types;
+mod url;
+
+pub use dirs::{ModelDirError, plain_name};
+pub use error::{ConfigError, ConfigErrors, Origin};
+pub use keys::{KEYS, Key, Kind, MODEL_KEYS, Preset, Rule};
+pub use layers::Inputs;
+pub use load::{Loaded, Setting, load};
+pub use paper::{default_file, manual};
+pub use types::{Device, Precision};
+pub use url::BrokerUrl;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// Exit status for a bad configuration (`EX_CONFIG` of sysexits.h); the unit does not restart on it.
+pub const EXIT_CONFIG: u8 = 78;
 
 /// All settings, validated.
 #[derive(Debug, Clone)]
@@ -64,21 +99,29 @@ pub struct Limits {
     pub idle_unload: Duration,
 }
 
-/// One configured model.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One configured model. Its limits, where set, override the ones in [`Limits`]: see [`Config::limits_of`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelConfig {
     /// Folder; without it the model directories are searched for the name.
     pub path: Option<PathBuf>,
     /// Other names for it.
     pub aliases: Vec<String>,
-    /// `auto`, `cpu`, `cuda[:N]` or `metal`.
-    pub device: String,
-    /// `auto`, `f32`, `bf16`, `f16` or `int8`.
-    pub precision: String,
-    /// Overrides of [`Limits::max_queue`] and [`Limits::max_inputs`] for this model.
+    /// What computes it.
+    pub device: Device,
+    /// Number format of its weights.
+    pub precision: Precision,
+    /// Overrides [`Limits::max_inflight`].
+    pub max_inflight: Option<usize>,
+    /// Overrides [`Limits::max_queue`].
     pub max_queue: Option<usize>,
-    #[allow(missing_docs, reason = "see max_queue")]
+    /// Overrides [`Limits::max_inputs`].
     pub max_inputs: Option<usize>,
+    /// Overrides [`Limits::max_stream_inputs`].
+    pub max_stream_inputs: Option<usize>,
+    /// Overrides [`Limits::batch_inputs`].
+    pub batch_inputs: Option<usize>,
+    /// Overrides [`Limits::idle_unload`].
+    pub idle_unload: Option<Duration>,
 }
 
 /// Where and how to reach RabbitMQ.
@@ -130,12 +173,49 @@ pub struct Directories {
     pub state: PathBuf,
     /// `$CACHE_DIRECTORY`
     pub cache: PathBuf,
+    /// What packages install; models live in `models` below it.
+    pub share: PathBuf,
+}
+
+impl Default for Limits {
+    /// The table's defaults.
+    fn default() -> Limits {
+        load::Values::none().limits()
+    }
+}
+
+impl Config {
+    /// The limits that hold for one model, given its configured name: its own where it has them.
+    pub fn limits_of(&self, model: &str) -> Limits {
+        let mut limits = self.limits;
+        let Some(own) = self.models.get(model) else {
+            return limits;
+        };
+        limits.max_inflight = own.max_inflight.unwrap_or(limits.max_inflight);
+        limits.max_queue = own.max_queue.unwrap_or(limits.max_queue);
+        limits.max_inputs = own.max_inputs.unwrap_or(limits.max_inputs);
+        limits.max_stream_inputs = own.max_stream_inputs.unwrap_or(limits.max_stream_inputs);
+        limits.batch_inputs = own.batch_inputs.unwrap_or(limits.batch_inputs);
+        limits.idle_unload = own.idle_unload.unwrap_or(limits.idle_unload);
+        limits
+    }
+}
+
+impl BrokerConfig {
+    /// The URL with `***` for the password, fit for logs and people.
+    pub fn shown(&self) -> String {
+        url::mask(&self.url)
+    }
 }
 
 impl std::fmt::Debug for BrokerConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BrokerConfig")
+            .field("url", &self.shown())
             .field("prefix", &self.prefix)
-            .finish_non_exhaustive()
+            .field("declare", &self.declare)
+            .field("ca_file", &self.ca_file)
+            .field("max_message_bytes", &self.max_message_bytes)
+            .finish()
     }
 }

@@ -1,0 +1,26 @@
+# The few verbs of this project; each is a small script in scripts/.
+
+.PHONY: help demo test check sim test-system bench deb
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+demo: ## Build, start a private RabbitMQ and the service, embed real texts and search them
+	@scripts/demo
+
+test: ## Run every test that this machine can run
+	@scripts/test
+
+check: ## Check format, lints and documentation
+	@scripts/check
+
+sim: ## Replay one seed of the simulation: make sim SEED=42
+	@scripts/sim "$(SEED)"
+
+test-system: ## Test the packages in a booted Debian: sudo make test-system [DEBIAN=trixie]
+	@scripts/test-system
+
+bench: ## Measure the engine alone and through a private broker
+	@scripts/bench
+
+deb: ## Build the Debian packages into dist/
+	@scripts/deb

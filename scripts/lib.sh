@@ -1,0 +1,58 @@
+# Helpers of the scripts in this folder; sourced, not run.
+
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+CACHE=$ROOT/.cache
+BINARY=$ROOT/target/release/embeddings
+readonly ROOT CACHE BINARY
+
+say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
+note() { printf '    %s\n' "$*" >&2; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# Runs a command as root: directly, or through sudo, which is said aloud.
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; return; fi
+  command -v sudo >/dev/null || die "this needs root, and sudo is not there: $*"
+  note "as root: $*"
+  sudo "$@"
+}
+
+# Installs the Debian packages that are missing, by name, and says which.
+need_packages() {
+  local missing=() package
+  for package in "$@"; do
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+  done
+  [ ${#missing[@]} = 0 ] && return
+  say "installing Debian packages: ${missing[*]}"
+  as_root apt-get update -qq || note "apt-get update failed for some source; trying all the same"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >&2
+}
+
+# Builds the service. Everything shares this one profile and folder, so dependencies compile once.
+build() {
+  command -v cargo >/dev/null || die "cargo is missing: install Rust from https://rustup.rs"
+  command -v cc >/dev/null || need_packages build-essential
+  (cd "$ROOT" && cargo build --release --locked)
+}
+
+port_answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# The lowest TCP port at or above $1 that is free together with the next two.
+free_ports() {
+  local port=$1
+  while port_answers "$port" || port_answers $((port + 1)) || port_answers $((port + 2)); do port=$((port + 3)); done
+  echo "$port"
+}
+
+# wait_for SECONDS WHAT COMMAND…: polls until the command succeeds; its deadline is an error.
+wait_for() {
+  local deadline=$((SECONDS + $1)) what=$2
+  shift 2
+  until "$@" >/dev/null 2>&1; do
+    [ $SECONDS -lt $deadline ] || { printf 'error: gave up waiting for %s\n' "$what" >&2; return 1; }
+    sleep 0.2
+  done
+}

@@ -1,0 +1,214 @@
+//! The service put together: parts built from the configuration, started, turned, and drained in reverse.
+//!
+//! Reads top-down: [`serve`] builds, [`turn::Loop`] takes every event, asks [`crate::logic`] what to do,
+//! and does it. [`catalogue`] holds the models, [`desk`] the data of the jobs that are here.
+
+mod catalogue;
+mod desk;
+mod turn;
+
+use crate::broker::{self, BrokerEvent, Command};
+use crate::clock::{Clock, Moment};
+use crate::config::{self, Config, EXIT_CONFIG, Inputs, Loaded};
+use crate::engine::device;
+use crate::engine::pool::Pool;
+use crate::engine::tokenize::Tokenizers;
+use crate::job::Lane;
+use crate::job::request::RequestLimits;
+use crate::logic::health::{Health, KillReason};
+use crate::logic::{Logic, Setup};
+use crate::telemetry::{self, Death, Logging};
+use crate::watchdog::{notify, thread};
+use anyhow::Context;
+use catalogue::Catalogue;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+/// systemd gives up on a start that says nothing for this long; each step of loading says something.
+const LOAD_STEP_MAX: Duration = Duration::from_secs(60);
+/// Unacknowledged interactive jobs above `max_queue`, so that a flood meets refusals and not a wall.
+const REFUSE_ROOM: usize = 64;
+/// Largest prefetch that a quorum queue honours (RabbitMQ, "Quorum queues", consumer prefetch).
+const PREFETCH_MAX: usize = 2000;
+/// Canaries and their answers under way at once.
+const PROBE_PREFETCH: u16 = 8;
+/// Largest request taken. With 2048 inputs this leaves 16 KiB for each; longer ones are cut anyway.
+const BODY_BYTES_MAX: usize = 32 << 20;
+/// Threads for the broker's connections and for reading and writing JSON.
+const IO_THREADS: usize = 2;
+/// Threads for large bodies.
+const BLOCKING_THREADS: usize = 4;
+/// Events that wait for the loop; who sends more waits.
+const EVENTS: usize = 1024;
+
+/// Runs the service until it is told to stop. The exit codes are the contract's.
+pub fn serve(inputs: &Inputs) -> ExitCode {
+    let clock = Clock::start();
+    let loaded = match config::load(inputs) {
+        Ok(loaded) => loaded,
+        Err(errors) => return refuse_config(&errors.to_string()),
+    };
+    let logging = match telemetry::init(&loaded.config.log.level) {
+        Ok(logging) => logging,
+        Err(error) => return refuse_config(&error.to_string()),
+    };
+    telemetry::abort_on_panic();
+    for warning in &loaded.warnings {
+        warn!("{warning}");
+    }
+    match run(clock, inputs, &loaded, logging) {
+        Ok(code) => code,
+        Err(failure) => {
+            error!("{failure:#}");
+            if failure.is::<catalogue::CatalogueError>() {
+                return refuse_config(&format!("{failure:#}"));
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A configuration that cannot work: said where people look, and never restarted (exit 78).
+fn refuse_config(errors: &str) -> ExitCode {
+    for line in errors.lines() {
+        eprintln!("{line}");
+    }
+    notify::status(&format!("refused · {errors}"));
+    if telemetry::init("info").is_ok() {
+        telemetry::record_death(&Death {
+            reason: "config_error",
+            inside: errors.to_owned(),
+            ..Default::default()
+        });
+    }
+    ExitCode::from(EXIT_CONFIG)
+}
+
+fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyhow::Result<ExitCode> {
+    let config = &loaded.config;
+    let catalogue = Catalogue::load(config, &mut |line| notify::extend_start(LOAD_STEP_MAX, line))?;
+    let default = catalogue.default_entry();
+    let model = default.name.clone();
+    let engines = if config.engine.threads == 0 {
+        device::threads()
+    } else {
+        config.engine.threads
+    };
+    info!(
+        model,
+        engines,
+        ready_after_ms = clock.now().as_millis(),
+        "models loaded"
+    );
+
+    let (work_done, work_events) = mpsc::channel(EVENTS);
+    let report = turn::report(work_done.clone());
+    let pool = Pool::start(engines, report).context("failed to start engine threads")?;
+    let prefetch = prefetch(config);
+    let waiting_max: usize = prefetch.iter().map(|&n| usize::from(n)).sum();
+    let tokenizers =
+        Tokenizers::start(device::threads(), waiting_max + 1).context("failed to start tokenizer threads")?;
+
+    let logic = Logic::new(
+        Setup {
+            limits: config.limits,
+            engines,
+            batch_tokens: config.engine.batch_tokens,
+            max_queue: catalogue.max_queues(),
+            pet_spacing: notify::period().map_or(Duration::ZERO, |period| period / 8),
+        },
+        clock.now(),
+    );
+    let truth = thread::Truth::new(logic.health().clone());
+    let watched = model.clone();
+    thread::spawn(
+        truth.clone(),
+        clock,
+        config.limits.watchdog_interval,
+        config.limits.liveness_max_stall,
+        move |reason, health, now| die(reason, health, &watched, now),
+    )
+    .context("failed to start the watchdog thread")?;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(IO_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name_fn(|| {
+            static NUMBER: AtomicUsize = AtomicUsize::new(0);
+            format!("io-{}", NUMBER.fetch_add(1, Ordering::Relaxed))
+        })
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")?;
+    let code = runtime.block_on(async {
+        let setup = broker_setup(config, &catalogue, prefetch);
+        let (to_broker, commands) = mpsc::channel::<Command>(4 * (waiting_max + EVENTS));
+        let (from_broker, broker_events) = mpsc::channel::<BrokerEvent>(EVENTS);
+        let session = broker::start(setup, from_broker, commands);
+        let parts = turn::Parts {
+            clock,
+            inputs: inputs.clone(),
+            shown_url: config.broker.shown(),
+            logging,
+            catalogue: Arc::new(catalogue),
+            logic,
+            truth,
+            pool,
+            tokenizers,
+            work_done,
+            to_broker,
+        };
+        turn::Loop::new(parts)
+            .run(broker_events, work_events, session)
+            .await
+    });
+    // Threads of large bodies may still run; they hold nothing that matters any more.
+    runtime.shutdown_background();
+    code
+}
+
+fn broker_setup(config: &Config, catalogue: &Catalogue, prefetch: [u16; 3]) -> broker::Setup {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .or_else(|_| std::fs::read_to_string("/etc/hostname"))
+        .unwrap_or_else(|_| "localhost".into());
+    broker::Setup {
+        config: config.broker.clone(),
+        prefetch,
+        request: RequestLimits {
+            inputs_max: catalogue.max_inputs(),
+            body_bytes_max: BODY_BYTES_MAX,
+        },
+        disconnect_kill: config.limits.disconnect_kill,
+        name: format!("embeddings@{}.{}", host.trim(), std::process::id()),
+    }
+}
+
+/// Unacknowledged deliveries per lane, in the order of [`Lane::ALL`]: of interactive jobs as many as may
+/// queue and some to refuse, of bulk jobs enough to keep the engines busy while the backlog stays in the broker.
+fn prefetch(config: &Config) -> [u16; 3] {
+    Lane::ALL.map(|lane| match lane {
+        Lane::Probe => PROBE_PREFETCH,
+        Lane::Interactive => (config.limits.max_queue + REFUSE_ROOM).min(PREFETCH_MAX) as u16,
+        Lane::Bulk => (config.limits.max_inflight * 2).min(PREFETCH_MAX) as u16,
+    })
+}
+
+/// Ends the process at once, with a record and without destructors, which could hang.
+fn die(reason: KillReason, health: Option<&Health>, model: &str, now: Moment) {
+    let millis =
+        |age: Option<Duration>| age.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+    let inside = health.map(|health| health.inside().map(|(stage, n)| format!("{stage}={n}")).join(" "));
+    telemetry::record_death(&Death {
+        reason: reason.name(),
+        stage: reason.stage().map_or("", |stage| stage.name()),
+        last_progress_age_ms: millis(health.map(|health| health.progress_age(now))),
+        broker_proof_age_ms: millis(health.and_then(|health| health.proof_age(now))),
+        inside: inside.unwrap_or_default(),
+        model: model.to_owned(),
+    });
+    signal_hook::low_level::exit(i32::from(reason.exit_code()));
+}

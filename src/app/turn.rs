@@ -1,0 +1,534 @@
+//! The loop: every event in, the clock read once per turn, every action done in one `match`.
+
+use super::catalogue::{self, Catalogue};
+use super::desk::{Desk, Held};
+use super::die;
+use crate::broker::{Arrival, BrokerEvent, Command, Published};
+use crate::clock::{Clock, Moment};
+use crate::config::{self, Inputs};
+use crate::engine::Sequence;
+use crate::engine::pool::{BatchResult, Pool, PoolEvent, Report, Work};
+use crate::engine::tokenize::Tokenizers;
+use crate::job::request::{Number, decode};
+use crate::job::{JobKey, Lane, Refusal};
+use crate::logic::Logic;
+use crate::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome};
+use crate::logic::status::Subject;
+use crate::telemetry::Logging;
+use crate::watchdog::{notify, thread::Truth};
+use anyhow::Context;
+use futures_util::StreamExt;
+use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook_tokio::Signals;
+use std::collections::{HashMap, VecDeque};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tracing::{debug, error, info, warn};
+
+/// The `Status:` line is written at most this often.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// While the first broker is awaited, each attempt buys the start this much time over the pause before
+/// the next: more than one attempt can take.
+const ATTEMPT_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for the connections to close after everything is settled.
+const CLOSE_MAX: Duration = Duration::from_secs(3);
+
+/// What engines and tokenizers report.
+#[derive(Debug)]
+pub enum Done {
+    /// An engine finished a layer.
+    Step(EngineId),
+    /// An engine finished a batch.
+    Batch(EngineId, BatchId, BatchResult),
+    /// A job's texts are tokens.
+    Tokens(JobKey, Result<Vec<Sequence>, Refusal>),
+}
+
+/// Carries engine events to the loop. A step may be dropped when the loop is behind: it only says that
+/// the engine moves, and the batch's end says so too.
+pub fn report(done: mpsc::Sender<Done>) -> Report {
+    Arc::new(move |event| match event {
+        PoolEvent::Step { engine, .. } => {
+            let _ = done.try_send(Done::Step(EngineId(engine)));
+        }
+        PoolEvent::Done {
+            engine,
+            batch,
+            result,
+        } => {
+            let _ = done.blocking_send(Done::Batch(EngineId(engine), BatchId(batch), result));
+        }
+    })
+}
+
+/// What the loop is made of.
+pub struct Parts {
+    pub clock: Clock,
+    pub inputs: Inputs,
+    pub shown_url: String,
+    pub logging: Logging,
+    pub catalogue: Arc<Catalogue>,
+    pub logic: Logic,
+    pub truth: Truth,
+    pub pool: Pool,
+    pub tokenizers: Tokenizers,
+    pub work_done: mpsc::Sender<Done>,
+    pub to_broker: mpsc::Sender<Command>,
+}
+
+/// The loop and what it owns.
+pub struct Loop {
+    parts: Parts,
+    desk: Desk,
+    /// Items of the batches in engines, to take their vectors in.
+    batches: HashMap<BatchId, Vec<Item>>,
+    next_canary: usize,
+    outcomes: HashMap<(Lane, Outcome), u64>,
+    ready: bool,
+    draining: bool,
+    drained: bool,
+    status: String,
+    status_at: Moment,
+}
+
+impl Loop {
+    /// A loop that has not turned yet.
+    pub fn new(parts: Parts) -> Loop {
+        Loop {
+            parts,
+            desk: Desk::new(),
+            batches: HashMap::new(),
+            next_canary: 0,
+            outcomes: HashMap::new(),
+            ready: false,
+            draining: false,
+            drained: false,
+            status: String::new(),
+            status_at: Moment::ZERO,
+        }
+    }
+
+    /// Turns until everything is drained.
+    pub async fn run(
+        mut self,
+        mut broker: mpsc::Receiver<BrokerEvent>,
+        mut work: mpsc::Receiver<Done>,
+        session: JoinHandle<()>,
+    ) -> anyhow::Result<ExitCode> {
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("failed to listen for signals")?;
+        while !self.drained {
+            let now = self.parts.clock.now();
+            let wait = self.parts.logic.next_check(now).since(now);
+            // Cancelling any of these loses nothing: `recv` and `next` are cancel-safe.
+            let event = tokio::select! {
+                biased;
+                Some(done) = work.recv() => self.work_done(done),
+                Some(signal) = signals.next() => self.signalled(signal),
+                event = broker.recv() => match event {
+                    Some(event) => self.heard(event),
+                    None => anyhow::bail!("the broker task is gone"),
+                },
+                () = tokio::time::sleep(wait) => Some(Event::Tick),
+            };
+            if let Some(event) = event {
+                self.turn(event);
+            }
+        }
+        // Closing the command channel ends the session, and with it what is left unacknowledged.
+        drop(self.parts.to_broker);
+        let _ = tokio::time::timeout(CLOSE_MAX, session).await;
+        let total = |outcome| {
+            Lane::ALL
+                .iter()
+                .filter_map(|&lane| self.outcomes.get(&(lane, outcome)))
+                .sum::<u64>()
+        };
+        info!(
+            answered = total(Outcome::Answered),
+            refused = total(Outcome::Refused),
+            requeued = total(Outcome::Requeued),
+            "stopped"
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// One turn of the logic, and of what follows from it at once.
+    fn turn(&mut self, event: Event) {
+        let now = self.parts.clock.now();
+        let mut events = VecDeque::from([event]);
+        let mut actions = Vec::new();
+        while let Some(event) = events.pop_front() {
+            self.parts.logic.step(event, now, &mut actions);
+            for action in actions.drain(..) {
+                if let Some(event) = self.perform(action, now) {
+                    events.push_back(event);
+                }
+            }
+        }
+        self.parts.truth.update(self.parts.logic.health());
+        self.show_status(now);
+    }
+
+    fn perform(&mut self, action: Action, now: Moment) -> Option<Event> {
+        match action {
+            Action::Tokenize { job } => self.tokenize(job),
+            Action::StartBatch {
+                engine,
+                batch,
+                model,
+                items,
+            } => self.start_batch(engine, batch, model, items),
+            Action::Answer { job } => {
+                let held = self.desk.get_mut(&job)?;
+                if held.lane == Lane::Probe
+                    && !self
+                        .parts
+                        .catalogue
+                        .canary_is_right(held.plan.as_ref()?.model, &held.vectors()[0])
+                {
+                    return Some(Event::CanaryWrong);
+                }
+                let publication = held.answer(job, &self.parts.catalogue);
+                publication.map(|publication| self.command(Command::Publish(publication)))?;
+            }
+            Action::Refuse { job, refusal } => {
+                debug!(job = %self.desk.get(&job)?.id, %refusal, "refused");
+                let publication = self.desk.get(&job)?.refusal(job, refusal);
+                publication.map(|publication| self.command(Command::Publish(publication)))?;
+            }
+            Action::DeadLetter { job, refusal } => {
+                warn!(job = %self.desk.get(&job)?.id, %refusal, "dead-lettered");
+                let publication = self.desk.get(&job)?.dead_letter(job, refusal);
+                publication.map(|publication| self.command(Command::Publish(publication)))?;
+            }
+            Action::Ack { job } => {
+                let receipt = self.desk.get(&job)?.receipt.clone()?;
+                self.command(Command::Ack { job, receipt });
+            }
+            Action::Requeue { job } => {
+                let receipt = self.desk.get(&job)?.receipt.clone()?;
+                self.command(Command::Requeue { receipt });
+            }
+            Action::Forget { job, outcome } => self.forget(job, outcome, now),
+            Action::SendCanary { through_broker } => return self.send_canary(through_broker, now),
+            Action::Reconnect { cause } => self.command(Command::Reconnect { cause }),
+            Action::Ready => {
+                self.ready = true;
+                info!(after_ms = now.as_millis(), "ready");
+                self.status = self.status_line(now);
+                notify::ready(&self.status);
+            }
+            Action::Pet => notify::pet(),
+            Action::Drained => self.drained = true,
+            Action::Kill(reason) => {
+                let model = self.parts.catalogue.default_entry().name.clone();
+                die(reason, Some(self.parts.logic.health()), &model, now);
+            }
+        }
+        None
+    }
+
+    fn command(&mut self, command: Command) {
+        // The channel holds more than the prefetch allows to be under way; a full one means that the
+        // broker task hangs, and the ledger will say so.
+        if self.parts.to_broker.try_send(command).is_err() {
+            error!("the broker task does not take commands");
+        }
+    }
+
+    fn tokenize(&mut self, job: JobKey) {
+        let Some(held) = self.desk.get_mut(&job) else {
+            return;
+        };
+        let Some(plan) = held.plan.clone() else { return };
+        let texts = std::mem::take(&mut held.texts);
+        let model = self.parts.catalogue.entry(plan.model).model.clone();
+        let done = self.parts.work_done.clone();
+        let task = Box::new(move || {
+            let result = catalogue::tokenize(&model, &texts, &plan);
+            let _ = done.blocking_send(Done::Tokens(job, result));
+        });
+        if self.parts.tokenizers.submit(task).is_err() {
+            error!("the tokenizers do not take work");
+        }
+    }
+
+    fn start_batch(&mut self, engine: EngineId, batch: BatchId, model: ModelId, items: Vec<Item>) {
+        let model = self.parts.catalogue.entry(model).model.clone();
+        let sequences = items
+            .iter()
+            .filter_map(|item| self.desk.get(&item.job)?.sequences.get(item.input).cloned())
+            .collect();
+        self.batches.insert(batch, items);
+        if self
+            .parts
+            .pool
+            .submit(
+                engine.0,
+                Work {
+                    batch: batch.0,
+                    model,
+                    sequences,
+                },
+            )
+            .is_err()
+        {
+            error!(engine = engine.0, "the engine does not take work");
+        }
+    }
+
+    fn send_canary(&mut self, through_broker: bool, now: Moment) -> Option<Event> {
+        let ids = self.parts.catalogue.ids();
+        let model = ModelId(self.next_canary % ids.len());
+        self.next_canary += 1;
+        let body = self.parts.catalogue.canary(model);
+        if through_broker {
+            self.command(Command::SendCanary { body });
+            return None;
+        }
+        let limits = crate::job::request::RequestLimits {
+            inputs_max: 1,
+            body_bytes_max: body.len(),
+        };
+        let request = decode(&Default::default(), &body, limits).expect("a canary is well formed");
+        let plan = self
+            .parts
+            .catalogue
+            .plan(&request)
+            .expect("a canary can be planned");
+        let ticket = plan.ticket(1, body.len(), None);
+        let job = self.parts.logic.local_key();
+        self.desk.insert(job, Held::local(plan, request.input, now));
+        Some(Event::Delivered {
+            job,
+            lane: Lane::Probe,
+            arrival: Ok(ticket),
+            answerable: false,
+        })
+    }
+
+    fn forget(&mut self, job: JobKey, outcome: Outcome, now: Moment) {
+        let Some(held) = self.desk.remove(&job) else {
+            return;
+        };
+        let duration_ms = u64::try_from(now.since(held.arrived).as_millis()).unwrap_or(u64::MAX);
+        let (lane, outcome_name) = (held.lane.name(), outcome.name());
+        *self.outcomes.entry((held.lane, outcome)).or_default() += 1;
+        if outcome == Outcome::Returned {
+            let returned = self.outcomes[&(held.lane, outcome)];
+            warn!(job = %held.id, lane, duration_ms, returned, "nobody waits for the answer any more");
+        } else {
+            debug!(job = %held.id, lane, duration_ms, outcome = outcome_name, "settled");
+        }
+    }
+
+    fn work_done(&mut self, done: Done) -> Option<Event> {
+        Some(match done {
+            Done::Step(engine) => Event::BatchStep { engine },
+            Done::Tokens(job, result) => {
+                let result = result.map(|sequences| {
+                    let tokens = sequences.iter().map(|sequence| sequence.ids.len()).collect();
+                    if let Some(held) = self.desk.get_mut(&job) {
+                        held.tokenized(sequences);
+                    }
+                    tokens
+                });
+                Event::Tokenized { job, result }
+            }
+            Done::Batch(engine, batch, result) => {
+                let items = self.batches.remove(&batch)?;
+                let results = match result {
+                    Ok(vectors) => items
+                        .iter()
+                        .zip(vectors)
+                        .map(|(item, vector)| self.take_vector(item, vector))
+                        .collect(),
+                    Err(error) => {
+                        error!(engine = engine.0, %error, "a batch failed");
+                        vec![Err(error.to_string()); items.len()]
+                    }
+                };
+                Event::BatchDone {
+                    engine,
+                    batch,
+                    results,
+                }
+            }
+        })
+    }
+
+    fn take_vector(
+        &mut self,
+        item: &Item,
+        vector: Result<Vec<f32>, crate::engine::VectorFault>,
+    ) -> Result<(), String> {
+        let vector = vector.map_err(|fault| fault.to_string())?;
+        if let Some(held) = self.desk.get_mut(&item.job) {
+            held.computed(item.input, vector);
+        }
+        Ok(())
+    }
+
+    fn heard(&mut self, event: BrokerEvent) -> Option<Event> {
+        Some(match event {
+            BrokerEvent::Waiting {
+                attempts,
+                cause,
+                pause,
+            } => {
+                warn!(attempts, %cause, pause_ms = pause.as_millis() as u64, "no broker");
+                if !self.ready {
+                    let line = format!(
+                        "waiting for the broker at {} · attempt {attempts}: {cause}",
+                        self.parts.shown_url
+                    );
+                    notify::extend_start(ATTEMPT_MAX + pause, &line);
+                }
+                return None;
+            }
+            BrokerEvent::Up => {
+                if !self.ready {
+                    notify::extend_start(ATTEMPT_MAX, "broker reached · first canary under way");
+                }
+                Event::BrokerUp
+            }
+            BrokerEvent::Down { .. } => Event::BrokerDown,
+            BrokerEvent::Proof => Event::BrokerProof,
+            BrokerEvent::Blocked { reason } => {
+                warn!(%reason, "the broker blocks publishing");
+                Event::BrokerBlocked
+            }
+            BrokerEvent::Unblocked => {
+                info!("the broker takes messages again");
+                Event::BrokerUnblocked
+            }
+            BrokerEvent::Arrived(arrival) => self.arrived(*arrival),
+            BrokerEvent::Published { job, outcome } => {
+                let dead = self.desk.get(&job)?.receipt.is_some() && self.parts.logic.is_dead_lettering(job);
+                match (dead, outcome) {
+                    (true, _) => Event::DeadLettered { job },
+                    (false, Published::Routed) => Event::Confirmed {
+                        job,
+                        outcome: Confirmation::Routed,
+                    },
+                    (false, Published::Returned) => Event::Confirmed {
+                        job,
+                        outcome: Confirmation::Returned,
+                    },
+                    (false, Published::Rejected) => Event::Confirmed {
+                        job,
+                        outcome: Confirmation::Rejected,
+                    },
+                }
+            }
+            BrokerEvent::Acked { job } => Event::Acked { job },
+        })
+    }
+
+    fn arrived(&mut self, mut arrival: Arrival) -> Event {
+        let now = self.parts.clock.now();
+        let (job, lane) = (arrival.key, arrival.lane);
+        let answerable = arrival.properties.reply_to.is_some();
+        let request = std::mem::replace(&mut arrival.request, Err(Refusal::invalid("", "")));
+        let missing = || Refusal::invalid("reply_to", "reply_to is missing, there is no place for an answer");
+        let planned = request.and_then(|request| {
+            let plan = self.parts.catalogue.plan(&request)?;
+            Ok((plan, request.input))
+        });
+        let planned = if answerable {
+            planned
+        } else {
+            planned.and(Err(missing()))
+        };
+        let deadline = self.deadline(&arrival, now);
+        let bytes = arrival.bytes;
+        let (arrival_event, plan, texts) = match planned {
+            Ok((plan, texts)) => (Ok(plan.ticket(texts.len(), bytes, deadline)), Some(plan), texts),
+            Err(refusal) => (Err(refusal), None, Vec::new()),
+        };
+        self.desk.insert(job, Held::new(arrival, plan, texts, now));
+        Event::Delivered {
+            job,
+            lane,
+            arrival: arrival_event,
+            answerable,
+        }
+    }
+
+    /// When the caller stops waiting: the budget from when the caller sent, as far as that is known.
+    fn deadline(&self, arrival: &Arrival, now: Moment) -> Option<Moment> {
+        let Number::Value(budget_ms) = arrival.properties.budget_ms else {
+            return None;
+        };
+        let now_ms = self.parts.clock.unix_ms();
+        let sent_ms = match (arrival.properties.sent_at_ms, arrival.properties.timestamp_s) {
+            (Number::Value(ms), _) => ms,
+            (_, Some(seconds)) => seconds.saturating_mul(1000),
+            _ => now_ms,
+        };
+        // A sender whose clock is ahead gets its whole budget, no more.
+        let spent = Duration::from_millis(now_ms.saturating_sub(sent_ms));
+        Some(now + Duration::from_millis(budget_ms).saturating_sub(spent))
+    }
+
+    fn signalled(&mut self, signal: i32) -> Option<Event> {
+        if signal == SIGHUP {
+            return self.reload();
+        }
+        if self.draining {
+            return None;
+        }
+        self.draining = true;
+        info!("stopping: no new jobs, finishing what is in flight");
+        notify::stopping("draining · no new jobs, finishing what is in flight");
+        self.command(Command::StopIntake);
+        Some(Event::Drain)
+    }
+
+    /// Reads the configuration again. A bad one changes nothing and says so.
+    fn reload(&mut self) -> Option<Event> {
+        notify::reloading();
+        let event = match config::load(&self.parts.inputs) {
+            Ok(loaded) => {
+                if let Err(error) = self.parts.logging.set_level(&loaded.config.log.level) {
+                    error!(%error, "log level kept");
+                }
+                loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
+                info!("limits and log level read again");
+                Some(Event::Reloaded(loaded.config.limits))
+            }
+            Err(errors) => {
+                error!("configuration kept as it was: {errors}");
+                None
+            }
+        };
+        notify::ready(&self.status);
+        event
+    }
+
+    fn show_status(&mut self, now: Moment) {
+        // Before ready the connect loop speaks, and a stopping service has said its last word.
+        let silent = !self.ready || self.draining || now.since(self.status_at) < STATUS_INTERVAL;
+        if silent {
+            return;
+        }
+        let line = self.status_line(now);
+        self.status_at = now;
+        if line != self.status {
+            notify::status(&line);
+            self.status = line;
+        }
+    }
+
+    fn status_line(&self, now: Moment) -> String {
+        let entry = self.parts.catalogue.default_entry();
+        let subject = Subject {
+            model: &entry.name,
+            device: entry.model.info().device.name(),
+        };
+        self.parts.logic.status_line(&subject, now)
+    }
+}

@@ -1,0 +1,233 @@
+//! Deliveries in: lapin's message to an [`Arrival`], read and checked, with the receipt to settle it by.
+
+use super::{BrokerError, BrokerEvent};
+use crate::job::reply::{HEADER_ATTEMPT, TYPE_ERROR, TYPE_RESULT};
+use crate::job::request::{Number, Properties, Request, RequestLimits, decode};
+use crate::job::{JobKey, Lane, Refusal};
+use futures_util::StreamExt;
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicNackOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Acker, BasicProperties, Consumer};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio::sync::mpsc;
+
+/// Bodies above this size are read on a thread where that may take its time.
+const DECODE_INLINE_BYTES: usize = 64 * 1024;
+
+/// Numbers for deliveries, unique in the process.
+static NEXT_KEY: AtomicU64 = AtomicU64::new(1);
+
+/// A message as it came, and what it asks for.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Its number.
+    pub key: JobKey,
+    /// The queue it came from.
+    pub lane: Lane,
+    /// What settles it.
+    pub receipt: Receipt,
+    /// Its properties and headers.
+    pub properties: Properties,
+    /// Which attempt this is; the first is 1.
+    pub attempt: u64,
+    /// Size of the body.
+    pub bytes: usize,
+    /// What it asks for, or what is wrong.
+    pub request: Result<Request, Refusal>,
+}
+
+/// The right to settle one delivery, and its message for the dead-letter queue.
+#[derive(Debug, Clone)]
+pub struct Receipt {
+    pub(super) session: u64,
+    pub(super) queue: Arc<str>,
+    pub(super) message: Arc<Message>,
+    acker: Acker,
+}
+
+/// A message as it came.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) properties: BasicProperties,
+    pub(super) body: Vec<u8>,
+}
+
+impl Receipt {
+    /// Writes the acknowledgement. False if the delivery is void.
+    pub(super) async fn ack(&self) -> Result<bool, lapin::Error> {
+        self.acker.ack(BasicAckOptions::default()).await
+    }
+
+    /// Gives the message back to its queue. False if the delivery is void.
+    pub(super) async fn requeue(&self) -> Result<bool, lapin::Error> {
+        self.acker
+            .nack(BasicNackOptions {
+                requeue: true,
+                multiple: false,
+            })
+            .await
+    }
+}
+
+/// Where deliveries of one consumer belong.
+#[derive(Clone)]
+pub(super) struct Origin {
+    pub(super) lane: Lane,
+    pub(super) queue: Arc<str>,
+    pub(super) session: u64,
+    pub(super) limits: RequestLimits,
+}
+
+/// Reads one consumer until it ends. Its end is a fault unless we are `stopping`: a queue that was deleted
+/// looks just like that. Answers to our own canaries end here.
+pub(super) async fn consume(
+    mut consumer: Consumer,
+    origin: Origin,
+    stopping: Arc<AtomicBool>,
+    events: mpsc::Sender<BrokerEvent>,
+) -> Result<(), BrokerError> {
+    while let Some(delivery) = consumer.next().await {
+        let delivery = delivery.map_err(BrokerError::lapin("consuming"))?;
+        if origin.lane == Lane::Probe && is_answer(&delivery) {
+            delivery
+                .acker
+                .ack(BasicAckOptions::default())
+                .await
+                .map_err(BrokerError::lapin("acknowledging"))?;
+            if events.send(BrokerEvent::Proof).await.is_err() {
+                return Ok(());
+            }
+            continue;
+        }
+        let arrival = if delivery.data.len() > DECODE_INLINE_BYTES {
+            let origin = origin.clone();
+            tokio::task::spawn_blocking(move || read(delivery, &origin))
+                .await
+                .expect("reading a request cannot panic")
+        } else {
+            read(delivery, &origin)
+        };
+        if events
+            .send(BrokerEvent::Arrived(Box::new(arrival)))
+            .await
+            .is_err()
+        {
+            return Ok(());
+        }
+    }
+    if stopping.load(Ordering::Relaxed) {
+        Ok(())
+    } else {
+        Err(BrokerError::Cancelled(origin.queue.to_string()))
+    }
+}
+
+fn is_answer(delivery: &Delivery) -> bool {
+    let kind = delivery.properties.kind().as_ref().map(ShortString::as_str);
+    kind == Some(TYPE_RESULT) || kind == Some(TYPE_ERROR)
+}
+
+fn read(delivery: Delivery, origin: &Origin) -> Arrival {
+    let properties = plain(&delivery.properties, delivery.redelivered);
+    let request = decode(&properties, &delivery.data, origin.limits);
+    let bytes = delivery.data.len();
+    let attempt = properties.delivery_count + 1;
+    Arrival {
+        key: JobKey(NEXT_KEY.fetch_add(1, Ordering::Relaxed)),
+        lane: origin.lane,
+        receipt: Receipt {
+            session: origin.session,
+            queue: origin.queue.clone(),
+            message: Arc::new(Message {
+                properties: delivery.properties,
+                body: delivery.data,
+            }),
+            acker: delivery.acker,
+        },
+        properties,
+        attempt,
+        bytes,
+        request,
+    }
+}
+
+fn plain(properties: &BasicProperties, redelivered: bool) -> Properties {
+    let text = |value: &Option<ShortString>| value.as_ref().map(|text| text.as_str().to_owned());
+    let empty = FieldTable::default();
+    let headers = properties.headers().as_ref().unwrap_or(&empty);
+    let count = |name| match number(headers, name) {
+        Number::Value(n) => n,
+        Number::Absent | Number::Wrong => 0,
+    };
+    let delivery_count = count("x-delivery-count").max(count(HEADER_ATTEMPT).saturating_sub(1));
+    Properties {
+        reply_to: text(properties.reply_to()).filter(|queue| !queue.is_empty()),
+        correlation_id: text(properties.correlation_id()),
+        message_id: text(properties.message_id()).filter(|id| !id.is_empty()),
+        content_type: text(properties.content_type()),
+        content_encoding: text(properties.content_encoding()),
+        timestamp_s: *properties.timestamp(),
+        budget_ms: number(headers, "x-budget-ms"),
+        sent_at_ms: number(headers, "x-sent-at-ms"),
+        delivery_count: delivery_count.max(u64::from(redelivered)),
+        redelivered,
+    }
+}
+
+/// A header as a number, in whatever AMQP type the sender's library chose for it.
+fn number(headers: &FieldTable, name: &str) -> Number {
+    let Some(value) = headers.inner().get(name) else {
+        return Number::Absent;
+    };
+    let signed = match value {
+        AMQPValue::ShortShortInt(n) => i128::from(*n),
+        AMQPValue::ShortShortUInt(n) => i128::from(*n),
+        AMQPValue::ShortInt(n) => i128::from(*n),
+        AMQPValue::ShortUInt(n) => i128::from(*n),
+        AMQPValue::LongInt(n) => i128::from(*n),
+        AMQPValue::LongUInt(n) => i128::from(*n),
+        AMQPValue::LongLongInt(n) => i128::from(*n),
+        AMQPValue::Timestamp(n) => i128::from(*n),
+        AMQPValue::Float(x) if x.is_finite() => *x as i128,
+        AMQPValue::Double(x) if x.is_finite() => *x as i128,
+        AMQPValue::LongString(text) => {
+            match std::str::from_utf8(text.as_bytes()).map(|text| text.trim().parse()) {
+                Ok(Ok(n)) => n,
+                _ => return Number::Wrong,
+            }
+        }
+        AMQPValue::ShortString(text) => match text.as_str().trim().parse() {
+            Ok(n) => n,
+            Err(_) => return Number::Wrong,
+        },
+        AMQPValue::Void => return Number::Absent,
+        _ => return Number::Wrong,
+    };
+    u64::try_from(signed).map_or(Number::Wrong, Number::Value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_come_in_many_types() {
+        let mut headers = FieldTable::default();
+        for (value, expected) in [
+            (AMQPValue::LongInt(5), Number::Value(5)),
+            (AMQPValue::LongLongInt(-1), Number::Wrong),
+            (AMQPValue::LongString(" 70 ".into()), Number::Value(70)),
+            (AMQPValue::LongString("soon".into()), Number::Wrong),
+            (AMQPValue::Double(1.5), Number::Value(1)),
+            (AMQPValue::Double(f64::NAN), Number::Wrong),
+            (AMQPValue::Boolean(true), Number::Wrong),
+            (AMQPValue::Void, Number::Absent),
+        ] {
+            headers.insert("x".into(), value.clone());
+            assert_eq!(number(&headers, "x"), expected, "{value:?}");
+        }
+        assert_eq!(number(&headers, "y"), Number::Absent);
+    }
+}

@@ -1,0 +1,273 @@
+//! The way to RabbitMQ and back. The only module that names lapin; it decides nothing about jobs.
+//!
+//! [`start`] runs one task that keeps a [`session`] with the broker: two connections (a broker that
+//! blocks publishers must not stop acknowledgements), consumers, a publisher and a prober. When any
+//! part of a session fails the whole session ends, and a fresh one begins after a pause; nothing of an
+//! old session is ever used in a new one. lapin's own recovery stays off: see `docs/design`.
+
+pub mod client;
+mod intake;
+pub mod probe;
+mod publish;
+mod session;
+mod topology;
+
+pub use intake::{Arrival, Receipt};
+pub use publish::{Content, Publication};
+
+use crate::config::BrokerConfig;
+use crate::job::request::RequestLimits;
+use crate::job::{JobKey, Lane};
+use rand::Rng;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+/// First pause after a failed attempt; doubles up to [`PAUSE_MAX`], and the real pause is drawn evenly
+/// from zero to it, so that a fleet does not come back in lockstep (full jitter).
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
+/// Longest pause between attempts. Short against the default `disconnect_kill_ms` of 10 s.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Longest time for connecting, declaring and subscribing together. RabbitMQ's own handshake limit is 10 s.
+const OPEN_MAX: Duration = Duration::from_secs(8);
+
+/// Why there is no session, or no longer.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The client library failed: the network, a protocol error, or a refusal by the broker.
+    #[error("{doing}: {source}")]
+    Lapin {
+        /// What was under way.
+        doing: &'static str,
+        /// What the library says.
+        source: Box<lapin::Error>,
+    },
+    /// The broker did not answer in time.
+    #[error("{doing}: no answer within {} ms", .limit.as_millis())]
+    Timeout {
+        /// What was under way.
+        doing: &'static str,
+        /// The deadline.
+        limit: Duration,
+    },
+    /// The URL does not parse. It is not repeated: it may hold a password.
+    #[error("broker.url is not an AMQP URL: {0}")]
+    Url(String),
+    /// The file with the roots cannot be read.
+    #[error("broker.ca_file {path}: {source}")]
+    CaFile {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A consumer ended: its queue was deleted, or the broker cancelled it.
+    #[error("consumer of {0} was cancelled by the broker")]
+    Cancelled(String),
+    /// A message to a queue of our own came back.
+    #[error("queue {0} is gone")]
+    QueueGone(String),
+    /// The service asked for a fresh session.
+    #[error("{0}")]
+    Asked(&'static str),
+}
+
+impl BrokerError {
+    fn lapin(doing: &'static str) -> impl FnOnce(lapin::Error) -> BrokerError {
+        move |source| BrokerError::Lapin {
+            doing,
+            source: Box::new(source),
+        }
+    }
+}
+
+/// Awaits an answer of the broker, but not for ever.
+async fn within<T>(
+    doing: &'static str,
+    limit: Duration,
+    answer: impl Future<Output = Result<T, lapin::Error>>,
+) -> Result<T, BrokerError> {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(result) => result.map_err(BrokerError::lapin(doing)),
+        Err(_) => Err(BrokerError::Timeout { doing, limit }),
+    }
+}
+
+/// What the broker task tells.
+#[derive(Debug)]
+pub enum BrokerEvent {
+    /// No session yet, or none again: this attempt failed, the next follows after `pause`.
+    Waiting {
+        /// Attempts that failed in a row.
+        attempts: u32,
+        /// Why the last failed.
+        cause: String,
+        /// Until the next.
+        pause: Duration,
+    },
+    /// A session stands.
+    Up,
+    /// The session is gone; no event of it will follow.
+    Down {
+        /// Why.
+        cause: String,
+    },
+    /// The broker answered.
+    Proof,
+    /// The broker says that it takes no messages.
+    Blocked {
+        /// Its reason.
+        reason: String,
+    },
+    /// It takes messages again.
+    Unblocked,
+    /// A message came.
+    Arrived(Box<Arrival>),
+    /// The broker answered for a publication.
+    Published {
+        /// The job.
+        job: JobKey,
+        /// How.
+        outcome: Published,
+    },
+    /// The acknowledgement is written.
+    Acked {
+        /// The job.
+        job: JobKey,
+    },
+}
+
+/// How the broker answered for a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Published {
+    /// It is in a queue.
+    Routed,
+    /// There is no such queue.
+    Returned,
+    /// The broker would not take it.
+    Rejected,
+}
+
+/// What the broker task is asked.
+#[derive(Debug)]
+pub enum Command {
+    /// Publish and report the broker's answer.
+    Publish(Box<Publication>),
+    /// Acknowledge.
+    Ack {
+        /// The job.
+        job: JobKey,
+        /// Its delivery.
+        receipt: Receipt,
+    },
+    /// Give back to the queue.
+    Requeue {
+        /// Its delivery.
+        receipt: Receipt,
+    },
+    /// Publish a canary to our own probe queue.
+    SendCanary {
+        /// Its body.
+        body: Vec<u8>,
+    },
+    /// End this session and begin a new one.
+    Reconnect {
+        /// Why.
+        cause: &'static str,
+    },
+    /// Take no further deliveries.
+    StopIntake,
+}
+
+/// What a session needs to know.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Where.
+    pub config: BrokerConfig,
+    /// Unacknowledged deliveries per lane, in the order of [`Lane::ALL`].
+    pub prefetch: [u16; 3],
+    /// Bounds on one request.
+    pub request: RequestLimits,
+    /// Age of the last proof at which the process ends; the prober is fast enough to be heard within it.
+    pub disconnect_kill: Duration,
+    /// Name of this connection, as shown by the broker's tools.
+    pub name: String,
+}
+
+impl Setup {
+    fn prefetch(&self, lane: Lane) -> u16 {
+        self.prefetch[lane as usize]
+    }
+}
+
+/// Starts the broker task on the current runtime. It ends when `commands` is closed, and then has
+/// closed its connections. `events` is bounded: a service that is slow to listen slows its own intake.
+pub fn start(
+    setup: Setup,
+    events: mpsc::Sender<BrokerEvent>,
+    mut commands: mpsc::Receiver<Command>,
+) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut attempts = 0u32;
+        for number in 1u64.. {
+            let cause = match tokio::time::timeout(OPEN_MAX, session::open(&setup, number)).await {
+                Ok(Ok(session)) => {
+                    info!(session = number, "connected to the broker");
+                    attempts = 0;
+                    if events.send(BrokerEvent::Up).await.is_err() {
+                        return;
+                    }
+                    let end = session.run(&events, &mut commands).await;
+                    let Err(cause) = end else { return };
+                    warn!(session = number, cause = %cause, "lost the broker");
+                    if events
+                        .send(BrokerEvent::Down {
+                            cause: cause.to_string(),
+                        })
+                        .await
+                        .is_err()
+                    {
+                        return;
+                    }
+                    cause
+                }
+                Ok(Err(cause)) => cause,
+                Err(_) => BrokerError::Timeout {
+                    doing: "opening a session",
+                    limit: OPEN_MAX,
+                },
+            };
+            let ceiling = PAUSE_FIRST.saturating_mul(1 << attempts.min(8)).min(PAUSE_MAX);
+            let pause = rand::rng().random_range(Duration::ZERO..=ceiling);
+            attempts += 1;
+            let cause = cause.to_string();
+            if events
+                .send(BrokerEvent::Waiting {
+                    attempts,
+                    cause,
+                    pause,
+                })
+                .await
+                .is_err()
+            {
+                return;
+            }
+            if wait(pause, &mut commands).await.is_none() {
+                return;
+            }
+        }
+    })
+}
+
+/// Waits, throwing away what concerns sessions that are gone. `None` if the service is stopping.
+async fn wait(pause: Duration, commands: &mut mpsc::Receiver<Command>) -> Option<()> {
+    let pause = sleep(pause);
+    tokio::pin!(pause);
+    loop {
+        tokio::select! {
+            () = &mut pause => return Some(()),
+            command = commands.recv() => drop(command?),
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Answers out: encoded, published `mandatory`, and confirmed by the broker.
+
+use super::intake::Receipt;
+use super::{BrokerError, BrokerEvent, Published};
+use crate::job::reply::{
+    APP_ID, Answer, HEADER_ATTEMPT, HEADER_FINGERPRINT, TYPE_ERROR, TYPE_RESULT, error_json,
+};
+use crate::job::{JobKey, Refusal};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use lapin::options::BasicPublishOptions;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{BasicProperties, Channel, Confirmation};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Longest time from handing a message to the client library to the broker's confirm, not counting the
+/// time during which the broker says that it blocks us.
+const CONFIRM_MAX: Duration = Duration::from_secs(15);
+/// Answers with more numbers than this are written on a thread where that may take its time.
+const ENCODE_INLINE_NUMBERS: usize = 32 * 1024;
+/// AMQP delivery mode 2: the message survives a restart of the broker if its queue does.
+pub(super) const PERSISTENT: u8 = 2;
+
+/// How the names begin that RabbitMQ makes up for consumers of its direct reply-to.
+const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to.";
+
+/// A message to publish for a job.
+#[derive(Debug)]
+pub struct Publication {
+    /// The job.
+    pub job: JobKey,
+    /// Its delivery; a publication for a lost session is dropped.
+    pub receipt: Receipt,
+    /// What to publish, and where.
+    pub content: Content,
+}
+
+/// What to publish, and where.
+#[derive(Debug)]
+pub enum Content {
+    /// To the sender.
+    Reply {
+        /// The sender's queue.
+        to: String,
+        /// As in the request.
+        correlation_id: Option<String>,
+        /// The job's id.
+        message_id: String,
+        /// Which attempt this answer comes from.
+        attempt: u64,
+        /// Vectors with their fingerprint, or a refusal.
+        body: Result<(Answer, String), Refusal>,
+    },
+    /// A copy of the message to the dead-letter queue.
+    DeadLetter {
+        /// Why.
+        refusal: Refusal,
+        /// Which attempt was the last.
+        attempt: u64,
+    },
+}
+
+/// The broker's saying that it takes no messages, shared by all that must be patient then.
+pub(super) type Blocked = Arc<AtomicBool>;
+
+/// Publishes what comes, many at a time; ends with the first fault. `queue` is bounded, and so is what
+/// is under way: each publication belongs to an unacknowledged delivery, and the prefetch bounds those.
+pub(super) async fn run(
+    channel: Channel,
+    dead: Arc<str>,
+    blocked: Blocked,
+    mut queue: mpsc::Receiver<Box<Publication>>,
+    events: mpsc::Sender<BrokerEvent>,
+) -> Result<(), BrokerError> {
+    let mut under_way = FuturesUnordered::new();
+    let mut open = true;
+    while open || !under_way.is_empty() {
+        tokio::select! {
+            publication = queue.recv(), if open => match publication {
+                Some(publication) => under_way.push(publish(&channel, &dead, &blocked, *publication)),
+                None => open = false,
+            },
+            Some(done) = under_way.next(), if !under_way.is_empty() => {
+                let (job, outcome) = done?;
+                if events.send(BrokerEvent::Published { job, outcome }).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn publish(
+    channel: &Channel,
+    dead: &str,
+    blocked: &Blocked,
+    publication: Publication,
+) -> Result<(JobKey, Published), BrokerError> {
+    let Publication {
+        job,
+        receipt,
+        content,
+    } = publication;
+    match content {
+        Content::Reply {
+            to,
+            correlation_id,
+            message_id,
+            attempt,
+            body,
+        } => {
+            let mut headers = FieldTable::default();
+            headers.insert(HEADER_ATTEMPT.into(), whole(attempt));
+            let (kind, bytes) = match body {
+                Ok((answer, fingerprint)) => {
+                    headers.insert(HEADER_FINGERPRINT.into(), text(&fingerprint));
+                    (TYPE_RESULT, encode(answer).await)
+                }
+                Err(refusal) => (TYPE_ERROR, error_json(&refusal)),
+            };
+            let mut properties = BasicProperties::default()
+                .with_app_id(APP_ID.into())
+                .with_type(kind.into())
+                .with_message_id(message_id.into())
+                .with_content_type("application/json".into())
+                .with_delivery_mode(PERSISTENT)
+                .with_headers(headers);
+            if let Some(id) = correlation_id {
+                properties = properties.with_correlation_id(id.into());
+            }
+            let outcome = send(channel, blocked, &to, &bytes, properties).await?;
+            Ok((job, outcome))
+        }
+        Content::DeadLetter { refusal, attempt } => {
+            let message = &receipt.message;
+            let properties = dead_properties(&receipt, &refusal, attempt);
+            match send(channel, blocked, dead, &message.body, properties).await? {
+                Published::Routed => Ok((job, Published::Routed)),
+                // A dead-letter queue that is gone or full must not cost the message: the session ends,
+                // the delivery goes back, and the next session declares the queue again.
+                Published::Returned | Published::Rejected => Err(BrokerError::QueueGone(dead.to_owned())),
+            }
+        }
+    }
+}
+
+/// Publishes to a queue by its name, and waits for the broker's answer.
+///
+/// Direct reply-to is no queue: the broker hands such a message over and nonetheless returns it as
+/// unroutable if it is `mandatory` (seen on 3.10.8). There the flag says nothing, and is left away.
+pub(super) async fn send(
+    channel: &Channel,
+    blocked: &Blocked,
+    queue: &str,
+    body: &[u8],
+    properties: BasicProperties,
+) -> Result<Published, BrokerError> {
+    let options = BasicPublishOptions {
+        mandatory: !queue.starts_with(DIRECT_REPLY_TO),
+        immediate: false,
+    };
+    let confirmed = async {
+        channel
+            .basic_publish("".into(), queue.into(), options, body, properties)
+            .await?
+            .await
+    };
+    tokio::pin!(confirmed);
+    let confirmation = loop {
+        match tokio::time::timeout(CONFIRM_MAX, &mut confirmed).await {
+            Ok(result) => break result.map_err(BrokerError::lapin("publishing"))?,
+            Err(_) if blocked.load(Ordering::Relaxed) => {}
+            Err(_) => {
+                return Err(BrokerError::Timeout {
+                    doing: "waiting for a confirm",
+                    limit: CONFIRM_MAX,
+                });
+            }
+        }
+    };
+    Ok(match confirmation {
+        Confirmation::Ack(None) => Published::Routed,
+        Confirmation::Ack(Some(_)) => Published::Returned,
+        Confirmation::Nack(_) | Confirmation::NotRequested => Published::Rejected,
+    })
+}
+
+async fn encode(answer: Answer) -> Vec<u8> {
+    let numbers: usize = answer.vectors.iter().map(Vec::len).sum();
+    if numbers <= ENCODE_INLINE_NUMBERS {
+        return answer.to_json();
+    }
+    tokio::task::spawn_blocking(move || answer.to_json())
+        .await
+        .expect("writing JSON cannot panic")
+}
+
+/// The message's own properties, and headers that say why it is here.
+fn dead_properties(receipt: &Receipt, refusal: &Refusal, attempt: u64) -> BasicProperties {
+    let original = receipt.message.properties.clone();
+    let mut headers = original.headers().clone().unwrap_or_default();
+    headers.insert("x-error-type".into(), text(refusal.error.name()));
+    headers.insert("x-error-code".into(), whole(u64::from(refusal.error.code())));
+    headers.insert("x-error-message".into(), text(&refusal.message));
+    if let Some(param) = &refusal.param {
+        headers.insert("x-error-param".into(), text(param));
+    }
+    headers.insert("x-original-queue".into(), text(&receipt.queue));
+    headers.insert(HEADER_ATTEMPT.into(), whole(attempt));
+    // An expiration or a user id of the original must not decide about the copy.
+    let kept = |value: &Option<ShortString>| value.clone();
+    let mut properties = BasicProperties::default()
+        .with_headers(headers)
+        .with_delivery_mode(PERSISTENT);
+    if let Some(value) = kept(original.content_type()) {
+        properties = properties.with_content_type(value);
+    }
+    if let Some(value) = kept(original.correlation_id()) {
+        properties = properties.with_correlation_id(value);
+    }
+    if let Some(value) = kept(original.message_id()) {
+        properties = properties.with_message_id(value);
+    }
+    if let Some(value) = kept(original.reply_to()) {
+        properties = properties.with_reply_to(value);
+    }
+    if let Some(value) = kept(original.app_id()) {
+        properties = properties.with_app_id(value);
+    }
+    if let Some(value) = original.timestamp() {
+        properties = properties.with_timestamp(*value);
+    }
+    properties
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+fn whole(value: u64) -> AMQPValue {
+    AMQPValue::LongLongInt(i64::try_from(value).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,312 @@
+//! One session with the broker: two connections and all that runs on them, from opening to the first fault.
+
+use super::intake::{self, Origin};
+use super::publish::{self, Blocked, Publication};
+use super::{BrokerError, BrokerEvent, Command, Published, Setup, topology, within};
+use crate::config::BrokerConfig;
+use crate::job::{Lane, Names};
+use futures_util::StreamExt;
+use lapin::options::{
+    BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions,
+};
+use lapin::tcp::OwnedTLSConfig;
+use lapin::types::FieldTable;
+use lapin::uri::AMQPUri;
+use lapin::{
+    BasicProperties, Channel, Connection, ConnectionProperties, Consumer, DefaultConnectionBuilder, Event,
+};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// Heartbeat asked for where the URL asks for none: RabbitMQ advises 5 to 20 s, and a peer counts as
+/// dead after twice the time.
+const HEARTBEAT_S: u16 = 10;
+/// Longest time for one step of opening a session.
+const STEP_MAX: Duration = Duration::from_secs(5);
+/// Longest time for writing one acknowledgement.
+const ACK_MAX: Duration = Duration::from_secs(5);
+/// Longest time for saying good-bye.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
+/// Publications that wait for the publisher; each belongs to an unacknowledged delivery.
+const PUBLISH_QUEUE: usize = 4096;
+
+/// An open session.
+pub(super) struct Session {
+    number: u64,
+    consuming: Connection,
+    publishing: Connection,
+    control: Channel,
+    publisher: Channel,
+    consumers: Vec<(Lane, Arc<str>, Channel, Consumer)>,
+    names: Names,
+    probe_queue: String,
+    setup: Setup,
+    blocked: Blocked,
+}
+
+/// Connects twice, ensures the topology, and subscribes. The caller sets the deadline for all of it.
+pub(super) async fn open(setup: &Setup, number: u64) -> Result<Session, BrokerError> {
+    let names = Names::new(&setup.config.prefix);
+    let consuming = connect(&setup.config, &format!("{} consume", setup.name)).await?;
+    let publishing = connect(&setup.config, &format!("{} publish", setup.name)).await?;
+    let control = channel(&consuming).await?;
+    topology::ensure(&control, &names, setup.config.declare).await?;
+    let probe_queue = format!("{}.probe.{}.{number}", setup.config.prefix, setup.name);
+    topology::probe_queue(&control, &probe_queue).await?;
+    let publisher = channel(&publishing).await?;
+    within(
+        "selecting confirms",
+        STEP_MAX,
+        publisher.confirm_select(ConfirmSelectOptions::default()),
+    )
+    .await?;
+    let mut consumers = Vec::new();
+    for lane in Lane::ALL {
+        let queue = match lane {
+            Lane::Probe => probe_queue.as_str(),
+            Lane::Interactive => names.interactive.as_str(),
+            Lane::Bulk => names.bulk.as_str(),
+        };
+        // The prefetch is set before consuming: lapin hands deliveries on without a bound of its own.
+        let channel = channel(&consuming).await?;
+        within(
+            "setting the prefetch",
+            STEP_MAX,
+            channel.basic_qos(setup.prefetch(lane), BasicQosOptions::default()),
+        )
+        .await?;
+        let subscribed = channel.basic_consume(
+            queue.into(),
+            lane.name().into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let consumer = within("subscribing", STEP_MAX, subscribed).await?;
+        consumers.push((lane, Arc::from(queue), channel, consumer));
+    }
+    let (setup, blocked) = (setup.clone(), Blocked::default());
+    Ok(Session {
+        number,
+        consuming,
+        publishing,
+        control,
+        publisher,
+        consumers,
+        names,
+        probe_queue,
+        setup,
+        blocked,
+    })
+}
+
+/// Opens one connection: heartbeats asked for, TLS with the configured roots, a name for the broker's tools.
+pub(super) async fn connect(config: &BrokerConfig, name: &str) -> Result<Connection, BrokerError> {
+    let mut uri: AMQPUri = config.url.parse().map_err(BrokerError::Url)?;
+    uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
+    let mut tls = OwnedTLSConfig::default();
+    if let Some(path) = &config.ca_file {
+        let shown = path.display().to_string();
+        let pem =
+            std::fs::read_to_string(path).map_err(|source| BrokerError::CaFile { path: shown, source })?;
+        tls.cert_chain = Some(pem);
+    }
+    let builder = DefaultConnectionBuilder::new()
+        .map_err(BrokerError::lapin("connecting"))?
+        .with_uri(uri)
+        .with_tls_config(tls)
+        .with_properties(ConnectionProperties::default().with_connection_name(name.into()));
+    within("connecting", STEP_MAX, builder.connect()).await
+}
+
+/// Opens a channel, within a deadline.
+pub(super) async fn channel(connection: &Connection) -> Result<Channel, BrokerError> {
+    within("opening a channel", STEP_MAX, connection.create_channel()).await
+}
+
+impl Session {
+    /// Runs until a fault (`Err`), or until `commands` is closed (`Ok`). When it returns, nothing of this
+    /// session runs any more and no event of it follows.
+    pub(super) async fn run(
+        mut self,
+        events: &mpsc::Sender<BrokerEvent>,
+        commands: &mut mpsc::Receiver<Command>,
+    ) -> Result<(), BrokerError> {
+        let mut tasks: JoinSet<Result<(), BrokerError>> = JoinSet::new();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let mut intakes = Vec::new();
+        for (lane, queue, channel, consumer) in std::mem::take(&mut self.consumers) {
+            let origin = Origin {
+                lane,
+                queue,
+                session: self.number,
+                limits: self.setup.request,
+            };
+            tasks.spawn(intake::consume(
+                consumer,
+                origin,
+                stopping.clone(),
+                events.clone(),
+            ));
+            intakes.push((lane, channel));
+        }
+        let (publications, queue) = mpsc::channel(PUBLISH_QUEUE);
+        let dead: Arc<str> = Arc::from(self.names.dead.as_str());
+        tasks.spawn(publish::run(
+            self.publisher.clone(),
+            dead,
+            self.blocked.clone(),
+            queue,
+            events.clone(),
+        ));
+        tasks.spawn(probe(
+            self.control.clone(),
+            self.names.interactive.clone(),
+            self.setup.disconnect_kill,
+            events.clone(),
+        ));
+        tasks.spawn(watch(
+            self.publishing.events_listener(),
+            self.blocked.clone(),
+            events.clone(),
+        ));
+        tasks.spawn(watch(
+            self.consuming.events_listener(),
+            self.blocked.clone(),
+            events.clone(),
+        ));
+
+        let end = loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    None => break Ok(()),
+                    Some(Command::StopIntake) => {
+                        stopping.store(true, Ordering::Relaxed);
+                        for (lane, channel) in intakes.drain(..) {
+                            tasks.spawn(unsubscribe(channel, lane));
+                        }
+                    }
+                    Some(Command::SendCanary { body }) => {
+                        tasks.spawn(send_canary(self.publisher.clone(), self.blocked.clone(), self.probe_queue.clone(), body));
+                    }
+                    Some(command) => if let Err(fault) = self.perform(command, events, &publications).await {
+                        break Err(fault);
+                    },
+                },
+                Some(ended) = tasks.join_next() => match ended {
+                    Ok(Ok(())) => {}
+                    Ok(Err(fault)) => break Err(fault),
+                    Err(stopped) if stopped.is_cancelled() => {}
+                    Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+                },
+            }
+        };
+        tasks.shutdown().await;
+        let farewell = async {
+            let _ = self.publishing.close(200, "bye".into()).await;
+            let _ = self.consuming.close(200, "bye".into()).await;
+        };
+        // A broker that does not answer is left behind without a good-bye.
+        let _ = tokio::time::timeout(CLOSE_MAX, farewell).await;
+        end
+    }
+
+    async fn perform(
+        &self,
+        command: Command,
+        events: &mpsc::Sender<BrokerEvent>,
+        publications: &mpsc::Sender<Box<Publication>>,
+    ) -> Result<(), BrokerError> {
+        match command {
+            Command::Publish(publication) if publication.receipt.session == self.number => {
+                // The channel holds more than the prefetch allows to be under way, so this never waits long.
+                let _ = publications.send(publication).await;
+            }
+            Command::Ack { job, receipt } if receipt.session == self.number => {
+                // False means that the channel is gone; its consumer reports the fault.
+                if within("acknowledging", ACK_MAX, receipt.ack()).await? {
+                    let _ = events.send(BrokerEvent::Acked { job }).await;
+                }
+            }
+            Command::Requeue { receipt } if receipt.session == self.number => {
+                within("giving back a delivery", ACK_MAX, receipt.requeue()).await?;
+            }
+            Command::Reconnect { cause } => return Err(BrokerError::Asked(cause)),
+            // Whatever else comes belongs to a session that is gone: the broker delivers it again.
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Asks the broker a small question over and over, on the consuming connection, so that its silence is
+/// noticed even when there is no work. Any answer is a proof.
+async fn probe(
+    control: Channel,
+    queue: String,
+    disconnect_kill: Duration,
+    events: mpsc::Sender<BrokerEvent>,
+) -> Result<(), BrokerError> {
+    let interval = (disconnect_kill / 10).clamp(Duration::from_millis(100), Duration::from_secs(2));
+    let patience = (disconnect_kill / 3).max(Duration::from_millis(200));
+    loop {
+        tokio::time::sleep(interval).await;
+        let passive = QueueDeclareOptions::durable().passive();
+        let answer = control.queue_declare(queue.as_str().into(), passive, FieldTable::default());
+        within("asking for a proof", patience, answer).await?;
+        if events.send(BrokerEvent::Proof).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Passes on what the client library says of a connection; an error ends the session.
+async fn watch(
+    listener: impl futures_util::Stream<Item = Event>,
+    blocked: Blocked,
+    events: mpsc::Sender<BrokerEvent>,
+) -> Result<(), BrokerError> {
+    tokio::pin!(listener);
+    while let Some(event) = listener.next().await {
+        let event = match event {
+            Event::ConnectionBlocked(reason) => {
+                blocked.store(true, Ordering::Relaxed);
+                BrokerEvent::Blocked { reason }
+            }
+            Event::ConnectionUnblocked => {
+                blocked.store(false, Ordering::Relaxed);
+                BrokerEvent::Unblocked
+            }
+            Event::Error(error) => return Err(BrokerError::lapin("connection")(error)),
+            _ => continue,
+        };
+        if events.send(event).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Takes no further deliveries; what the broker had sent already still comes and is given back.
+async fn unsubscribe(channel: Channel, lane: Lane) -> Result<(), BrokerError> {
+    let cancelled = channel.basic_cancel(lane.name().into(), BasicCancelOptions::default());
+    within("unsubscribing", STEP_MAX, cancelled).await
+}
+
+async fn send_canary(
+    channel: Channel,
+    blocked: Blocked,
+    queue: String,
+    body: Vec<u8>,
+) -> Result<(), BrokerError> {
+    let properties = BasicProperties::default()
+        .with_reply_to(queue.as_str().into())
+        .with_message_id("canary".into())
+        .with_content_type("application/json".into());
+    match publish::send(&channel, &blocked, &queue, &body, properties).await? {
+        Published::Routed => Ok(()),
+        Published::Returned | Published::Rejected => Err(BrokerError::QueueGone(queue)),
+    }
+}

@@ -1,0 +1,72 @@
+//! The broker's objects of ours: declared, or only looked for.
+
+use super::{BrokerError, within};
+use crate::job::Names;
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, ExchangeKind};
+use std::time::Duration;
+
+/// Longest time for one declaration. Quorum queues elect a leader while they are declared.
+const DECLARE_MAX: Duration = Duration::from_secs(5);
+/// Deliveries after which the broker itself dead-letters a message: the net below our own counting, for
+/// a message that ends the process before it can be counted. High, because before RabbitMQ 4.3 each
+/// death of a worker costs every message it held one of these lives, guilty or not.
+const DELIVERY_LIMIT: i32 = 1000;
+
+/// Declares queues and exchange, or checks that they are there.
+pub async fn ensure(channel: &Channel, names: &Names, declare: bool) -> Result<(), BrokerError> {
+    let options = QueueDeclareOptions {
+        passive: !declare,
+        ..QueueDeclareOptions::durable()
+    };
+    for (queue, arguments) in [
+        (&names.dead, dead_arguments()),
+        (&names.interactive, lane_arguments(names)),
+        (&names.bulk, lane_arguments(names)),
+    ] {
+        let answer = channel.queue_declare(queue.as_str().into(), options, arguments);
+        within("declaring a queue", DECLARE_MAX, answer).await?;
+    }
+    let options = ExchangeDeclareOptions {
+        passive: !declare,
+        durable: true,
+        ..Default::default()
+    };
+    let exchange = names.events.as_str().into();
+    let answer = channel.exchange_declare(exchange, ExchangeKind::Topic, options, FieldTable::default());
+    within("declaring an exchange", DECLARE_MAX, answer).await
+}
+
+/// Our own queue for canaries: exclusive, so it goes when the session goes.
+pub async fn probe_queue(channel: &Channel, name: &str) -> Result<(), BrokerError> {
+    let options = QueueDeclareOptions::exclusive().auto_delete();
+    let answer = channel.queue_declare(name.into(), options, FieldTable::default());
+    within("declaring the probe queue", DECLARE_MAX, answer)
+        .await
+        .map(drop)
+}
+
+fn lane_arguments(names: &Names) -> FieldTable {
+    let mut table = dead_arguments();
+    for (key, value) in [
+        ("x-dead-letter-exchange", text("")),
+        ("x-dead-letter-routing-key", text(&names.dead)),
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-overflow", text("reject-publish")),
+        ("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)),
+    ] {
+        table.insert(ShortString::from(key), value);
+    }
+    table
+}
+
+fn dead_arguments() -> FieldTable {
+    let mut table = FieldTable::default();
+    table.insert(ShortString::from("x-queue-type"), text("quorum"));
+    table
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}

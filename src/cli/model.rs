@@ -1,0 +1,104 @@
+//! `embeddings model …`: add, list, check, pull and remove models.
+//!
+//! A model is installed as a folder of its name below `models` in the state directory; packages put theirs
+//! below /usr/share/embeddings/models. Both are only ever seen whole: a folder is filled beside its place
+//! and renamed into it.
+
+mod folder;
+mod hub;
+mod install;
+mod list;
+mod pull;
+pub mod trial;
+
+use super::{configuration, print};
+use crate::args::{ConfigFlags, ModelCommand};
+use anyhow::{Context, bail};
+use indicatif::HumanBytes;
+use install::Source;
+use std::path::Path;
+use std::process::ExitCode;
+
+pub use folder::{Facts, inspect};
+
+/// Runs the command.
+///
+/// # Errors
+/// A bad configuration, or why the command could not be done.
+pub fn run(command: &ModelCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        ModelCommand::Add {
+            dir,
+            name,
+            replace,
+            config,
+        } => add(dir, name.as_deref(), *replace, config),
+        ModelCommand::List { json, config } => list::run(config, *json),
+        ModelCommand::Check { model, json, config } => trial::run(model, *json, config),
+        ModelCommand::Pull {
+            id,
+            sha256,
+            name,
+            replace,
+            config,
+        } => pull::run(id, sha256.as_deref(), name.as_deref(), *replace, config),
+        ModelCommand::Rm { name, config } => remove(name, config),
+    }
+}
+
+fn add(dir: &Path, name: Option<&str>, replace: bool, flags: &ConfigFlags) -> anyhow::Result<ExitCode> {
+    let config = configuration(flags)?.config;
+    // Made absolute first, so that `.` has a name too.
+    let dir = dir
+        .canonicalize()
+        .with_context(|| format!("failed to find {}", dir.display()))?;
+    let own = dir
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let name = name.unwrap_or(&own);
+    let models = config.dirs.state.join("models");
+    install::place(&models, name, replace)?;
+    let facts = inspect(&dir)?;
+    let source = Source {
+        from: dir.display().to_string(),
+        commit: None,
+    };
+    let target = install::install(&dir, &facts.files, &models, name, replace, &source)?;
+    print(&installed(name, &facts, &target))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The answer after installing: what, how large, where, and how to go on.
+fn installed(name: &str, facts: &Facts, target: &Path) -> String {
+    let dimensions = facts
+        .dimensions
+        .map(|n| format!(", {n} dimensions"))
+        .unwrap_or_default();
+    format!(
+        "installed {name}: {}{dimensions}, {}, in {}\ntry it with `embeddings model check {name}`\n",
+        facts.architecture,
+        HumanBytes(facts.bytes),
+        target.display()
+    )
+}
+
+fn remove(name: &str, flags: &ConfigFlags) -> anyhow::Result<ExitCode> {
+    let config = configuration(flags)?.config;
+    let models = config.dirs.state.join("models");
+    let found = config.installed_dir(name)?;
+    if found.parent() != Some(models.as_path()) {
+        bail!(
+            "model {name} in {} belongs to a package; remove that with apt",
+            found.display()
+        );
+    }
+    install::remove(&models, name)?;
+    print(&format!("removed {name} from {}\n", models.display()))?;
+    if config.models.contains_key(name) && config.model_dir(name).is_err() {
+        eprintln!(
+            "warning: the configuration still names {name}; the service will not find it at its next start"
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}

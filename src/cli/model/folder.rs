@@ -1,0 +1,305 @@
+//! A sentence-transformers folder seen from outside: which files it needs, and whether they look sound.
+//! Nothing is loaded; that is the engine's part.
+
+use anyhow::{Context, bail, ensure};
+use serde_json::Value;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Component, Path};
+
+/// Longest header of a weights file that is read: a corrupt length must not ask for all memory.
+/// The safetensors format itself allows 100 MB.
+const HEADER_MAX: u64 = 100_000_000;
+
+/// Files beside the weights that a module's folder may need.
+const SMALL_FILES: [&str; 12] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "sentence_bert_config.json",
+    "model.safetensors.index.json",
+];
+
+/// The modules that `modules.json` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// Kind (`Transformer`, `Pooling`, `Dense`, …) and folder (empty for the model's own) of each module.
+    modules: Vec<(String, String)>,
+}
+
+/// What a folder says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// `model_type` of the transformer, such as `bert`.
+    pub architecture: String,
+    /// Components of a vector, if the configuration says so.
+    pub dimensions: Option<usize>,
+    /// Bytes of the files it needs.
+    pub bytes: u64,
+    /// The files it needs, relative to it.
+    pub files: Vec<String>,
+}
+
+impl Layout {
+    /// Reads `modules.json`. A module's folder must lie inside the model's.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn parse(text: &str) -> anyhow::Result<Layout> {
+        let modules: Vec<Value> = serde_json::from_str(text).context("modules.json is no list of modules")?;
+        let mut found = Vec::new();
+        for module in &modules {
+            let kind = module["type"]
+                .as_str()
+                .context("modules.json has a module without a type")?;
+            let folder = module["path"].as_str().unwrap_or_default().trim_end_matches('/');
+            let inside = Path::new(folder)
+                .components()
+                .all(|part| matches!(part, Component::Normal(_)));
+            ensure!(
+                inside,
+                "modules.json names the folder {folder:?}, which is not inside the model"
+            );
+            found.push((
+                kind.rsplit('.').next().unwrap_or(kind).to_owned(),
+                folder.to_owned(),
+            ));
+        }
+        ensure!(
+            found.iter().any(|(kind, _)| kind == "Transformer"),
+            "modules.json names no Transformer: not a text embedding model that this service runs"
+        );
+        Ok(Layout { modules: found })
+    }
+
+    /// The transformer's folder.
+    fn transformer(&self) -> &str {
+        let found = self.modules.iter().find(|(kind, _)| kind == "Transformer");
+        found.map_or("", |(_, folder)| folder.as_str())
+    }
+
+    /// Of all files of a model, those that it needs.
+    pub fn pick(&self, all: &[String]) -> Vec<String> {
+        let wanted = |file: &String| {
+            let (folder, name) = file.rsplit_once('/').unwrap_or(("", file));
+            if folder.is_empty() && matches!(name, "modules.json" | "config_sentence_transformers.json") {
+                return true;
+            }
+            if !self.modules.iter().any(|(_, module)| module == folder) {
+                return false;
+            }
+            let whole = if folder.is_empty() {
+                "model.safetensors".to_owned()
+            } else {
+                format!("{folder}/model.safetensors")
+            };
+            let in_parts = !all.contains(&whole);
+            match name {
+                "model.safetensors" => true,
+                "model.safetensors.index.json" => in_parts,
+                name if name.ends_with(".safetensors") => in_parts,
+                name => SMALL_FILES.contains(&name),
+            }
+        };
+        all.iter().filter(|file| wanted(file)).cloned().collect()
+    }
+}
+
+/// Checks a folder and says what it is.
+///
+/// # Errors
+/// The first file that is missing or damaged.
+pub fn inspect(dir: &Path) -> anyhow::Result<Facts> {
+    ensure!(dir.is_dir(), "{} is no folder", dir.display());
+    let read = |name: &Path| {
+        std::fs::read_to_string(dir.join(name))
+            .with_context(|| format!("failed to read {}", dir.join(name).display()))
+    };
+    ensure!(
+        dir.join("modules.json").is_file(),
+        "{} has no modules.json: not a sentence-transformers folder",
+        dir.display()
+    );
+    let layout =
+        Layout::parse(&read(Path::new("modules.json"))?).with_context(|| dir.display().to_string())?;
+    let mut all = Vec::new();
+    list(dir, "", &mut all).with_context(|| format!("failed to list {}", dir.display()))?;
+    all.sort();
+    let files = layout.pick(&all);
+    let transformer = Path::new(layout.transformer());
+    let config: Value =
+        serde_json::from_str(&read(&transformer.join("config.json"))?).with_context(|| {
+            format!(
+                "{} is not JSON",
+                dir.join(transformer).join("config.json").display()
+            )
+        })?;
+    let architecture = config["model_type"]
+        .as_str()
+        .context("config.json names no model_type")?
+        .to_owned();
+    let mut dimensions = config["hidden_size"].as_u64();
+    for (kind, folder) in &layout.modules {
+        match kind.as_str() {
+            "Dense" => {
+                let dense: Value = serde_json::from_str(&read(&Path::new(folder).join("config.json"))?)
+                    .with_context(|| format!("{folder}/config.json is not JSON"))?;
+                dimensions = dense["out_features"].as_u64();
+            }
+            "Pooling" => drop(read(&Path::new(folder).join("config.json"))?),
+            _ => {}
+        }
+    }
+    ensure!(
+        dir.join(transformer).join("tokenizer.json").is_file(),
+        "{} has no tokenizer.json",
+        dir.join(transformer).display()
+    );
+    let weights: Vec<&String> = files
+        .iter()
+        .filter(|file| file.ends_with(".safetensors"))
+        .collect();
+    let of_transformer = |file: &&&String| Path::new(file.as_str()).parent() == Some(transformer);
+    ensure!(
+        weights.iter().any(|file| of_transformer(&file)),
+        "{} has no *.safetensors (other formats of weights are not read)",
+        dir.join(transformer).display()
+    );
+    for file in weights {
+        whole(&dir.join(file)).with_context(|| dir.join(file).display().to_string())?;
+    }
+    let mut bytes = 0;
+    for file in &files {
+        bytes += std::fs::metadata(dir.join(file))
+            .with_context(|| dir.join(file).display().to_string())?
+            .len();
+    }
+    Ok(Facts {
+        architecture,
+        dimensions: dimensions.and_then(|n| usize::try_from(n).ok()),
+        bytes,
+        files,
+    })
+}
+
+/// Lists files, relative, at most two folders deep: deeper lies nothing that a model needs.
+fn list(dir: &Path, above: &str, all: &mut Vec<String>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir.join(above))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let relative = if above.is_empty() {
+            name
+        } else {
+            format!("{above}/{name}")
+        };
+        // Follows links: the Hub's own cache is made of them.
+        let Ok(of) = std::fs::metadata(entry.path()) else {
+            continue;
+        };
+        if of.is_dir() && relative.matches('/').count() < 2 {
+            list(dir, &relative, all)?;
+        } else if of.is_file() {
+            all.push(relative);
+        }
+    }
+    Ok(())
+}
+
+/// Whether a weights file is as long as its header says.
+fn whole(path: &Path) -> anyhow::Result<()> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut prefix = [0u8; 8];
+    file.read_exact(&mut prefix)
+        .context("is shorter than a safetensors header")?;
+    if prefix == *b"version " {
+        bail!("is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`");
+    }
+    let header = u64::from_le_bytes(prefix);
+    ensure!(
+        header <= HEADER_MAX && header + 8 <= length,
+        "is no safetensors file, or is cut off"
+    );
+    let mut text = Vec::new();
+    file.take(header).read_to_end(&mut text)?;
+    let header_json: serde_json::Map<String, Value> =
+        serde_json::from_slice(&text).context("is no safetensors file: its header is not JSON")?;
+    let ends = header_json
+        .values()
+        .filter_map(|tensor| tensor["data_offsets"][1].as_u64());
+    let expected = 8 + header + ends.max().unwrap_or(0);
+    ensure!(
+        length == expected,
+        "has {length} bytes, its header says {expected}"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_modules_need_is_picked() {
+        let layout = Layout::parse(
+            r#"[{"idx":0,"path":"","type":"sentence_transformers.models.Transformer"},
+                {"idx":1,"path":"1_Pooling","type":"sentence_transformers.models.Pooling"}]"#,
+        )
+        .unwrap();
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let all = names(&[
+            ".gitattributes",
+            "1_Pooling/config.json",
+            "README.md",
+            "config.json",
+            "modules.json",
+            "onnx/model.onnx",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "tokenizer.json",
+            "0_Other/config.json",
+            "x.safetensors",
+        ]);
+        let expected = names(&[
+            "1_Pooling/config.json",
+            "config.json",
+            "modules.json",
+            "model.safetensors",
+            "tokenizer.json",
+        ]);
+        assert_eq!(layout.pick(&all), expected);
+        let parts = names(&[
+            "model-1-of-2.safetensors",
+            "model-2-of-2.safetensors",
+            "model.safetensors.index.json",
+        ]);
+        assert_eq!(layout.pick(&parts), parts);
+    }
+
+    #[test]
+    fn a_module_outside_the_folder_is_refused() {
+        for path in ["../../etc", "/etc", "a/../../b"] {
+            let text = format!(r#"[{{"path":"{path}","type":"x.Transformer"}}]"#);
+            assert!(
+                Layout::parse(&text)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("not inside"),
+                "{path}"
+            );
+        }
+        assert!(
+            Layout::parse("[]")
+                .unwrap_err()
+                .to_string()
+                .contains("no Transformer")
+        );
+    }
+}

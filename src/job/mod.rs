@@ -1,0 +1,160 @@
+//! The words of the wire, as plain data: a job's request, its replies, its refusals.
+//!
+//! What stands here is the contract's text in types; it decides nothing about order or time.
+
+pub mod reply;
+pub mod request;
+
+use std::fmt;
+
+/// The service's own number for one delivery, unique within the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobKey(pub u64);
+
+/// A class of service, with its own broker queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Lane {
+    /// The service's own canaries.
+    Probe,
+    /// Answered soon, or refused at once.
+    Interactive,
+    /// May wait in the broker.
+    Bulk,
+}
+
+impl Lane {
+    /// All lanes, the most urgent first.
+    pub const ALL: [Lane; 3] = [Lane::Probe, Lane::Interactive, Lane::Bulk];
+
+    /// The name used in queues, logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Lane::Probe => "probe",
+            Lane::Interactive => "interactive",
+            Lane::Bulk => "bulk",
+        }
+    }
+}
+
+/// The error types of the wire, each with its code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorType {
+    /// The request is not what the contract asks for.
+    InvalidRequest,
+    /// No such model here.
+    ModelNotFound,
+    /// An input is longer than the model reads, and `truncate` is `false`.
+    InputTooLong,
+    /// More inputs, or a larger answer, than one job may have.
+    TooManyInputs,
+    /// No room; try again later.
+    Overloaded,
+    /// The caller's budget ran out before the work began.
+    DeadlineExceeded,
+    /// The service is shutting down.
+    Draining,
+    /// The service failed.
+    Internal,
+}
+
+impl ErrorType {
+    /// `type` on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            ErrorType::InvalidRequest => "invalid_request",
+            ErrorType::ModelNotFound => "model_not_found",
+            ErrorType::InputTooLong => "input_too_long",
+            ErrorType::TooManyInputs => "too_many_inputs",
+            ErrorType::Overloaded => "overloaded",
+            ErrorType::DeadlineExceeded => "deadline_exceeded",
+            ErrorType::Draining => "draining",
+            ErrorType::Internal => "internal",
+        }
+    }
+
+    /// `code` on the wire, an HTTP status.
+    pub fn code(self) -> u16 {
+        match self {
+            ErrorType::InvalidRequest => 400,
+            ErrorType::ModelNotFound => 404,
+            ErrorType::InputTooLong | ErrorType::TooManyInputs => 413,
+            ErrorType::Overloaded => 429,
+            ErrorType::DeadlineExceeded => 504,
+            ErrorType::Draining => 503,
+            ErrorType::Internal => 500,
+        }
+    }
+}
+
+/// An answer that is no vector: what is wrong, in which field, and when to come back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Type and code.
+    pub error: ErrorType,
+    /// For people: lower case, with the value and the limit.
+    pub message: String,
+    /// The field or property that is wrong, if it is one.
+    pub param: Option<String>,
+    /// When a retry may succeed, in milliseconds.
+    pub retry_after_ms: Option<u64>,
+}
+
+impl Refusal {
+    /// A refusal that names no field.
+    pub fn new(error: ErrorType, message: impl Into<String>) -> Refusal {
+        Refusal {
+            error,
+            message: message.into(),
+            param: None,
+            retry_after_ms: None,
+        }
+    }
+
+    /// `invalid_request` in the field `param`.
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Refusal {
+        Refusal::new(ErrorType::InvalidRequest, message).on(param)
+    }
+
+    /// Names the field.
+    pub fn on(mut self, param: impl Into<String>) -> Refusal {
+        self.param = Some(param.into());
+        self
+    }
+
+    /// Says when to come back.
+    pub fn retry_after(mut self, ms: u64) -> Refusal {
+        self.retry_after_ms = Some(ms);
+        self
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.error.name(), self.message)
+    }
+}
+
+/// Names of the broker's objects, all made from the one configured prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// Queue of the interactive lane.
+    pub interactive: String,
+    /// Queue of the bulk lane.
+    pub bulk: String,
+    /// Queue for what could not be answered.
+    pub dead: String,
+    /// Topic exchange for heartbeats, backpressure and progress.
+    pub events: String,
+}
+
+impl Names {
+    /// The topology's names below `prefix`.
+    pub fn new(prefix: &str) -> Names {
+        Names {
+            interactive: format!("{prefix}.interactive"),
+            bulk: format!("{prefix}.bulk"),
+            dead: format!("{prefix}.dead"),
+            events: format!("{prefix}.events"),
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! What the shell tells the logic, and what the logic asks of the shell. Numbers and names only: texts,
+//! token ids and vectors stay with the shell, which finds them by [`JobKey`].
+
+use super::health::KillReason;
+use crate::clock::Moment;
+use crate::config::Limits;
+use crate::job::{JobKey, Lane, Refusal};
+
+/// Which loaded model, by its place in the shell's catalogue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ModelId(pub usize);
+
+/// Which engine thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EngineId(pub usize);
+
+/// One run of inputs through a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BatchId(pub u64);
+
+/// What the logic needs to know of a well-formed job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// The model it wants.
+    pub model: ModelId,
+    /// Number of its texts, at least 1.
+    pub inputs: usize,
+    /// Size of its body.
+    pub bytes: usize,
+    /// When its caller stops waiting.
+    pub deadline: Option<Moment>,
+}
+
+/// One input of one job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Item {
+    /// The job.
+    pub job: JobKey,
+    /// Index of the input in the job.
+    pub input: usize,
+    /// Tokens of the input, special tokens included.
+    pub tokens: usize,
+}
+
+/// What became of a published answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confirmation {
+    /// The broker has it in a queue.
+    Routed,
+    /// Nobody listens any more.
+    Returned,
+    /// The broker would not take it.
+    Rejected,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Time has passed; [`super::Logic::next_check`] says when this is wanted.
+    Tick,
+    /// Both connections are up, the topology is there, and consumers run.
+    BrokerUp,
+    /// The session is gone, and with it every delivery it made.
+    BrokerDown,
+    /// The broker answered a question of ours.
+    BrokerProof,
+    /// The broker says that it takes no messages (memory or disk alarm).
+    BrokerBlocked,
+    /// The broker takes messages again.
+    BrokerUnblocked,
+    /// A message came. `answerable` says that it has a place to send an answer to.
+    Delivered {
+        /// The shell's new number for it.
+        job: JobKey,
+        /// The queue it came from.
+        lane: Lane,
+        /// A job, or what is wrong with it.
+        arrival: Result<Ticket, Refusal>,
+        /// False if a refusal can only be dead-lettered.
+        answerable: bool,
+    },
+    /// All inputs of a job are tokenized: their token counts, or what is wrong.
+    Tokenized {
+        /// The job.
+        job: JobKey,
+        /// Tokens of each input.
+        result: Result<Vec<usize>, Refusal>,
+    },
+    /// An engine finished a step inside a batch, such as a layer.
+    BatchStep {
+        /// The engine.
+        engine: EngineId,
+    },
+    /// An engine finished a batch: per item nothing or what is wrong, in the order of the items.
+    BatchDone {
+        /// The engine.
+        engine: EngineId,
+        /// The batch.
+        batch: BatchId,
+        /// Verdict on each item's vector.
+        results: Vec<Result<(), String>>,
+    },
+    /// The broker answered for a published reply.
+    Confirmed {
+        /// The job.
+        job: JobKey,
+        /// How.
+        outcome: Confirmation,
+    },
+    /// The broker has the copy in the dead-letter queue.
+    DeadLettered {
+        /// The job.
+        job: JobKey,
+    },
+    /// The acknowledgement has been written to the broker.
+    Acked {
+        /// The job.
+        job: JobKey,
+    },
+    /// A canary's vector is not the one computed at start.
+    CanaryWrong,
+    /// Stop taking work, finish what is in flight.
+    Drain,
+    /// New limits.
+    Reloaded(Limits),
+}
+
+/// What the shell shall do, in the order given.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Tokenize all inputs of the job.
+    Tokenize {
+        /// The job.
+        job: JobKey,
+    },
+    /// Run these inputs through the model.
+    StartBatch {
+        /// On this engine.
+        engine: EngineId,
+        /// Under this number.
+        batch: BatchId,
+        /// With this model.
+        model: ModelId,
+        /// In this order.
+        items: Vec<Item>,
+    },
+    /// Publish the job's vectors to its sender.
+    Answer {
+        /// The job.
+        job: JobKey,
+    },
+    /// Publish a refusal to the job's sender.
+    Refuse {
+        /// The job.
+        job: JobKey,
+        /// What to say.
+        refusal: Refusal,
+    },
+    /// Publish a copy of the message to the dead-letter queue.
+    DeadLetter {
+        /// The job.
+        job: JobKey,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// Acknowledge the delivery.
+    Ack {
+        /// The job.
+        job: JobKey,
+    },
+    /// Give the delivery back to its queue and forget it.
+    Requeue {
+        /// The job.
+        job: JobKey,
+    },
+    /// Forget the job: it is settled, or its delivery is void.
+    Forget {
+        /// The job.
+        job: JobKey,
+        /// How it ended, for counters and logs.
+        outcome: Outcome,
+    },
+    /// Send a canary: through the broker, or straight to admission while the broker blocks us.
+    SendCanary {
+        /// False while the broker blocks us.
+        through_broker: bool,
+    },
+    /// End the session with the broker and begin a new one.
+    Reconnect {
+        /// Why.
+        cause: &'static str,
+    },
+    /// Tell systemd that the service is ready. Once.
+    Ready,
+    /// Tell systemd that real work went all the way round.
+    Pet,
+    /// Everything in flight is settled after [`Event::Drain`].
+    Drained,
+    /// End the process.
+    Kill(KillReason),
+}
+
+/// How a job ended here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Its vectors are in its sender's queue.
+    Answered,
+    /// Its vectors found no queue any more.
+    Returned,
+    /// A refusal or error was sent.
+    Refused,
+    /// It is in the dead-letter queue.
+    DeadLettered,
+    /// It went back to its queue.
+    Requeued,
+    /// Its session ended; the broker will deliver it again.
+    Lost,
+    /// A canary of ours that took the short way.
+    Probe,
+}
+
+impl Outcome {
+    /// The name used in metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Answered => "answered",
+            Outcome::Returned => "returned",
+            Outcome::Refused => "refused",
+            Outcome::DeadLettered => "dead_lettered",
+            Outcome::Requeued => "requeued",
+            Outcome::Lost => "lost",
+            Outcome::Probe => "probe",
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! The health truth: is useful work going round, and has the broker proved itself? Pure: facts and the
+//! present moment in, a verdict out. It never reads a clock, and silence alone never heals it.
+
+use super::ledger::{Ledger, Stage};
+use crate::clock::Moment;
+use crate::config::Limits;
+use std::fmt;
+use std::time::Duration;
+
+/// How often the loop must turn even when nothing happens, so that a loop that hangs is seen.
+const TURN_MAX: Duration = Duration::from_millis(500);
+
+/// Why the process ends itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KillReason {
+    /// No broker proof within its bound, after having been connected.
+    BrokerDisconnected,
+    /// A stage has something inside and nothing has left it within the bound.
+    NoProgress(Stage),
+    /// A canary's vector is wrong, or every batch fails.
+    EngineCorrupt,
+    /// Not drained within the grace period.
+    DrainTimeout,
+}
+
+impl KillReason {
+    /// `KILL_REASON=` in the journal.
+    pub fn name(self) -> &'static str {
+        match self {
+            KillReason::BrokerDisconnected => "broker_disconnected",
+            KillReason::NoProgress(_) => "no_progress",
+            KillReason::EngineCorrupt => "engine_corrupt",
+            KillReason::DrainTimeout => "drain_timeout",
+        }
+    }
+
+    /// The contract's exit code.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            KillReason::BrokerDisconnected => 70,
+            KillReason::NoProgress(_) => 71,
+            KillReason::EngineCorrupt => 72,
+            KillReason::DrainTimeout => 0,
+        }
+    }
+
+    /// `STAGE=` in the journal, where one stage is to blame.
+    pub fn stage(self) -> Option<Stage> {
+        match self {
+            KillReason::NoProgress(stage) => Some(stage),
+            _ => None,
+        }
+    }
+}
+
+/// What the truth amounts to at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing is stalled and the broker has proved itself within its limit.
+    Proven,
+    /// Something is amiss that may still heal: no pets, no kill.
+    Unproven,
+    /// A bound of the contract is passed.
+    Kill(KillReason),
+}
+
+/// Why the service is not ready. Overload and a blocking broker cost readiness only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NotReady {
+    /// The first canary has not come round yet.
+    Starting,
+    /// The broker has not proved itself within its limit.
+    BrokerLost,
+    /// The broker says that it takes no messages.
+    Blocked,
+    /// The interactive lane is full.
+    Saturated,
+    /// The service is stopping.
+    Draining,
+}
+
+impl fmt::Display for NotReady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NotReady::Starting => "first canary under way",
+            NotReady::BrokerLost => "broker lost",
+            NotReady::Blocked => "broker blocks publishing (memory or disk alarm)",
+            NotReady::Saturated => "queue full",
+            NotReady::Draining => "draining",
+        })
+    }
+}
+
+/// The machine. See the module's header for what it must never do.
+#[derive(Clone, Debug)]
+pub struct Health {
+    limits: Limits,
+    /// What is inside each stage, and when something last left it.
+    pub(super) ledger: Ledger,
+    /// Whether a session stands.
+    connected: bool,
+    /// When the broker last answered; `None` before the first session.
+    proof: Option<Moment>,
+    blocked_since: Option<Moment>,
+    draining_since: Option<Moment>,
+    /// When a job or canary last went all the way round.
+    round: Option<Moment>,
+    /// Whether a canary is under way through the broker.
+    canary_brokered: bool,
+    /// Whether a canary is under way on the short way.
+    canary_local: bool,
+    canary_wrong: bool,
+    pet: Option<Moment>,
+    ready: bool,
+    turn: Moment,
+}
+
+impl Health {
+    /// A service that has proved nothing yet.
+    pub fn new(limits: Limits, engines: usize, now: Moment) -> Health {
+        Health {
+            limits,
+            ledger: Ledger::new(engines),
+            connected: false,
+            proof: None,
+            blocked_since: None,
+            draining_since: None,
+            round: None,
+            canary_brokered: false,
+            canary_local: false,
+            canary_wrong: false,
+            pet: None,
+            ready: false,
+            turn: now,
+        }
+    }
+
+    /// The loop turned.
+    pub fn turned(&mut self, now: Moment) {
+        self.turn = now;
+    }
+
+    /// New limits hold from now on.
+    pub fn reload(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// A session stands; its handshake was an answer.
+    pub fn broker_up(&mut self, now: Moment) {
+        self.connected = true;
+        self.broker_proof(now);
+    }
+
+    /// The session ended: whatever depended on it has left, and the way round is open again.
+    pub fn broker_down(&mut self) {
+        self.connected = false;
+        self.blocked_since = None;
+        self.canary_brokered = false;
+        self.ledger.session_lost();
+    }
+
+    /// The broker answered.
+    pub fn broker_proof(&mut self, now: Moment) {
+        self.proof = Some(now);
+    }
+
+    /// The broker blocks us, or no longer. What waits for it is judged anew from the moment it takes
+    /// messages again. A canary that is held up by the broker does not hold up one on the short way.
+    pub fn broker_blocked(&mut self, blocked: bool, now: Moment) {
+        match (blocked, self.blocked_since) {
+            (true, None) => self.blocked_since = Some(now),
+            (false, Some(_)) => {
+                self.blocked_since = None;
+                self.ledger.restart(Stage::Published, now);
+                self.ledger.restart(Stage::Received, now);
+            }
+            _ => {}
+        }
+    }
+
+    /// A job or canary completed all stages.
+    pub fn round_completed(&mut self, now: Moment) {
+        self.round = Some(now);
+    }
+
+    /// The canary of this way has come back, or has been given up.
+    pub fn canary_ended(&mut self, through_broker: bool) {
+        if through_broker {
+            self.canary_brokered = false;
+        } else {
+            self.canary_local = false;
+        }
+    }
+
+    /// The engine computes wrong vectors: nothing heals that.
+    pub fn canary_wrong(&mut self) {
+        self.canary_wrong = true;
+    }
+
+    /// The service is to stop.
+    pub fn drain(&mut self, now: Moment) {
+        self.draining_since.get_or_insert(now);
+    }
+
+    /// Whether the service is stopping.
+    pub fn is_draining(&self) -> bool {
+        self.draining_since.is_some()
+    }
+
+    /// Whether a session stands.
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// Since when the broker blocks us.
+    pub fn blocked_since(&self) -> Option<Moment> {
+        self.blocked_since
+    }
+
+    /// The loss of a session is judged by its age, a stall by the ledger, a wrong vector at once.
+    pub fn verdict(&self, now: Moment) -> Verdict {
+        if let Some(since) = self.draining_since {
+            return if now.since(since) >= self.limits.drain {
+                Verdict::Kill(KillReason::DrainTimeout)
+            } else {
+                Verdict::Unproven
+            };
+        }
+        if self.canary_wrong {
+            return Verdict::Kill(KillReason::EngineCorrupt);
+        }
+        if now.since(self.turn) >= self.limits.liveness_max_stall {
+            return Verdict::Kill(KillReason::NoProgress(Stage::Received));
+        }
+        if let Some(stage) = self.stalled(now) {
+            return Verdict::Kill(KillReason::NoProgress(stage));
+        }
+        match self.proof {
+            Some(proof) if now.since(proof) >= self.limits.disconnect_kill => {
+                Verdict::Kill(KillReason::BrokerDisconnected)
+            }
+            Some(_) if self.connected => Verdict::Proven,
+            _ => Verdict::Unproven,
+        }
+    }
+
+    /// The stage that is stalled, if one is; of several the last, because what waits for the next is judged
+    /// by the next. What waits for a broker that says it blocks is excused.
+    pub fn stalled(&self, now: Moment) -> Option<Stage> {
+        let blocked = self.blocked_since.is_some();
+        Stage::ALL.into_iter().rev().find(|&stage| {
+            let excused = blocked && matches!(stage, Stage::Published | Stage::Received);
+            !excused && self.ledger.waiting_for(stage, now) >= self.limits.liveness_max_stall
+        })
+    }
+
+    /// Whether new work is welcome, or why not.
+    pub fn readiness(&self, saturated: bool, now: Moment) -> Result<(), NotReady> {
+        if self.is_draining() {
+            return Err(NotReady::Draining);
+        }
+        if !self.ready {
+            return Err(NotReady::Starting);
+        }
+        if !self.connected
+            || self
+                .proof_age(now)
+                .is_none_or(|age| age >= self.limits.disconnect_kill)
+        {
+            return Err(NotReady::BrokerLost);
+        }
+        if self.blocked_since.is_some() {
+            return Err(NotReady::Blocked);
+        }
+        if saturated {
+            Err(NotReady::Saturated)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Called on the proving event only. True if systemd may be told, at most once per `spacing`.
+    pub fn may_pet(&mut self, spacing: Duration, now: Moment) -> bool {
+        let due = self.pet.is_none_or(|last| now.since(last) >= spacing);
+        let allowed = due && self.round == Some(now) && self.verdict(now) == Verdict::Proven;
+        if allowed {
+            self.pet = Some(now);
+        }
+        allowed
+    }
+
+    /// Called on the proving event only. True once, when the first round is complete.
+    pub fn becomes_ready(&mut self, now: Moment) -> bool {
+        let first = !self.ready && self.round == Some(now) && self.verdict(now) == Verdict::Proven;
+        self.ready |= first;
+        first
+    }
+
+    /// Whether a canary is due; if so it counts as sent. `None` if not due, else whether the broker
+    /// is to carry it.
+    pub fn canary_due(&mut self, now: Moment) -> Option<bool> {
+        if !self.connected || self.is_draining() || self.canary_under_way() {
+            return None;
+        }
+        if self
+            .round
+            .is_some_and(|last| now.since(last) < self.limits.canary_interval)
+        {
+            return None;
+        }
+        let through_broker = self.blocked_since.is_none();
+        if through_broker {
+            self.canary_brokered = true;
+            self.ledger.enter(Stage::Received, 1, now);
+        } else {
+            self.canary_local = true;
+        }
+        Some(through_broker)
+    }
+
+    /// Whether a canary is under way on the way that the next would take.
+    fn canary_under_way(&self) -> bool {
+        if self.blocked_since.is_some() {
+            self.canary_local
+        } else {
+            self.canary_brokered
+        }
+    }
+
+    /// Age of the last proof; `None` before the first.
+    pub fn proof_age(&self, now: Moment) -> Option<Duration> {
+        self.proof.map(|proof| now.since(proof))
+    }
+
+    /// Age of the last completed round; `None` before the first.
+    pub fn round_age(&self, now: Moment) -> Option<Duration> {
+        self.round.map(|round| now.since(round))
+    }
+
+    /// Age of the last progress in any stage, or of the last turn if there has been none.
+    pub fn progress_age(&self, now: Moment) -> Duration {
+        self.ledger
+            .last_left()
+            .map_or(now.since(Moment::ZERO), |left| now.since(left))
+    }
+
+    /// What is inside each stage, for people.
+    pub fn inside(&self) -> [(Stage, usize); 6] {
+        Stage::ALL.map(|stage| (stage, self.ledger.inside(stage)))
+    }
+
+    /// When to look again at the latest.
+    pub fn next_check(&self, now: Moment) -> Moment {
+        let canary = self.round.filter(|_| self.connected && !self.canary_under_way());
+        let canary = canary.map_or(now + TURN_MAX, |last| last + self.limits.canary_interval);
+        canary.max(now + Duration::from_millis(1)).min(now + TURN_MAX)
+    }
+}

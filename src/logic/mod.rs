@@ -1,0 +1,554 @@
+//! Every decision of the service, as one pure machine: [`Event`]s and the present [`Moment`] go in,
+//! [`Action`]s come out. No IO, no `async`, no clock, no global; `tests/tidy.rs` keeps it so.
+//!
+//! This file only routes. What may come in is decided in [`admission`], who goes next in [`lane`], what
+//! runs together in [`batch`], what becomes of a job in [`settle`], and whether all of it is alive in
+//! [`health`] over the stages of [`ledger`].
+
+pub mod admission;
+pub mod batch;
+pub mod event;
+pub mod health;
+pub mod lane;
+pub mod ledger;
+pub mod settle;
+pub mod status;
+
+use crate::clock::Moment;
+use crate::config::Limits;
+use crate::job::{ErrorType, JobKey, Lane, Refusal};
+use admission::{Admission, Rate};
+use batch::{Batcher, Draw};
+use event::{Action, BatchId, Confirmation, EngineId, Event, Item, Outcome, Ticket};
+use health::{Health, Verdict};
+use lane::Lanes;
+use ledger::Stage;
+use settle::{End, Job, Jobs, Phase};
+use std::time::Duration;
+
+/// What the logic must know of the machine it runs on.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Bounds and time limits.
+    pub limits: Limits,
+    /// Engine threads.
+    pub engines: usize,
+    /// Token budget of one batch.
+    pub batch_tokens: usize,
+    /// Per model, its own bound on the interactive lane where it has one.
+    pub max_queue: Vec<Option<usize>>,
+    /// At most one pet per this span (an eighth of systemd's `WATCHDOG_USEC`).
+    pub pet_spacing: Duration,
+}
+
+/// The machine.
+#[derive(Clone, Debug)]
+pub struct Logic {
+    setup: Setup,
+    jobs: Jobs,
+    admission: Admission,
+    lanes: Lanes,
+    batcher: Batcher,
+    health: Health,
+    inputs: Rate,
+    next_local: u64,
+    drained: bool,
+    killed: bool,
+}
+
+/// Keys of canaries that never saw the broker lie above all keys the shell gives.
+const LOCAL_KEYS: u64 = 1 << 63;
+
+impl Logic {
+    /// A service that has done nothing yet.
+    pub fn new(setup: Setup, now: Moment) -> Logic {
+        Logic {
+            jobs: Jobs::default(),
+            admission: Admission::new(setup.limits),
+            lanes: Lanes::default(),
+            batcher: Batcher::new(setup.engines),
+            health: Health::new(setup.limits, setup.engines, now),
+            inputs: Rate::default(),
+            next_local: LOCAL_KEYS,
+            drained: false,
+            killed: false,
+            setup,
+        }
+    }
+
+    /// One turn: takes in an event, and appends what is to be done.
+    pub fn step(&mut self, event: Event, now: Moment, actions: &mut Vec<Action>) {
+        self.health.turned(now);
+        self.take(event, now, actions);
+        self.expire(now, actions);
+        self.fill_engines(now, actions);
+        if let Some(through_broker) = self.health.canary_due(now) {
+            actions.push(Action::SendCanary { through_broker });
+        }
+        self.finish_drain(actions);
+        if let Verdict::Kill(reason) = self.health.verdict(now)
+            && !self.killed
+            && !self.drained
+        {
+            self.killed = true;
+            actions.push(Action::Kill(reason));
+        }
+    }
+
+    /// When [`Event::Tick`] is wanted at the latest.
+    pub fn next_check(&self, now: Moment) -> Moment {
+        let health = self.health.next_check(now);
+        self.jobs
+            .next_deadline()
+            .map_or(health, |deadline| deadline.min(health))
+    }
+
+    /// The health truth, for the watchdog thread and for people.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Whether what is published for the job is its copy for the dead-letter queue.
+    pub fn is_dead_lettering(&self, job: JobKey) -> bool {
+        self.jobs
+            .get(job)
+            .is_some_and(|job| job.phase == Phase::DeadLettering)
+    }
+
+    /// A key for a canary that takes the short way.
+    pub fn local_key(&mut self) -> JobKey {
+        self.next_local += 1;
+        JobKey(self.next_local)
+    }
+
+    fn take(&mut self, event: Event, now: Moment, actions: &mut Vec<Action>) {
+        match event {
+            Event::Tick => {}
+            Event::BrokerUp => self.health.broker_up(now),
+            Event::BrokerDown => self.session_lost(now, actions),
+            Event::BrokerProof => self.health.broker_proof(now),
+            Event::BrokerBlocked => self.health.broker_blocked(true, now),
+            Event::BrokerUnblocked => self.health.broker_blocked(false, now),
+            Event::Delivered {
+                job,
+                lane,
+                arrival,
+                answerable,
+            } => {
+                self.delivered(job, lane, arrival, answerable, now, actions);
+            }
+            Event::Tokenized { job, result } => self.tokenized(job, result, now, actions),
+            Event::BatchStep { engine } => self.health.ledger.computed(engine.0, 0, now),
+            Event::BatchDone {
+                engine,
+                batch,
+                results,
+            } => self.batch_done(engine, batch, results, now, actions),
+            Event::Confirmed { job, outcome } => self.confirmed(job, outcome, now, actions),
+            Event::DeadLettered { job } => self.dead_lettered(job, now, actions),
+            Event::Acked { job } => self.acked(job, now, actions),
+            Event::CanaryWrong => self.health.canary_wrong(),
+            Event::Drain => self.drain(now, actions),
+            Event::Reloaded(limits) => {
+                self.setup.limits = limits;
+                self.admission.reload(limits);
+                self.health.reload(limits);
+            }
+        }
+    }
+
+    fn delivered(
+        &mut self,
+        key: JobKey,
+        lane: Lane,
+        arrival: Result<Ticket, Refusal>,
+        answerable: bool,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        let local = key.0 > LOCAL_KEYS;
+        if !local {
+            self.health.ledger.received(lane == Lane::Probe, now);
+            self.health.broker_proof(now);
+        }
+        if self.health.is_draining() && local {
+            // Nobody delivered it, so there is nothing to give back.
+            self.health.canary_ended(false);
+            actions.push(Action::Forget {
+                job: key,
+                outcome: Outcome::Probe,
+            });
+            return;
+        }
+        if self.health.is_draining() {
+            actions.push(Action::Requeue { job: key });
+            actions.push(Action::Forget {
+                job: key,
+                outcome: Outcome::Requeued,
+            });
+            return;
+        }
+        let (ticket, refusal) = match arrival {
+            Ok(ticket) if ticket.deadline.is_some_and(|deadline| deadline <= now) => (ticket, Some(late())),
+            Ok(ticket) => {
+                let max_queue = self.setup.max_queue[ticket.model.0].unwrap_or(self.setup.limits.max_queue);
+                let refusal = self.admission.admit(lane, &ticket, max_queue, now).err();
+                (ticket, refusal)
+            }
+            Err(refusal) => (NO_TICKET, Some(refusal)),
+        };
+        let mut job = Job::new(lane, ticket, answerable, local);
+        job.admitted = refusal.is_none();
+        self.jobs.insert(key, job);
+        match refusal {
+            Some(refusal) => self.refuse(key, refusal, now, actions),
+            None => {
+                self.health.ledger.enter(Stage::Admitted, 1, now);
+                actions.push(Action::Tokenize { job: key });
+            }
+        }
+    }
+
+    fn tokenized(
+        &mut self,
+        key: JobKey,
+        result: Result<Vec<usize>, Refusal>,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(job) = self
+            .jobs
+            .get_mut(key)
+            .filter(|job| job.phase == Phase::Tokenizing)
+        else {
+            return;
+        };
+        self.health.ledger.leave(Stage::Admitted, 1, now);
+        match result {
+            Ok(tokens) => {
+                assert!(!tokens.is_empty(), "a job without inputs would wait for ever");
+                self.health.ledger.enter(Stage::Batched, tokens.len(), now);
+                job.tokenized(tokens);
+                let lane = job.lane;
+                self.lanes.push(lane, key);
+            }
+            Err(refusal) => self.refuse(key, refusal, now, actions),
+        }
+    }
+
+    /// Refuses jobs whose callers have stopped waiting before their work began.
+    fn expire(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        while let Some(key) = self.jobs.expired(now) {
+            self.jobs.deadline_met(key);
+            let phase = self.jobs.get(key).map(|job| job.phase);
+            if let Some(Phase::Tokenizing | Phase::Waiting) = phase {
+                self.leave_lane(key);
+                self.refuse(key, late(), now, actions);
+            }
+        }
+    }
+
+    /// Takes what of a job no engine holds out of the stages before the engine.
+    fn leave_lane(&mut self, key: JobKey) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        match job.phase {
+            Phase::Tokenizing => self.health.ledger.withdraw(Stage::Admitted, 1),
+            Phase::Waiting | Phase::Computing if job.undrawn > 0 => {
+                self.health.ledger.withdraw(Stage::Batched, job.undrawn);
+                job.undrawn = 0;
+                let lane = job.lane;
+                self.lanes.remove(lane, key);
+            }
+            _ => {}
+        }
+    }
+
+    fn fill_engines(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        while !self.lanes.is_empty() && self.batcher.has_room() {
+            let Some(draw) = self.draw() else { return };
+            let waiting: usize = draw.window.iter().map(|item| item.tokens).sum();
+            let budget = self.setup.batch_tokens;
+            let Some(engine) = self.batcher.free_engine(waiting, budget) else {
+                return;
+            };
+            let share = self.batcher.share(waiting, budget);
+            let items: Vec<Item> = batch::compose(&draw.window, share)
+                .into_iter()
+                .map(|place| draw.window[place])
+                .collect();
+            self.lanes.drawn();
+            for item in &items {
+                self.jobs.deadline_met(item.job);
+                let job = self.jobs.get_mut(item.job).expect("a waiting job is here");
+                job.draw(item.input);
+                if job.undrawn == 0 {
+                    let lane = job.lane;
+                    self.lanes.remove(lane, item.job);
+                }
+            }
+            self.health.ledger.leave(Stage::Batched, items.len(), now);
+            self.health.ledger.compute(engine.0, items.len(), now);
+            let batch = self.batcher.start(engine, items.clone());
+            actions.push(Action::StartBatch {
+                engine,
+                batch,
+                model: draw.model,
+                items,
+            });
+        }
+    }
+
+    /// The inputs among which the next batch is chosen: of the model of the first job in line, and of no
+    /// more jobs at once than `max_inflight` allows. `None` if that bound leaves nothing.
+    fn draw(&self) -> Option<Draw> {
+        let mut begun = self.inflight();
+        let mut draw: Option<Draw> = None;
+        let enough = self.setup.batch_tokens * batch::WINDOW_BUDGETS;
+        let mut total = 0;
+        for key in self.lanes.in_order() {
+            let job = self.jobs.get(key).expect("a waiting job is here");
+            let new = job.phase == Phase::Waiting;
+            if new && job.lane != Lane::Probe && begun >= self.setup.limits.max_inflight {
+                continue;
+            }
+            let draw = draw.get_or_insert_with(|| Draw {
+                model: job.ticket.model,
+                window: Vec::new(),
+            });
+            if draw.model != job.ticket.model {
+                continue;
+            }
+            begun += usize::from(new);
+            for input in job.undrawn_inputs() {
+                draw.window.push(Item {
+                    job: key,
+                    input,
+                    tokens: job.tokens[input],
+                });
+                total += job.tokens[input];
+                if total >= enough {
+                    break;
+                }
+            }
+            if total >= enough {
+                break;
+            }
+        }
+        draw
+    }
+
+    fn batch_done(
+        &mut self,
+        engine: EngineId,
+        batch: BatchId,
+        results: Vec<Result<(), String>>,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(running) = self.batcher.finish(batch) else {
+            return;
+        };
+        assert_eq!(
+            running.items.len(),
+            results.len(),
+            "an engine answers for each item of its batch"
+        );
+        self.health.ledger.computed(engine.0, running.items.len(), now);
+        self.inputs.count(running.items.len() as f64, now);
+        for (item, result) in running.items.into_iter().zip(results) {
+            let Some(job) = self.jobs.get_mut(item.job) else {
+                continue;
+            };
+            job.computed(result, item.input);
+            if job.failure.is_some() {
+                self.leave_lane(item.job);
+            }
+            let job = self
+                .jobs
+                .get_mut(item.job)
+                .expect("the job was here a moment ago");
+            if job.computing > 0 || job.undrawn > 0 {
+                continue;
+            }
+            match job.failure.take() {
+                Some(refusal) => self.refuse(item.job, refusal, now, actions),
+                None => self.answer(item.job, now, actions),
+            }
+        }
+    }
+
+    fn answer(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        if job.local {
+            self.forget(key, Outcome::Probe, now, actions);
+            // The short way is a whole round only while the broker says that it blocks the other.
+            if self.health.blocked_since().is_some() {
+                self.round(now, actions);
+            }
+            return;
+        }
+        job.phase = Phase::Replying { vectors: true };
+        self.health.ledger.enter(Stage::Published, 1, now);
+        actions.push(Action::Answer { job: key });
+    }
+
+    /// Answers with a refusal, or dead-letters where no answer can be sent.
+    fn refuse(&mut self, key: JobKey, refusal: Refusal, now: Moment, actions: &mut Vec<Action>) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        if job.lane == Lane::Probe && refusal.error == ErrorType::Internal {
+            self.health.canary_wrong();
+        }
+        if job.local {
+            self.forget(key, Outcome::Probe, now, actions);
+            return;
+        }
+        self.health.ledger.enter(Stage::Published, 1, now);
+        if job.answerable {
+            job.phase = Phase::Replying { vectors: false };
+            actions.push(Action::Refuse { job: key, refusal });
+        } else {
+            job.phase = Phase::DeadLettering;
+            actions.push(Action::DeadLetter { job: key, refusal });
+        }
+    }
+
+    fn confirmed(&mut self, key: JobKey, outcome: Confirmation, now: Moment, actions: &mut Vec<Action>) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        let Phase::Replying { vectors } = job.phase else {
+            return;
+        };
+        self.health.broker_proof(now);
+        self.health.ledger.leave(Stage::Published, 1, now);
+        let end = match (outcome, vectors) {
+            (Confirmation::Rejected, _) => {
+                job.phase = Phase::DeadLettering;
+                self.health.ledger.enter(Stage::Published, 1, now);
+                let refusal = Refusal::new(ErrorType::Internal, "the reply queue rejected the answer");
+                actions.push(Action::DeadLetter { job: key, refusal });
+                return;
+            }
+            (_, false) => End::Refused,
+            (Confirmation::Routed, true) => End::Answered,
+            (Confirmation::Returned, true) => End::Returned,
+        };
+        self.ack(key, end, now, actions);
+    }
+
+    fn dead_lettered(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
+        if self
+            .jobs
+            .get(key)
+            .is_some_and(|job| job.phase == Phase::DeadLettering)
+        {
+            self.health.broker_proof(now);
+            self.health.ledger.leave(Stage::Published, 1, now);
+            self.ack(key, End::DeadLettered, now, actions);
+        }
+    }
+
+    fn ack(&mut self, key: JobKey, end: End, now: Moment, actions: &mut Vec<Action>) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        job.phase = Phase::Acking { end };
+        self.health.ledger.enter(Stage::Acked, 1, now);
+        actions.push(Action::Ack { job: key });
+    }
+
+    fn acked(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
+        let Some(Phase::Acking { end }) = self.jobs.get(key).map(|job| job.phase) else {
+            return;
+        };
+        self.health.ledger.leave(Stage::Acked, 1, now);
+        let (outcome, round) = match end {
+            End::Answered => (Outcome::Answered, true),
+            End::Returned => (Outcome::Returned, true),
+            End::Refused => (Outcome::Refused, false),
+            End::DeadLettered => (Outcome::DeadLettered, false),
+        };
+        self.forget(key, outcome, now, actions);
+        if round {
+            self.round(now, actions);
+        }
+    }
+
+    /// The proving event: real work, all the way round.
+    fn round(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        self.health.round_completed(now);
+        if self.health.becomes_ready(now) {
+            actions.push(Action::Ready);
+        }
+        if self.health.may_pet(self.setup.pet_spacing, now) {
+            actions.push(Action::Pet);
+        }
+    }
+
+    fn forget(&mut self, key: JobKey, outcome: Outcome, now: Moment, actions: &mut Vec<Action>) {
+        let Some(job) = self.jobs.remove(key) else { return };
+        if job.lane == Lane::Probe {
+            self.health.canary_ended(!job.local);
+        }
+        if job.admitted {
+            let settled = matches!(outcome, Outcome::Answered | Outcome::Returned);
+            self.admission.release(job.lane, &job.ticket, settled, now);
+        }
+        actions.push(Action::Forget { job: key, outcome });
+    }
+
+    /// The broker will deliver again what the lost session had delivered; here it is void.
+    fn session_lost(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        self.health.broker_down();
+        self.lanes.clear();
+        for key in self.jobs.keys() {
+            self.forget(key, Outcome::Lost, now, actions);
+        }
+    }
+
+    /// Hands back what no engine has begun, and lets the rest finish.
+    fn drain(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        if self.health.is_draining() {
+            return;
+        }
+        self.health.drain(now);
+        for key in self.jobs.keys() {
+            let waiting = self.jobs.get(key).map(|job| job.phase);
+            if matches!(waiting, Some(Phase::Tokenizing | Phase::Waiting)) {
+                self.leave_lane(key);
+                if self.jobs.get(key).is_some_and(|job| job.local) {
+                    self.forget(key, Outcome::Probe, now, actions);
+                } else {
+                    actions.push(Action::Requeue { job: key });
+                    self.forget(key, Outcome::Requeued, now, actions);
+                }
+            }
+        }
+    }
+
+    fn finish_drain(&mut self, actions: &mut Vec<Action>) {
+        if self.health.is_draining() && !self.drained && self.jobs.is_empty() && self.batcher.is_idle() {
+            self.drained = true;
+            actions.push(Action::Drained);
+        }
+    }
+
+    /// Jobs whose computation has begun and is not finished.
+    fn inflight(&self) -> usize {
+        self.jobs
+            .values()
+            .filter(|job| job.phase == Phase::Computing)
+            .count()
+    }
+}
+
+/// Stands in where a request is too broken to have a ticket.
+const NO_TICKET: Ticket = Ticket {
+    model: event::ModelId(0),
+    inputs: 0,
+    bytes: 0,
+    deadline: None,
+};
+
+fn late() -> Refusal {
+    Refusal::new(
+        ErrorType::DeadlineExceeded,
+        "the budget ran out before the work began",
+    )
+}

@@ -1,0 +1,213 @@
+//! A job's life here, from its delivery to its acknowledgement.
+
+use super::event::Ticket;
+use crate::clock::Moment;
+use crate::job::{JobKey, Lane, Refusal};
+use std::collections::{BTreeSet, HashMap};
+
+/// Where a job stands.
+///
+/// ```text
+///  Delivered ──refuse──────────────────────────────┐
+///      │ admit                                      v
+///  Tokenizing ──Tokenized──> Waiting ──draw──> Computing ──all computed──> Replying ──Confirmed──> Acking ──Acked──> gone
+///      │ refuse                 │ deadline          │ failed                   ^ │ rejected            ^
+///      └────────────────────────┴───────────────────┴──────────────────────────┘ └──> DeadLettering ──┘
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Its texts are being tokenized.
+    Tokenizing,
+    /// Tokenized, none of its inputs in a batch yet.
+    Waiting,
+    /// Some of its inputs are or have been in a batch.
+    Computing,
+    /// Its answer is on its way; `vectors` tells an answer from a refusal.
+    Replying {
+        /// Whether the answer holds vectors.
+        vectors: bool,
+    },
+    /// Its copy is on its way to the dead-letter queue.
+    DeadLettering,
+    /// Its acknowledgement is being written.
+    Acking {
+        /// Whether the sender's answer held vectors and found a queue.
+        end: End,
+    },
+}
+
+/// What a job will have come to once it is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Vectors in the sender's queue.
+    Answered,
+    /// Vectors that nobody waited for any more.
+    Returned,
+    /// A refusal was sent.
+    Refused,
+    /// Dead-lettered.
+    DeadLettered,
+}
+
+/// One job.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Its lane.
+    pub lane: Lane,
+    /// What it asks for.
+    pub ticket: Ticket,
+    /// Whether it was admitted, and so counts against the bounds.
+    pub admitted: bool,
+    /// Whether a refusal can be sent, or only dead-lettered.
+    pub answerable: bool,
+    /// A canary that never saw the broker.
+    pub local: bool,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Tokens of each input, once known.
+    pub tokens: Vec<usize>,
+    /// Which inputs have been put into a batch.
+    drawn: Vec<bool>,
+    /// The first input that has not.
+    first_undrawn: usize,
+    /// How many have not.
+    pub undrawn: usize,
+    /// Inputs in engines now.
+    pub computing: usize,
+    /// Why it fails, if it does.
+    pub failure: Option<Refusal>,
+}
+
+impl Job {
+    /// A job just delivered.
+    pub fn new(lane: Lane, ticket: Ticket, answerable: bool, local: bool) -> Job {
+        Job {
+            lane,
+            ticket,
+            admitted: false,
+            answerable,
+            local,
+            phase: Phase::Tokenizing,
+            tokens: Vec::new(),
+            drawn: Vec::new(),
+            first_undrawn: 0,
+            undrawn: 0,
+            computing: 0,
+            failure: None,
+        }
+    }
+
+    /// Its inputs are tokenized and may be drawn.
+    pub fn tokenized(&mut self, tokens: Vec<usize>) {
+        self.undrawn = tokens.len();
+        self.drawn = vec![false; tokens.len()];
+        self.tokens = tokens;
+        self.phase = Phase::Waiting;
+    }
+
+    /// Inputs that are in no batch yet, in order.
+    pub fn undrawn_inputs(&self) -> impl Iterator<Item = usize> + '_ {
+        (self.first_undrawn..self.tokens.len()).filter(|&input| !self.drawn[input])
+    }
+
+    /// An input goes into a batch.
+    pub fn draw(&mut self, input: usize) {
+        debug_assert!(!self.drawn[input]);
+        self.drawn[input] = true;
+        self.undrawn -= 1;
+        self.computing += 1;
+        self.phase = Phase::Computing;
+        while self.first_undrawn < self.drawn.len() && self.drawn[self.first_undrawn] {
+            self.first_undrawn += 1;
+        }
+    }
+
+    /// An input has come out of an engine.
+    pub fn computed(&mut self, result: Result<(), String>, input: usize) {
+        self.computing -= 1;
+        if let Err(message) = result
+            && self.failure.is_none()
+        {
+            let message = format!("input {input}: {message}");
+            self.failure = Some(Refusal::new(crate::job::ErrorType::Internal, message));
+        }
+    }
+}
+
+/// All jobs that are here, and the deadlines of those that wait.
+#[derive(Clone, Debug, Default)]
+pub struct Jobs {
+    jobs: HashMap<JobKey, Job>,
+    deadlines: BTreeSet<(Moment, JobKey)>,
+}
+
+impl Jobs {
+    /// Takes a job in.
+    pub fn insert(&mut self, key: JobKey, job: Job) {
+        if let Some(deadline) = job.ticket.deadline {
+            self.deadlines.insert((deadline, key));
+        }
+        let before = self.jobs.insert(key, job);
+        assert!(before.is_none(), "the shell gave number {} twice", key.0);
+    }
+
+    /// The job, if it is still here.
+    pub fn get(&self, key: JobKey) -> Option<&Job> {
+        self.jobs.get(&key)
+    }
+
+    /// The job, if it is still here.
+    pub fn get_mut(&mut self, key: JobKey) -> Option<&mut Job> {
+        self.jobs.get_mut(&key)
+    }
+
+    /// The job leaves.
+    pub fn remove(&mut self, key: JobKey) -> Option<Job> {
+        let job = self.jobs.remove(&key)?;
+        self.forget_deadline(key, &job.ticket);
+        Some(job)
+    }
+
+    /// The job no longer waits, so its deadline no longer matters.
+    pub fn deadline_met(&mut self, key: JobKey) {
+        if let Some(deadline) = self.jobs.get(&key).and_then(|job| job.ticket.deadline) {
+            self.deadlines.remove(&(deadline, key));
+        }
+    }
+
+    fn forget_deadline(&mut self, key: JobKey, ticket: &Ticket) {
+        if let Some(deadline) = ticket.deadline {
+            self.deadlines.remove(&(deadline, key));
+        }
+    }
+
+    /// A waiting job whose deadline has passed.
+    pub fn expired(&self, now: Moment) -> Option<JobKey> {
+        self.deadlines
+            .first()
+            .filter(|(deadline, _)| *deadline <= now)
+            .map(|&(_, key)| key)
+    }
+
+    /// The next deadline of a waiting job.
+    pub fn next_deadline(&self) -> Option<Moment> {
+        self.deadlines.first().map(|&(deadline, _)| deadline)
+    }
+
+    /// Keys of all jobs, oldest first.
+    pub fn keys(&self) -> Vec<JobKey> {
+        let mut keys: Vec<JobKey> = self.jobs.keys().copied().collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    /// All jobs in no particular order.
+    pub fn values(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.values()
+    }
+
+    /// Whether none is here.
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+}

@@ -1,0 +1,60 @@
+//! The in-process watchdog: an OS thread of its own, without any async runtime, that asks the health
+//! truth for a verdict and ends the process when a bound is passed. It can never pet.
+
+use crate::clock::{Clock, Moment};
+use crate::logic::health::{Health, KillReason, Verdict};
+use crate::logic::ledger::Stage;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+/// The latest health truth, written by the loop after each turn.
+#[derive(Clone, Debug)]
+pub struct Truth(Arc<Mutex<Health>>);
+
+impl Truth {
+    /// Shares `health`.
+    pub fn new(health: Health) -> Truth {
+        Truth(Arc::new(Mutex::new(health)))
+    }
+
+    /// The loop's view after a turn.
+    pub fn update(&self, health: &Health) {
+        if let Ok(mut shared) = self.0.lock() {
+            shared.clone_from(health);
+        }
+    }
+}
+
+/// Starts the thread. `interval` is `watchdog_interval_ms`, `stall_max` is `liveness_max_stall_ms`: a
+/// truth that cannot even be read for that long is as good as a loop that does not turn. `kill` must
+/// not return.
+pub fn spawn(
+    truth: Truth,
+    clock: Clock,
+    interval: Duration,
+    stall_max: Duration,
+    kill: impl Fn(KillReason, Option<&Health>, Moment) + Send + 'static,
+) -> std::io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().name("watchdog".into()).spawn(move || {
+        let mut readable = clock.now();
+        loop {
+            thread::sleep(interval);
+            let now = clock.now();
+            // Only a try: the thread that holds the lock may be the one that hangs.
+            let seen = truth.0.try_lock().ok().map(|health| health.clone());
+            match seen {
+                Some(health) => {
+                    readable = now;
+                    if let Verdict::Kill(reason) = health.verdict(now) {
+                        kill(reason, Some(&health), now);
+                    }
+                }
+                None if now.since(readable) >= stall_max => {
+                    kill(KillReason::NoProgress(Stage::Received), None, now)
+                }
+                None => {}
+            }
+        }
+    })
+}

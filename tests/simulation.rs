@@ -1,0 +1,93 @@
+//! All of `logic` in a made-up world (TigerBeetle's VOPR is the model).
+//!
+//! Goal: no order of events and no trouble of broker, tokenizers, engines or clock breaks the contract.
+//! Method: everything is drawn from one seed; a judge that keeps its own book looks at every event and
+//! every action; in the end the world heals and every message must be settled exactly once. A failure
+//! prints its seed: `SEED=… cargo test --test simulation` plays that very run again. `SIM_SECONDS=…`
+//! searches for longer than the usual.
+
+#[path = "simulation/oracle.rs"]
+mod oracle;
+#[path = "simulation/rng.rs"]
+mod rng;
+#[path = "simulation/world.rs"]
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::{Duration, Instant};
+use world::{Counts, World};
+
+/// Events of trouble in one run, enough for a few dozen lives of the service.
+const EVENTS: u64 = 20_000;
+/// Time for the search, so that two cores see over a million events in a release build.
+const SEARCH_SECONDS: u64 = 20;
+/// Seeds that are run always: those that once failed, and some for the spread.
+const SEEDS: [u64; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
+
+fn run(seed: u64, total: &mut Counts) {
+    let mut world = World::new(seed);
+    let outcome = catch_unwind(AssertUnwindSafe(|| world.run(EVENTS)));
+    let counts = world.counts;
+    if let Err(cause) = outcome {
+        eprintln!(
+            "simulation failed after {} events; play it again with SEED={seed}",
+            counts.events
+        );
+        resume_unwind(cause);
+    }
+    total.events += counts.events;
+    total.settled += counts.settled;
+    total.pets += counts.pets;
+    total.lives += counts.lives;
+    total.drains += counts.drains;
+    total.stalls += counts.stalls;
+    total.disconnects += counts.disconnects;
+    total.corrupt += counts.corrupt;
+    total.drain_timeouts += counts.drain_timeouts;
+    total.canaries += counts.canaries;
+    total.refused += counts.refused;
+}
+
+fn from_env(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| {
+        text.trim()
+            .parse()
+            .unwrap_or_else(|_| panic!("{name} is {text:?}, a whole number is expected"))
+    })
+}
+
+/// The seeds that are run always, or the one of `SEED`.
+#[test]
+fn simulation_of_known_seeds() {
+    let mut total = Counts::default();
+    match from_env("SEED") {
+        Some(seed) => run(seed, &mut total),
+        None => SEEDS.into_iter().for_each(|seed| run(seed, &mut total)),
+    }
+    println!("{total:?}");
+    // A world in which nothing happens proves nothing.
+    assert!(total.settled > 1000 && total.pets > 100 && total.canaries > 50);
+}
+
+/// Fresh seeds until the time is over, so that every run of the tests looks somewhere new.
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a time box around the whole search, no decision"
+)]
+fn simulation_of_fresh_seeds() {
+    if from_env("SEED").is_some() {
+        return;
+    }
+    let span = Duration::from_secs(from_env("SIM_SECONDS").unwrap_or(SEARCH_SECONDS));
+    let first: u64 = rand::random::<u64>() >> 1;
+    println!("fresh seeds from {first}");
+    let start = Instant::now();
+    let (mut total, mut seed) = (Counts::default(), first);
+    while start.elapsed() < span {
+        run(seed, &mut total);
+        seed += 1;
+    }
+    let rate = total.events as f64 / start.elapsed().as_secs_f64();
+    println!("{} seeds, {rate:.0} events/s, {total:?}", seed - first);
+}

@@ -1,0 +1,591 @@
+//! The judge: sees every event before the logic does and every action after, keeps its own book of where
+//! each job is, and panics at the first action that the contract does not allow, or that it demands and
+//! that does not come. It shares no code with the ledger or with health.
+
+use embeddings::clock::Moment;
+use embeddings::job::{ErrorType, JobKey, Lane};
+use embeddings::logic::event::{Action, BatchId, Confirmation, Event, Item, ModelId, Outcome};
+use embeddings::logic::health::KillReason;
+use embeddings::logic::ledger::Stage;
+use embeddings::logic::{Logic, Setup};
+use std::collections::{BTreeMap, HashSet};
+
+/// Where the judge believes a job to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Tokenizing,
+    Working,
+    Publishing,
+    Acking,
+    Acked,
+}
+
+#[derive(Clone, Debug)]
+struct Seen {
+    lane: Lane,
+    model: ModelId,
+    bytes: usize,
+    deadline: Option<Moment>,
+    local: bool,
+    admitted: bool,
+    place: Place,
+    tokens: Vec<usize>,
+    started: Vec<bool>,
+    done: usize,
+    failed: bool,
+    vectors: bool,
+    dead_letter: bool,
+    settled: bool,
+}
+
+impl Seen {
+    fn undrawn(&self) -> usize {
+        if self.place == Place::Working && !self.failed {
+            self.started.iter().filter(|started| !**started).count()
+        } else {
+            0
+        }
+    }
+
+    fn begun(&self) -> bool {
+        self.place == Place::Working && self.started.contains(&true)
+    }
+}
+
+/// The judge's book about one process.
+pub struct Oracle {
+    setup: Setup,
+    jobs: BTreeMap<JobKey, Seen>,
+    gone: HashSet<JobKey>,
+    engines: Vec<Vec<(BatchId, Vec<Item>)>>,
+    engine_since: Vec<Moment>,
+    since: [Moment; 6],
+    before: [usize; 6],
+    engines_before: Vec<usize>,
+    connected: bool,
+    proof: Option<Moment>,
+    blocked: bool,
+    draining: Option<Moment>,
+    drained: bool,
+    corrupt: bool,
+    canary_on_its_way: bool,
+    pub ready: bool,
+    round: Option<Moment>,
+    round_now: bool,
+    withdrawn_now: bool,
+    pub pet: Option<Moment>,
+    pub killed: Option<KillReason>,
+}
+
+impl Oracle {
+    pub fn new(setup: Setup) -> Oracle {
+        let engines = setup.engines;
+        Oracle {
+            setup,
+            jobs: BTreeMap::new(),
+            gone: HashSet::new(),
+            engines: vec![Vec::new(); engines],
+            engine_since: vec![Moment::ZERO; engines],
+            since: [Moment::ZERO; 6],
+            before: [0; 6],
+            engines_before: vec![0; engines],
+            connected: false,
+            proof: None,
+            blocked: false,
+            draining: None,
+            drained: false,
+            corrupt: false,
+            canary_on_its_way: false,
+            ready: false,
+            round: None,
+            round_now: false,
+            withdrawn_now: false,
+            pet: None,
+            killed: None,
+        }
+    }
+
+    /// Whether nothing that was delivered is left.
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    fn progress(&mut self, stage: Stage, now: Moment) {
+        self.since[stage as usize] = now;
+    }
+
+    /// Takes in what the world is about to tell the logic.
+    pub fn before(&mut self, event: &Event, now: Moment) {
+        self.round_now = false;
+        self.withdrawn_now = false;
+        match event {
+            Event::Tick => {}
+            Event::BrokerUp => {
+                self.connected = true;
+                self.proof = Some(now);
+            }
+            Event::BrokerDown => {
+                self.connected = false;
+                self.blocked = false;
+                self.canary_on_its_way = false;
+                self.withdrawn_now = true;
+            }
+            Event::BrokerProof => self.proof = Some(now),
+            Event::BrokerBlocked => self.blocked = true,
+            Event::BrokerUnblocked => {
+                if self.blocked {
+                    self.progress(Stage::Published, now);
+                    self.progress(Stage::Received, now);
+                }
+                self.blocked = false;
+            }
+            Event::Delivered {
+                job, lane, arrival, ..
+            } => {
+                let local = job.0 > 1 << 63;
+                if !local {
+                    self.proof = Some(now);
+                    self.progress(Stage::Received, now);
+                    if *lane == Lane::Probe {
+                        self.canary_on_its_way = false;
+                    }
+                }
+                let ticket = arrival.as_ref().ok();
+                let seen = Seen {
+                    lane: *lane,
+                    model: ticket.map_or(ModelId(0), |ticket| ticket.model),
+                    bytes: ticket.map_or(0, |ticket| ticket.bytes),
+                    deadline: ticket.and_then(|ticket| ticket.deadline),
+                    local,
+                    admitted: false,
+                    place: Place::Tokenizing,
+                    tokens: Vec::new(),
+                    started: Vec::new(),
+                    done: 0,
+                    failed: false,
+                    vectors: false,
+                    dead_letter: false,
+                    settled: false,
+                };
+                assert!(self.jobs.insert(*job, seen).is_none());
+            }
+            Event::Tokenized { job, result } => {
+                if let Some(seen) = self.jobs.get_mut(job)
+                    && seen.place == Place::Tokenizing
+                {
+                    if let Ok(tokens) = result {
+                        seen.place = Place::Working;
+                        seen.tokens = tokens.clone();
+                        seen.started = vec![false; tokens.len()];
+                    } else {
+                        self.corrupt |= seen.lane == Lane::Probe;
+                    }
+                    self.progress(Stage::Admitted, now);
+                }
+            }
+            Event::BatchStep { engine } => self.engine_since[engine.0] = now,
+            Event::BatchDone {
+                engine,
+                batch,
+                results,
+            } => self.batch_done(engine.0, *batch, results, now),
+            Event::Confirmed { job, outcome } => {
+                if let Some(seen) = self.jobs.get_mut(job)
+                    && seen.place == Place::Publishing
+                {
+                    self.proof = Some(now);
+                    if *outcome != Confirmation::Rejected {
+                        seen.place = Place::Acking;
+                    }
+                    self.progress(Stage::Published, now);
+                }
+            }
+            Event::DeadLettered { job } => {
+                if let Some(seen) = self.jobs.get_mut(job) {
+                    self.proof = Some(now);
+                    seen.place = Place::Acking;
+                    self.progress(Stage::Published, now);
+                }
+            }
+            Event::Acked { job } => {
+                if let Some(seen) = self.jobs.get_mut(job) {
+                    assert!(seen.settled, "acknowledged although nobody asked");
+                    seen.place = Place::Acked;
+                    self.round_now = seen.vectors;
+                    self.progress(Stage::Acked, now);
+                }
+            }
+            Event::CanaryWrong => self.corrupt = true,
+            Event::Drain => {
+                self.draining.get_or_insert(now);
+            }
+            Event::Reloaded(limits) => self.setup.limits = *limits,
+        }
+        if self.round_now {
+            self.round = Some(now);
+        }
+    }
+
+    fn batch_done(&mut self, engine: usize, batch: BatchId, results: &[Result<(), String>], now: Moment) {
+        let held = &mut self.engines[engine];
+        let at = held
+            .iter()
+            .position(|(id, _)| *id == batch)
+            .expect("a batch that runs");
+        let (_, items) = held.remove(at);
+        self.engine_since[engine] = now;
+        for (item, result) in items.iter().zip(results) {
+            if let Some(seen) = self.jobs.get_mut(&item.job) {
+                seen.done += 1;
+                seen.failed |= result.is_err();
+                self.corrupt |= result.is_err() && seen.lane == Lane::Probe;
+            }
+        }
+    }
+
+    /// Judges what the logic answered.
+    pub fn after(&mut self, actions: &[Action], logic: &Logic, now: Moment) {
+        for action in actions {
+            self.action(action, now);
+        }
+        self.nothing_forgotten(now);
+        let inside = self.inside();
+        for (at, (stage, count)) in logic.health().inside().into_iter().enumerate() {
+            assert_eq!(count, inside[at], "the ledger and the world disagree on {stage}");
+            if self.before[at] == 0 && count > 0 {
+                self.since[at] = now;
+            }
+        }
+        self.before = inside;
+        for (engine, held) in self.engines.iter().enumerate() {
+            let count = held.len();
+            if self.engines_before[engine] == 0 && count > 0 {
+                self.engine_since[engine] = now;
+            }
+            self.engines_before[engine] = count;
+        }
+        self.judge_verdict(actions, logic, now);
+    }
+
+    fn inside(&self) -> [usize; 6] {
+        let count = |place| self.jobs.values().filter(|seen| seen.place == place).count();
+        [
+            usize::from(self.canary_on_its_way),
+            count(Place::Tokenizing),
+            self.jobs.values().map(Seen::undrawn).sum(),
+            self.engines.iter().flatten().map(|(_, items)| items.len()).sum(),
+            count(Place::Publishing),
+            count(Place::Acking),
+        ]
+    }
+
+    fn job(&mut self, key: JobKey, what: &Action) -> &mut Seen {
+        assert!(!self.gone.contains(&key), "{what:?} after the job was forgotten");
+        self.jobs
+            .get_mut(&key)
+            .unwrap_or_else(|| panic!("{what:?} for an unknown job"))
+    }
+
+    fn action(&mut self, action: &Action, now: Moment) {
+        assert!(self.killed.is_none(), "{action:?} after the kill");
+        match action {
+            Action::Tokenize { job } => {
+                let seen = self.job(*job, action);
+                assert!(seen.place == Place::Tokenizing && !seen.admitted);
+                assert!(
+                    seen.deadline.is_none_or(|deadline| deadline > now),
+                    "admitted late"
+                );
+                seen.admitted = true;
+                let (lane, model) = (seen.lane, seen.model);
+                if lane == Lane::Interactive {
+                    let (jobs, bytes) = self.held();
+                    assert!(jobs <= self.max_queue(model), "the lane holds {jobs} jobs");
+                    assert!(
+                        bytes <= self.setup.limits.max_queue_bytes,
+                        "the lane holds {bytes} bytes"
+                    );
+                }
+                assert!(self.draining.is_none(), "admitted while draining");
+            }
+            Action::StartBatch {
+                engine,
+                batch,
+                model,
+                items,
+            } => self.start_batch(engine.0, *batch, *model, items, action),
+            Action::Answer { job } => {
+                let seen = self.job(*job, action);
+                assert!(seen.place == Place::Working && !seen.failed && !seen.local);
+                assert_eq!(seen.done, seen.tokens.len(), "answered before all was computed");
+                seen.place = Place::Publishing;
+                seen.vectors = true;
+            }
+            Action::Refuse { job, refusal } => {
+                if refusal.error == ErrorType::Overloaded {
+                    self.overloaded_is_true(*job);
+                }
+                self.withdrawn_now = true;
+                let seen = self.job(*job, action);
+                if refusal.error == ErrorType::DeadlineExceeded {
+                    assert!(seen.deadline.is_some_and(|deadline| deadline <= now));
+                    assert!(!seen.begun(), "refused for its deadline after its work began");
+                }
+                assert!(matches!(seen.place, Place::Tokenizing | Place::Working) && !seen.local);
+                seen.place = Place::Publishing;
+            }
+            Action::DeadLetter { job, .. } => {
+                self.withdrawn_now = true;
+                let seen = self.job(*job, action);
+                assert!(
+                    !seen.dead_letter && !seen.local,
+                    "{action:?} twice, or for a local canary"
+                );
+                seen.dead_letter = true;
+                seen.vectors = false;
+                seen.place = Place::Publishing;
+            }
+            Action::Ack { job } => {
+                let seen = self.job(*job, action);
+                assert_eq!(seen.place, Place::Acking, "acked before the answer was confirmed");
+                assert!(!seen.settled && !seen.local, "settled twice");
+                seen.settled = true;
+            }
+            Action::Requeue { job } => {
+                let draining = self.draining.is_some();
+                let seen = self.job(*job, action);
+                assert!(
+                    draining,
+                    "requeue belongs to draining; elsewhere the delivery returns hot"
+                );
+                assert!(
+                    !seen.settled && !seen.local,
+                    "settled twice, or no delivery to give back"
+                );
+                assert!(!seen.begun(), "given back although its work has begun");
+                seen.settled = true;
+            }
+            Action::Forget { job, outcome } => self.forget(*job, *outcome, action, now),
+            Action::SendCanary { through_broker } => {
+                assert!(self.connected && self.draining.is_none());
+                assert_eq!(*through_broker, !self.blocked);
+                let mine = |seen: &Seen| seen.lane == Lane::Probe && seen.local != *through_broker;
+                assert!(!self.jobs.values().any(mine), "a second canary on the same way");
+                if *through_broker {
+                    assert!(!self.canary_on_its_way, "a second canary on the same way");
+                    self.canary_on_its_way = true;
+                }
+            }
+            Action::Reconnect { .. } => {}
+            Action::Ready => {
+                assert!(!self.ready && self.round_now && self.draining.is_none());
+                self.ready = true;
+            }
+            Action::Pet => {
+                assert!(self.round_now, "a pet without a round");
+                assert!(
+                    self.connected && self.draining.is_none(),
+                    "a pet without a session"
+                );
+                assert!(
+                    self.reasons(now).is_empty(),
+                    "a pet while {:?}",
+                    self.reasons(now)
+                );
+                let spaced = self
+                    .pet
+                    .is_none_or(|last| now.since(last) >= self.setup.pet_spacing);
+                assert!(spaced, "two pets too close");
+                self.pet = Some(now);
+            }
+            Action::Drained => {
+                assert!(self.draining.is_some() && !self.drained);
+                assert!(self.jobs.is_empty() && self.engines.iter().all(Vec::is_empty));
+                self.drained = true;
+            }
+            Action::Kill(reason) => self.killed = Some(*reason),
+        }
+    }
+
+    fn held(&self) -> (usize, usize) {
+        let admitted = || self.jobs.values().filter(|seen| seen.admitted);
+        let jobs = admitted().filter(|seen| seen.lane == Lane::Interactive).count();
+        (jobs, admitted().map(|seen| seen.bytes).sum())
+    }
+
+    fn max_queue(&self, model: ModelId) -> usize {
+        self.setup.max_queue[model.0].unwrap_or(self.setup.limits.max_queue)
+    }
+
+    fn overloaded_is_true(&self, job: JobKey) {
+        let seen = &self.jobs[&job];
+        let (jobs, bytes) = self.held();
+        let full = jobs >= self.max_queue(seen.model);
+        assert!(
+            full || bytes + seen.bytes > self.setup.limits.max_queue_bytes,
+            "refused with room left"
+        );
+    }
+
+    fn start_batch(
+        &mut self,
+        engine: usize,
+        batch: BatchId,
+        model: ModelId,
+        items: &[Item],
+        action: &Action,
+    ) {
+        assert!(!items.is_empty(), "an empty batch");
+        for item in items {
+            let seen = self.job(item.job, action);
+            assert!(seen.place == Place::Working && !seen.failed);
+            assert_eq!(seen.model, model, "a batch mixes models");
+            assert_eq!(seen.tokens[item.input], item.tokens);
+            assert!(
+                !seen.started[item.input],
+                "an input computed twice in one delivery"
+            );
+            let new = !seen.begun();
+            let probe = seen.lane == Lane::Probe;
+            seen.started[item.input] = true;
+            if new && !probe {
+                let begun = self.jobs.values().filter(|seen| seen.begun()).count();
+                let probes = self
+                    .jobs
+                    .values()
+                    .filter(|seen| seen.begun() && seen.lane == Lane::Probe);
+                let most = self.setup.limits.max_inflight + probes.count();
+                assert!(begun <= most, "{begun} jobs in flight");
+            }
+        }
+        let tokens: usize = items.iter().map(|item| item.tokens).sum();
+        assert!(
+            tokens <= self.setup.batch_tokens || items.len() == 1,
+            "{tokens} tokens in a batch"
+        );
+        self.engines[engine].push((batch, items.to_vec()));
+        assert!(self.engines[engine].len() <= 2, "three batches on one engine");
+    }
+
+    fn forget(&mut self, key: JobKey, outcome: Outcome, action: &Action, now: Moment) {
+        let seen = self.job(key, action).clone();
+        match outcome {
+            Outcome::Answered | Outcome::Returned => assert!(seen.place == Place::Acked && seen.vectors),
+            Outcome::Refused => assert!(seen.place == Place::Acked && !seen.vectors),
+            Outcome::DeadLettered => assert!(seen.place == Place::Acked && seen.dead_letter),
+            Outcome::Requeued => assert!(seen.settled && seen.place != Place::Acked),
+            Outcome::Lost => assert!(!self.connected, "a delivery is void only with its session"),
+            Outcome::Probe => {
+                assert!(seen.local, "only a canary of the short way ends so");
+                let computed = seen.place == Place::Working && seen.done == seen.tokens.len() && !seen.failed;
+                if computed && self.blocked && self.draining.is_none() {
+                    self.round_now = true;
+                    self.round = Some(now);
+                }
+            }
+        }
+        self.jobs.remove(&key);
+        self.gone.insert(key);
+    }
+
+    /// What the last step should have moved on has moved on.
+    fn nothing_forgotten(&self, now: Moment) {
+        for (key, seen) in &self.jobs {
+            assert!(seen.place != Place::Acked, "{key:?} is acked and not forgotten");
+            assert!(
+                seen.place != Place::Acking || seen.settled,
+                "{key:?} is confirmed and not acked"
+            );
+            if seen.place == Place::Tokenizing {
+                assert!(
+                    seen.admitted,
+                    "{key:?} was neither admitted nor refused nor given back"
+                );
+            }
+            if seen.place == Place::Working && seen.done == seen.tokens.len() {
+                panic!("{key:?} is computed and not answered");
+            }
+            if matches!(seen.place, Place::Tokenizing | Place::Working) && !seen.begun() {
+                let late = seen.deadline.is_some_and(|deadline| deadline <= now);
+                assert!(!late, "{key:?} waits although its deadline has passed");
+            }
+        }
+    }
+
+    /// Why the process must end now; empty if it must not.
+    fn reasons(&self, now: Moment) -> Vec<KillReason> {
+        let limits = &self.setup.limits;
+        let mut reasons = Vec::new();
+        if let Some(since) = self.draining {
+            if now.since(since) >= limits.drain && !self.drained {
+                reasons.push(KillReason::DrainTimeout);
+            }
+            return reasons;
+        }
+        if self.corrupt {
+            reasons.push(KillReason::EngineCorrupt);
+        }
+        let inside = self.inside();
+        for stage in [Stage::Received, Stage::Admitted, Stage::Published, Stage::Acked] {
+            let at = stage as usize;
+            let excused = self.blocked && matches!(stage, Stage::Received | Stage::Published);
+            // What became occupied in this very step has not waited yet.
+            let old = self.before[at] > 0;
+            if inside[at] > 0 && old && !excused && now.since(self.since[at]) >= limits.liveness_max_stall {
+                reasons.push(KillReason::NoProgress(stage));
+            }
+        }
+        for (engine, held) in self.engines.iter().enumerate() {
+            let old = self.engines_before[engine] > 0;
+            let waited = now.since(self.engine_since[engine]);
+            if !held.is_empty() && old && waited >= limits.liveness_max_stall {
+                reasons.push(KillReason::NoProgress(Stage::Computed));
+                break;
+            }
+        }
+        if self
+            .proof
+            .is_some_and(|proof| now.since(proof) >= limits.disconnect_kill)
+        {
+            reasons.push(KillReason::BrokerDisconnected);
+        }
+        reasons
+    }
+
+    fn judge_verdict(&mut self, actions: &[Action], logic: &Logic, now: Moment) {
+        let reasons = self.reasons(now);
+        match self.killed {
+            Some(reason) => assert!(
+                reasons.contains(&reason),
+                "{reason:?}, but the truth is {reasons:?}"
+            ),
+            None => assert!(reasons.is_empty(), "must end: {reasons:?}"),
+        }
+        if self.draining.is_some() {
+            assert!(logic.readiness(now).is_err(), "ready while draining");
+            let empty = self.jobs.is_empty() && self.engines.iter().all(Vec::is_empty);
+            assert_eq!(empty, self.drained, "drained means that nothing is left");
+            return;
+        }
+        if self.round_now && self.connected && reasons.is_empty() && !self.withdrawn_now {
+            assert!(self.ready, "the first round makes ready");
+            let due = self
+                .pet
+                .is_none_or(|last| now.since(last) >= self.setup.pet_spacing);
+            assert!(!due || actions.contains(&Action::Pet), "a round without its pet");
+        }
+        let interval = self.setup.limits.canary_interval;
+        let due = self.round.is_none_or(|round| now.since(round) >= interval);
+        if self.connected && due && self.killed.is_none() && self.local_or_none_under_way() {
+            let sent = actions
+                .iter()
+                .any(|action| matches!(action, Action::SendCanary { .. }));
+            assert!(sent || self.blocked, "no canary although one is due");
+        }
+    }
+
+    fn local_or_none_under_way(&self) -> bool {
+        let through = |seen: &Seen| seen.lane == Lane::Probe && !seen.local;
+        !self.canary_on_its_way && !self.jobs.values().any(through)
+    }
+}

@@ -1,0 +1,152 @@
+//! Faults that the simulation or a reader found in the logic, each as the shortest history that shows it.
+//!
+//! Goal: none of them comes back. Method: a service on made-up time is driven event by event.
+
+mod support;
+
+use embeddings::clock::Moment;
+use embeddings::job::Lane;
+use embeddings::logic::event::{Action, EngineId, Event, Outcome};
+use embeddings::logic::health::KillReason;
+use embeddings::logic::ledger::Stage;
+use std::time::Duration;
+use support::{Service, batch_of, killed, limits, setup, ticket};
+
+fn canaries(actions: &[Action]) -> Vec<bool> {
+    let sent = actions.iter().filter_map(|action| match action {
+        Action::SendCanary { through_broker } => Some(*through_broker),
+        _ => None,
+    });
+    sent.collect()
+}
+
+/// A memory alarm came while a canary was on its way through the broker. That canary could not end, so no
+/// canary took the short way, no pet was sent, and systemd killed a service whose broker merely blocked.
+#[test]
+fn a_canary_held_up_by_a_blocking_broker_does_not_silence_the_short_way() {
+    let mut service = Service::ready(setup());
+    assert_eq!(canaries(&service.pass(5000)), [true]);
+    assert_eq!(canaries(&service.step(Event::BrokerBlocked)), [false]);
+    let local = service.logic.local_key();
+    service.deliver_as(local, Lane::Probe, Ok(ticket(1)));
+    let batch = batch_of(&service.tokenize(local, 1));
+    assert!(service.compute(batch, 1).contains(&Action::Pet));
+    // An alarm of minutes kills nobody, and when it ends the old canary has its full time again.
+    assert_eq!(killed(&service.pass(120_000)), None);
+    service.step(Event::BrokerUnblocked);
+    assert_eq!(killed(&service.pass(29_999)), None);
+    assert_eq!(
+        killed(&service.pass(1)),
+        Some(KillReason::NoProgress(Stage::Received))
+    );
+}
+
+/// A canary got lost in the probe queue. The next delivery of another queue counted as its coming, so it
+/// was under way for ever: nothing was stalled, and no further canary was sent.
+#[test]
+fn a_lost_canary_does_not_hide_behind_other_deliveries() {
+    let mut service = Service::ready(setup());
+    assert_eq!(canaries(&service.pass(5000)), [true]);
+    let job = service.deliver(Lane::Interactive, ticket(1));
+    service.finish(job);
+    assert_eq!(killed(&service.pass(29_999)), None);
+    assert_eq!(
+        killed(&service.pass(1)),
+        Some(KillReason::NoProgress(Stage::Received))
+    );
+}
+
+/// The tokenizers hung, and jobs with short budgets went on coming. Each that ran into its deadline counted
+/// as progress of the stage it was stuck in, and so the stall was never seen.
+#[test]
+fn deadlines_do_not_keep_a_stuck_tokenizer_alive() {
+    let mut service = Service::ready(setup());
+    service.deliver(Lane::Bulk, ticket(1));
+    let mut actions = Vec::new();
+    for _ in 0..30 {
+        let mut hasty = ticket(1);
+        hasty.deadline = Some(Moment::from_millis(service.now + 700));
+        service.deliver(Lane::Bulk, hasty);
+        actions.extend(service.pass(1000));
+    }
+    assert_eq!(killed(&actions), Some(KillReason::NoProgress(Stage::Admitted)));
+}
+
+/// While draining, a canary of the short way was given back to a queue it never came from.
+#[test]
+fn a_canary_without_a_delivery_is_not_given_back() {
+    let outcome = Outcome::Probe;
+    // It came before the drain, and after it.
+    for early in [true, false] {
+        let mut service = Service::ready(setup());
+        service.step(Event::BrokerBlocked);
+        let job = service.logic.local_key();
+        let mut actions = Vec::new();
+        if early {
+            service.deliver_as(job, Lane::Probe, Ok(ticket(1)));
+        }
+        actions.extend(service.step(Event::Drain));
+        if !early {
+            actions.extend(service.deliver_as(job, Lane::Probe, Ok(ticket(1))));
+        }
+        assert!(actions.contains(&Action::Forget { job, outcome }), "{actions:?}");
+        assert!(!actions.contains(&Action::Requeue { job }), "{actions:?}");
+    }
+}
+
+/// The alarm ended while a canary of the short way was in the engine. Its end was taken for a whole round,
+/// although the broker's way was open and unproven.
+#[test]
+fn the_short_way_is_a_round_only_while_the_broker_blocks() {
+    let mut service = Service::ready(setup());
+    service.step(Event::BrokerBlocked);
+    service.pass(5000);
+    let local = service.logic.local_key();
+    service.deliver_as(local, Lane::Probe, Ok(ticket(1)));
+    let batch = batch_of(&service.tokenize(local, 1));
+    assert_eq!(canaries(&service.step(Event::BrokerUnblocked)), [true]);
+    let actions = service.compute(batch, 1);
+    assert!(!actions.contains(&Action::Pet), "{actions:?}");
+}
+
+/// With one of two engines stuck and `max_inflight` reached, the jobs that waited for it were blamed.
+#[test]
+fn what_waits_for_a_stuck_engine_is_judged_by_the_engine() {
+    let mut setup = setup();
+    setup.engines = 2;
+    setup.limits.max_inflight = 1;
+    // No canary comes between: the story is about the two jobs.
+    setup.limits.canary_interval = Duration::from_secs(600);
+    let mut service = Service::ready(setup);
+    let stuck = service.deliver(Lane::Interactive, ticket(1));
+    let waits = service.deliver(Lane::Interactive, ticket(1));
+    service.tokenize(waits, 1);
+    service.tokenize(stuck, 1);
+    assert_eq!(killed(&service.pass(29_999)), None);
+    assert_eq!(
+        killed(&service.pass(1)),
+        Some(KillReason::NoProgress(Stage::Computed))
+    );
+}
+
+/// Slow is not dead: a batch of ten minutes with a step now and then is let live, and one without is not.
+#[test]
+fn steps_inside_a_long_batch_are_progress() {
+    let mut service = Service::ready(setup());
+    let job = service.deliver(Lane::Bulk, ticket(1));
+    service.tokenize(job, 1);
+    for _ in 0..24 {
+        assert_eq!(killed(&service.pass(25_000)), None);
+        service.step(Event::BatchStep { engine: EngineId(0) });
+        // The canary waits behind the long batch, on this one engine.
+        let canary = service.logic.health().inside()[Stage::Received as usize];
+        if canary.1 > 0 {
+            let canary = service.deliver(Lane::Probe, ticket(1));
+            service.tokenize(canary, 1);
+        }
+    }
+    assert_eq!(
+        killed(&service.pass(limits().liveness_max_stall.as_millis() as u64)),
+        Some(KillReason::NoProgress(Stage::Computed))
+    );
+}

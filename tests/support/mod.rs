@@ -1,0 +1,162 @@
+//! What tests of the logic share: plain limits, and a service that is driven event by event.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use embeddings::clock::Moment;
+use embeddings::config::Limits;
+use embeddings::job::{JobKey, Lane, Refusal};
+use embeddings::logic::event::{Action, BatchId, Confirmation, EngineId, Event, ModelId, Ticket};
+use embeddings::logic::health::KillReason;
+use embeddings::logic::{Logic, Setup};
+use std::time::Duration;
+
+/// The contract's defaults.
+pub fn limits() -> Limits {
+    Limits {
+        max_inflight: 8,
+        max_queue: 256,
+        max_queue_bytes: 1 << 20,
+        liveness_max_stall: Duration::from_secs(30),
+        disconnect_kill: Duration::from_secs(10),
+        watchdog_interval: Duration::from_secs(1),
+        drain: Duration::from_secs(5),
+        heartbeat_interval: Duration::from_secs(5),
+        heartbeat_timeout: Duration::from_secs(45),
+        slam_limit: Duration::from_secs(20),
+        canary_interval: Duration::from_secs(5),
+        max_attempts: 5,
+        max_inputs: 2048,
+        max_stream_inputs: 1 << 20,
+        batch_inputs: 32,
+        idle_unload: Duration::ZERO,
+    }
+}
+
+/// One engine, one model, a small batch.
+pub fn setup() -> Setup {
+    Setup {
+        limits: limits(),
+        engines: 1,
+        batch_tokens: 512,
+        max_queue: vec![None],
+        pet_spacing: Duration::from_secs(1),
+    }
+}
+
+/// A job of `inputs` texts for the first model.
+pub fn ticket(inputs: usize) -> Ticket {
+    Ticket {
+        model: ModelId(0),
+        inputs,
+        bytes: 100 * inputs,
+        deadline: None,
+    }
+}
+
+/// A service on made-up time.
+pub struct Service {
+    pub logic: Logic,
+    pub now: u64,
+    next: u64,
+}
+
+impl Service {
+    /// Connected, at the moment zero.
+    pub fn connected(setup: Setup) -> (Service, Vec<Action>) {
+        let mut service = Service {
+            logic: Logic::new(setup, Moment::ZERO),
+            now: 0,
+            next: 0,
+        };
+        let actions = service.step(Event::BrokerUp);
+        (service, actions)
+    }
+
+    /// Connected, its first canary already round, at `now` 0.
+    pub fn ready(setup: Setup) -> Service {
+        let (mut service, _) = Service::connected(setup);
+        let canary = service.deliver(Lane::Probe, ticket(1));
+        let actions = service.finish(canary);
+        assert!(actions.contains(&Action::Ready) && actions.contains(&Action::Pet));
+        service
+    }
+
+    /// One turn at the present moment.
+    pub fn step(&mut self, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        self.logic
+            .step(event, Moment::from_millis(self.now), &mut actions);
+        actions
+    }
+
+    /// Lets time pass, with ticks as wanted and the broker answering; returns what was done.
+    pub fn pass(&mut self, ms: u64) -> Vec<Action> {
+        let end = self.now + ms;
+        let mut actions = Vec::new();
+        while self.now < end {
+            let check = self.logic.next_check(Moment::from_millis(self.now)).as_millis();
+            self.now = check.min(end);
+            actions.extend(self.step(Event::BrokerProof));
+            actions.extend(self.step(Event::Tick));
+        }
+        actions
+    }
+
+    /// A delivery, and its number.
+    pub fn deliver(&mut self, lane: Lane, ticket: Ticket) -> JobKey {
+        self.next += 1;
+        let job = JobKey(self.next);
+        self.deliver_as(job, lane, Ok(ticket));
+        job
+    }
+
+    /// A delivery under this number.
+    pub fn deliver_as(&mut self, job: JobKey, lane: Lane, arrival: Result<Ticket, Refusal>) -> Vec<Action> {
+        self.step(Event::Delivered {
+            job,
+            lane,
+            arrival,
+            answerable: true,
+        })
+    }
+
+    /// The job's inputs have ten tokens each.
+    pub fn tokenize(&mut self, job: JobKey, inputs: usize) -> Vec<Action> {
+        let result = Ok(vec![10; inputs]);
+        self.step(Event::Tokenized { job, result })
+    }
+
+    /// A batch of `inputs` is done, all well.
+    pub fn compute(&mut self, batch: BatchId, inputs: usize) -> Vec<Action> {
+        self.step(Event::BatchDone {
+            engine: EngineId(0),
+            batch,
+            results: vec![Ok(()); inputs],
+        })
+    }
+
+    /// A job of one input goes all the way at the present moment; returns its last actions.
+    pub fn finish(&mut self, job: JobKey) -> Vec<Action> {
+        let batch = batch_of(&self.tokenize(job, 1));
+        self.compute(batch, 1);
+        let outcome = Confirmation::Routed;
+        self.step(Event::Confirmed { job, outcome });
+        self.step(Event::Acked { job })
+    }
+}
+
+/// The batch that was started.
+pub fn batch_of(actions: &[Action]) -> BatchId {
+    let started = actions.iter().find_map(|action| match action {
+        Action::StartBatch { batch, .. } => Some(*batch),
+        _ => None,
+    });
+    started.unwrap_or_else(|| panic!("no batch among {actions:?}"))
+}
+
+/// Why the process is ended, if it is.
+pub fn killed(actions: &[Action]) -> Option<KillReason> {
+    actions.iter().find_map(|action| match action {
+        Action::Kill(reason) => Some(*reason),
+        _ => None,
+    })
+}
