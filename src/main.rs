@@ -22,7 +22,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Model(command) => cli::model::run(&command),
         Command::Config(args) => cli::config::run(&args),
         Command::Check(args) => cli::check::run(&args),
-        Command::Serve(args) => Ok(app::serve(&Inputs::from_process(args.config.config, args.config.set))),
+        Command::Serve(args) => Ok(app::serve(&Inputs::from_process(
+            args.config.config,
+            args.config.set,
+        ))),
         Command::Submit(args) => cli::submit::run(&args),
     }
 }

@@ -200,10 +200,7 @@ mod tests {
         let Next::Done(Ok(answer)) = read(reply(good), 2) else {
             panic!("a good answer")
         };
-        assert_eq!(
-            (answer.vectors, answer.tokens),
-            (vec![vec![1.0], vec![2.0]], 9)
-        );
+        assert_eq!((answer.vectors, answer.tokens), (vec![vec![1.0], vec![2.0]], 9));
         assert!(matches!(read(reply(good), 3), Next::Done(Err(_))));
         let twice = good.replace("\"index\":1", "\"index\":0");
         assert!(matches!(read(reply(&twice), 2), Next::Done(Err(_))));

@@ -218,7 +218,10 @@ mod tests {
             batches.iter().map(|batch| batch.bytes).sum::<u64>(),
             bytes.len() as u64
         );
-        assert_eq!(batches[1].unreadable, [("f:4".to_owned(), "not UTF-8".to_owned())]);
+        assert_eq!(
+            batches[1].unreadable,
+            [("f:4".to_owned(), "not UTF-8".to_owned())]
+        );
     }
 
     /// Goal: memory is bounded by bytes too. Method: a line over the limit, between lines under it, and

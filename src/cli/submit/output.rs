@@ -104,8 +104,7 @@ impl Output {
                             embedding: vector,
                             truncated: answer.truncated.contains(&at),
                         };
-                        serde_json::to_writer(&mut self.sink.0, &record)
-                            .context("failed to write output")?;
+                        serde_json::to_writer(&mut self.sink.0, &record).context("failed to write output")?;
                         self.sink.0.write_all(b"\n").context("failed to write output")?;
                     }
                 }

@@ -25,12 +25,7 @@ impl Search {
 
     /// Looks at one line. A line as near as another stands behind it.
     pub fn offer(&mut self, line: &Line, vector: &[f32]) {
-        let score: f32 = self
-            .direction
-            .iter()
-            .zip(unit(vector))
-            .map(|(a, b)| a * b)
-            .sum();
+        let score: f32 = self.direction.iter().zip(unit(vector)).map(|(a, b)| a * b).sum();
         let place = self.nearest.partition_point(|(other, _)| *other >= score);
         if place < self.top {
             self.nearest.insert(place, (score, line.clone()));
@@ -63,7 +58,10 @@ mod tests {
     #[test]
     fn the_nearest_come_first() {
         let mut search = Search::new("q".into(), &[2.0, 0.0], 2);
-        for (number, vector) in [[0.0, 9.0], [0.1, 0.1], [5.0, 0.1], [0.0, 0.0]].iter().enumerate() {
+        for (number, vector) in [[0.0, 9.0], [0.1, 0.1], [5.0, 0.1], [0.0, 0.0]]
+            .iter()
+            .enumerate()
+        {
             let line = Line {
                 file: "f".into(),
                 number: number as u64 + 1,
@@ -75,9 +73,6 @@ mod tests {
         let mut shown = Vec::new();
         search.print(&mut shown).unwrap();
         let shown = String::from_utf8(shown).unwrap();
-        assert_eq!(
-            shown,
-            "q\n  1.000  f:3  [5.0, 0.1]\n  0.707  f:2  [0.1, 0.1]\n"
-        );
+        assert_eq!(shown, "q\n  1.000  f:3  [5.0, 0.1]\n  0.707  f:2  [0.1, 0.1]\n");
     }
 }
