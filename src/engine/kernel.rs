@@ -3,9 +3,9 @@
 //! A panel holds [`PANEL`] columns of the weights for all rows of the input: the inner loop reads it as one
 //! stream and keeps a tile of the result in registers. Panels are made once, at load.
 //!
-//! This file is the only one with `unsafe` in it. There are two uses. [`Floats`] views whole aligned rows
+//! This file is the only one with `unsafe` in it. There are three uses. [`Floats`] views whole aligned rows
 //! as plain numbers, which `repr(C)` allows. [`tile`] reads activations without a bounds check, after one
-//! assertion that covers every index it can form.
+//! assertion that covers every index it can form. [`prefetch`] asks for memory that is read later.
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -17,7 +17,7 @@ pub const PANEL: usize = 32;
 const TILE_ROWS: usize = 12;
 
 /// Depth that is worked off at once: a panel of 384 rows is 48 KiB, what a first-level cache holds.
-const DEPTH: usize = 512;
+const DEPTH: usize = 384;
 
 /// One row of a panel, on a cache-line boundary.
 #[derive(Clone, Copy, Debug)]
@@ -179,22 +179,26 @@ impl Linear<'_> {
         let blocks = rows.div_ceil(tile_rows);
         for (index, bias) in weights.bias.iter().enumerate() {
             let column = index * PANEL;
-            let panel = &weights.rows[index * weights.depth..][..weights.depth];
+            let begin = index * weights.depth;
             let width = PANEL.min(weights.width - column);
             for first in (0..weights.depth.max(1)).step_by(DEPTH) {
-                let panel = &panel[first..weights.depth.min(first + DEPTH)];
+                let (now, later) = weights.rows[begin + first..].split_at(DEPTH.min(weights.depth - first));
+                let later = &later[..DEPTH.min(later.len())];
                 let last = first + DEPTH >= weights.depth;
                 let mut row = 0;
                 for block in 0..blocks {
                     // Rows are dealt evenly, so that no tile is left with a single one.
                     let count = (rows - row).div_ceil(blocks - block);
+                    // The weights of a model do not fit into the cache of one core: while this piece is used,
+                    // the next one comes, a share of it with each tile.
+                    prefetch(&later[later.len() * block / blocks..later.len() * (block + 1) / blocks]);
                     let a = &input[row * input_stride + first..];
                     let c = &mut output[row * output_stride + column..];
                     let bias = (first == 0).then_some(bias);
                     macro_rules! tiles {
                         ($($n:literal),*) => {
                             match count {
-                                $($n if $n <= tile_rows => tile::<S, $n, V>(simd, a, input_stride, panel, bias, c, output_stride, width),)*
+                                $($n if $n <= tile_rows => tile::<S, $n, V>(simd, a, input_stride, now, bias, c, output_stride, width),)*
                                 _ => unreachable!("tiles have one to {tile_rows} rows"),
                             }
                         };
@@ -210,6 +214,22 @@ impl Linear<'_> {
             }
         }
     }
+}
+
+/// Asks for these rows to be brought into the second-level cache.
+#[inline(always)]
+fn prefetch(rows: &[Row]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in rows
+        .iter()
+        .flat_map(|row| [&raw const row.0[0], &raw const row.0[PANEL / 2]])
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing that the program can see, and the address is that of a live row.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = rows;
 }
 
 /// One tile of the product, `M` rows by one panel, added to `bias` or to what is there.

@@ -38,14 +38,14 @@ const EXP: [f32; 6] = [
     8.333_452e-3,
     4.166_579_6e-2,
     1.666_666_5e-1,
-    5.000_000_1e-1,
+    5e-1,
 ];
 /// Below this `eˣ` is no normal 32-bit number.
 const EXP_LEAST: f32 = -87.3;
 /// Adding and subtracting it rounds to a whole number, which then stands in the low bits: 1.5·2²³.
 const ROUND: f32 = 12_582_912.0;
-/// ln 2, the part that is exact in few bits, and the rest.
-const LN2_HIGH: f32 = 0.693_359_375;
+/// ln 2: 355/512, which is exact in few bits, and the rest.
+const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 
 #[inline(always)]
