@@ -27,7 +27,7 @@ need_packages() {
   done
   [ ${#missing[@]} = 0 ] && return
   say "installing Debian packages: ${missing[*]}"
-  as_root apt-get update -qq || note "apt-get update failed for some source; trying all the same"
+  as_root apt-get update -qq >&2 || note "apt-get update failed for some source; trying all the same"
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >&2
 }
 
