@@ -15,7 +15,8 @@ async fn each_wrong_field_is_named() {
     let long = json!({"input": "word ".repeat(3000), "truncate": false}).to_string();
     let (nine, brackets) = (many(9), "[".repeat(100_000));
     let invalid = |param| ("invalid_request", 400, param);
-    let cases: Vec<(&[u8], (&str, u64, Option<&str>))> = vec![
+    type Expected<'a> = (&'a str, u64, Option<&'a str>);
+    let cases: Vec<(&[u8], Expected<'_>)> = vec![
         (b"", invalid(None)),
         (b"not json", invalid(None)),
         (b"null", invalid(None)),
