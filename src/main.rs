@@ -3,13 +3,14 @@
 use clap::Parser;
 use embeddings::args::{Cli, Command};
 use embeddings::config::{ConfigErrors, EXIT_CONFIG, Inputs};
-use embeddings::{app, cli};
+use embeddings::{app, cli, telemetry};
 use std::process::ExitCode;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    telemetry::abort_on_panic();
     match run(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => report(&error),

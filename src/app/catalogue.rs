@@ -93,8 +93,8 @@ impl Catalogue {
             }
             let dir = config.model_dir(name)?;
             let options = LoadOptions {
-                precision: settings.precision.to_string(),
-                device: settings.device.to_string(),
+                precision: settings.precision,
+                device: settings.device,
             };
             let model = Model::load(&dir, &options, &mut |step| match step {
                 LoadStep::Read { bytes } => {

@@ -56,7 +56,6 @@ pub fn serve(inputs: &Inputs) -> ExitCode {
         Ok(logging) => logging,
         Err(error) => return refuse_config(&error.to_string()),
     };
-    telemetry::abort_on_panic();
     for warning in &loaded.warnings {
         warn!("{warning}");
     }

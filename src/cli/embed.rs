@@ -41,8 +41,8 @@ enum Event {
 /// Runs the command until stdin closes.
 pub fn run(args: &EmbedArgs) -> anyhow::Result<ExitCode> {
     let options = LoadOptions {
-        precision: args.precision.clone(),
-        device: "auto".into(),
+        precision: args.precision.parse().context("--precision")?,
+        ..Default::default()
     };
     let model = Model::load(&args.model, &options, &mut |_| ())
         .with_context(|| format!("failed to load the model in {}", args.model.display()))?;

@@ -1,5 +1,6 @@
 //! What the machine allows this process, and where a model may run.
 
+use crate::config;
 use std::path::{Path, PathBuf};
 
 /// Where a model computes.
@@ -16,52 +17,27 @@ pub enum Precision {
     F32,
 }
 
-/// Why a device or a precision cannot be had.
+/// The device or precision asked for needs code that this program does not have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ChoiceError {
-    /// The word means nothing.
-    #[error("{kind} {value:?} is unknown, known are {known}")]
-    Unknown {
-        /// `device` or `precision`.
-        kind: &'static str,
-        /// As written.
-        value: String,
-        /// What may be written.
-        known: &'static str,
-    },
-    /// The word is known and this program has no code for it.
-    #[error("{kind} {value:?} is not supported by this build, it has {have}")]
-    Unsupported {
-        /// `device` or `precision`.
-        kind: &'static str,
-        /// As written.
-        value: String,
-        /// What works.
-        have: &'static str,
-    },
+#[error("{kind} {wanted} is not supported by this build, it has {have}")]
+pub struct ChoiceError {
+    kind: &'static str,
+    wanted: String,
+    have: &'static str,
 }
 
 impl Device {
-    /// From `auto`, `cpu`, `cuda`, `cuda:N` or `metal`.
-    pub fn parse(value: &str) -> Result<Device, ChoiceError> {
-        let kind = "device";
-        let index = value.strip_prefix("cuda:").map(str::parse::<usize>);
-        match value {
-            "auto" | "cpu" => Ok(Device::Cpu),
-            "cuda" | "metal" => Err(ChoiceError::Unsupported {
-                kind,
-                value: value.into(),
+    /// The device for what was asked for.
+    ///
+    /// # Errors
+    /// This build has no such device.
+    pub fn choose(wanted: config::Device) -> Result<Device, ChoiceError> {
+        match wanted {
+            config::Device::Auto | config::Device::Cpu => Ok(Device::Cpu),
+            config::Device::Cuda(_) | config::Device::Metal => Err(ChoiceError {
+                kind: "device",
+                wanted: wanted.to_string(),
                 have: "auto, cpu",
-            }),
-            _ if matches!(index, Some(Ok(_))) => Err(ChoiceError::Unsupported {
-                kind,
-                value: value.into(),
-                have: "auto, cpu",
-            }),
-            _ => Err(ChoiceError::Unknown {
-                kind,
-                value: value.into(),
-                known: "auto, cpu, cuda[:N], metal",
             }),
         }
     }
@@ -75,20 +51,17 @@ impl Device {
 }
 
 impl Precision {
-    /// From `auto`, `f32`, `bf16`, `f16` or `int8`.
-    pub fn parse(value: &str) -> Result<Precision, ChoiceError> {
-        let kind = "precision";
-        match value {
-            "auto" | "f32" => Ok(Precision::F32),
-            "bf16" | "f16" | "int8" => Err(ChoiceError::Unsupported {
-                kind,
-                value: value.into(),
+    /// The number format for what was asked for.
+    ///
+    /// # Errors
+    /// This build does not compute in it.
+    pub fn choose(wanted: config::Precision) -> Result<Precision, ChoiceError> {
+        match wanted {
+            config::Precision::Auto | config::Precision::F32 => Ok(Precision::F32),
+            config::Precision::Bf16 | config::Precision::F16 | config::Precision::Int8 => Err(ChoiceError {
+                kind: "precision",
+                wanted: wanted.to_string(),
                 have: "auto, f32",
-            }),
-            _ => Err(ChoiceError::Unknown {
-                kind,
-                value: value.into(),
-                known: "auto, f32, bf16, f16, int8",
             }),
         }
     }
@@ -217,18 +190,10 @@ mod tests {
 
     #[test]
     fn what_this_build_lacks_is_refused_by_name() {
-        assert_eq!(Device::parse("auto"), Ok(Device::Cpu));
-        let error = Device::parse("cuda:1").unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "device \"cuda:1\" is not supported by this build, it has auto, cpu"
-        );
-        assert!(Device::parse("tpu").unwrap_err().to_string().contains("unknown"));
-        assert!(
-            Precision::parse("int8")
-                .unwrap_err()
-                .to_string()
-                .contains("it has auto, f32")
-        );
+        assert_eq!(Device::choose(config::Device::Auto), Ok(Device::Cpu));
+        let error = Device::choose(config::Device::Cuda(1)).unwrap_err().to_string();
+        assert_eq!(error, "device cuda:1 is not supported by this build, it has auto, cpu");
+        let error = Precision::choose(config::Precision::Int8).unwrap_err().to_string();
+        assert!(error.contains("it has auto, f32"), "{error}");
     }
 }

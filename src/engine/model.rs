@@ -7,26 +7,18 @@ use super::folder::{self, Folder, refuse};
 use super::tokenize::{Tokenize, TokenizeError};
 use super::weights::Weights;
 use super::{Engine, Sequence};
+use crate::config;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// How to load a model.
-#[derive(Debug, Clone)]
+/// How to load a model; the default lets the machine decide.
+#[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
-    /// `auto`, `f32`, `bf16`, `f16` or `int8`.
-    pub precision: String,
-    /// `auto`, `cpu`, `cuda[:N]` or `metal`.
-    pub device: String,
-}
-
-impl Default for LoadOptions {
-    fn default() -> LoadOptions {
-        LoadOptions {
-            precision: "auto".into(),
-            device: "auto".into(),
-        }
-    }
+    /// Number format to compute in.
+    pub precision: config::Precision,
+    /// Where to compute.
+    pub device: config::Device,
 }
 
 /// Progress of loading. Every step means that something was done.
@@ -139,8 +131,8 @@ impl Model {
         options: &LoadOptions,
         step: &mut dyn FnMut(LoadStep),
     ) -> Result<Model, LoadError> {
-        let device = Device::parse(&options.device)?;
-        let precision = Precision::parse(&options.precision)?;
+        let device = Device::choose(options.device)?;
+        let precision = Precision::choose(options.precision)?;
         let folder = Folder::open(dir)?;
         let file = folder.transformer.join("config.json");
         let text = folder::read(&file)?;

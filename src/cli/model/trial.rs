@@ -36,8 +36,8 @@ pub struct Trial {
 pub fn attempt(dir: &Path, device: Device, precision: Precision) -> anyhow::Result<Trial> {
     let clock = Clock::start();
     let options = LoadOptions {
-        device: device.to_string(),
-        precision: precision.to_string(),
+        device,
+        precision,
     };
     let model = Model::load(dir, &options, &mut |_| ())
         .with_context(|| format!("failed to load the model in {}", dir.display()))?;
