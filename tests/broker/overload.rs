@@ -16,7 +16,7 @@ async fn a_flood_is_refused_at_once() {
     let _service = bench.serve("max_queue = 4\n[engine]\nthreads = 1");
     let mut caller = Caller::connect(&bench).await;
     // Some seconds of work in one job, so that the lane stays full.
-    let heavy = json!({"input": vec!["many words make long work ".repeat(40); 48]});
+    let heavy = json!({"input": vec!["many words make long work ".repeat(40); 16]});
     for _ in 0..4 {
         caller.send(&heavy).await;
     }

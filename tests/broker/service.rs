@@ -92,12 +92,13 @@ impl Bench {
         use std::io::Write;
         let mut child = Command::new(env!("CARGO_BIN_EXE_embeddings"))
             .arg("submit")
-            .args(arguments)
             .args(["--config", "/dev/null"])
             .arg("--set")
             .arg(format!("broker.url={}", self.node.url))
             .arg("--set")
             .arg(format!("broker.prefix={}", self.prefix))
+            // Last, so that they win.
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
