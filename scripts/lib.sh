@@ -38,15 +38,6 @@ build() {
   (cd "$ROOT" && cargo build --release --locked)
 }
 
-port_answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-
-# The lowest TCP port at or above $1 that is free together with the next two.
-free_ports() {
-  local port=$1
-  while port_answers "$port" || port_answers $((port + 1)) || port_answers $((port + 2)); do port=$((port + 3)); done
-  echo "$port"
-}
-
 # wait_for SECONDS WHAT COMMAND…: polls until the command succeeds; its deadline is an error.
 wait_for() {
   local deadline=$((SECONDS + $1)) what=$2

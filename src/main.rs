@@ -9,7 +9,16 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Stack of every thread whose size is not said elsewhere, also of those that libraries start. The headers of
+/// one message, at most a frame of 128 KiB, can hold 18 000 tables one inside the other, and lapin reads them
+/// by recursion: with the usual 2 MiB one such message would end every worker that it meets. Only touched
+/// pages cost memory.
+const STACK_BYTES: &str = "67108864";
+
 fn main() -> ExitCode {
+    // SAFETY: this is the first statement of the process; no other thread exists that could read the
+    // environment meanwhile.
+    unsafe { std::env::set_var("RUST_MIN_STACK", STACK_BYTES) };
     telemetry::abort_on_panic();
     match run(Cli::parse().command) {
         Ok(code) => code,

@@ -42,6 +42,8 @@ const BODY_BYTES_MAX: usize = 32 << 20;
 const IO_THREADS: usize = 2;
 /// Threads for large bodies.
 const BLOCKING_THREADS: usize = 4;
+/// Their stacks: headers that are nested as deep as a frame allows are read, copied and dropped by recursion.
+const IO_STACK_BYTES: usize = 64 << 20;
 /// Events that wait for the loop; who sends more waits.
 const EVENTS: usize = 1024;
 
@@ -136,6 +138,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(IO_THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
+        .thread_stack_size(IO_STACK_BYTES)
         .thread_name_fn(|| {
             static NUMBER: AtomicUsize = AtomicUsize::new(0);
             format!("io-{}", NUMBER.fetch_add(1, Ordering::Relaxed))

@@ -192,8 +192,13 @@ mod tests {
     fn what_this_build_lacks_is_refused_by_name() {
         assert_eq!(Device::choose(config::Device::Auto), Ok(Device::Cpu));
         let error = Device::choose(config::Device::Cuda(1)).unwrap_err().to_string();
-        assert_eq!(error, "device cuda:1 is not supported by this build, it has auto, cpu");
-        let error = Precision::choose(config::Precision::Int8).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "device cuda:1 is not supported by this build, it has auto, cpu"
+        );
+        let error = Precision::choose(config::Precision::Int8)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("it has auto, f32"), "{error}");
     }
 }

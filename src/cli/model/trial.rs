@@ -35,10 +35,7 @@ pub struct Trial {
 /// What the engine says, with the folder.
 pub fn attempt(dir: &Path, device: Device, precision: Precision) -> anyhow::Result<Trial> {
     let clock = Clock::start();
-    let options = LoadOptions {
-        device,
-        precision,
-    };
+    let options = LoadOptions { device, precision };
     let model = Model::load(dir, &options, &mut |_| ())
         .with_context(|| format!("failed to load the model in {}", dir.display()))?;
     let loaded = clock.now();
