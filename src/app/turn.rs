@@ -222,7 +222,10 @@ impl Loop {
                 notify::ready(&self.status);
             }
             Action::Pet => notify::pet(),
-            Action::Drained => self.drained = true,
+            Action::Drained => {
+                self.drained = true;
+                self.parts.truth.retire();
+            }
             Action::Kill(reason) => {
                 let model = self.parts.catalogue.default_entry().name.clone();
                 die(reason, Some(self.parts.logic.health()), &model, now);

@@ -15,6 +15,7 @@ mod topology;
 pub use intake::{Arrival, Receipt};
 pub use publish::{Content, Publication};
 
+use crate::clock::Clock;
 use crate::config::BrokerConfig;
 use crate::job::request::RequestLimits;
 use crate::job::{JobKey, Lane};
@@ -29,6 +30,9 @@ use tracing::{info, warn};
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 /// Longest pause between attempts. Short against the default `disconnect_kill_ms` of 10 s.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A session that held this long was a good one: the next pause is a first pause again. One that falls at
+/// once, over and over, is retried ever more slowly.
+const STABLE: Duration = Duration::from_secs(10);
 /// Longest time for connecting, declaring and subscribing together. RabbitMQ's own handshake limit is 10 s.
 const OPEN_MAX: Duration = Duration::from_secs(8);
 
@@ -209,18 +213,22 @@ pub fn start(
     mut commands: mpsc::Receiver<Command>,
 ) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
+        let clock = Clock::start();
         let mut attempts = 0u32;
         for number in 1u64.. {
             let cause = match tokio::time::timeout(OPEN_MAX, session::open(&setup, number)).await {
                 Ok(Ok(session)) => {
                     info!(session = number, "connected to the broker");
-                    attempts = 0;
+                    let opened = clock.now();
                     if events.send(BrokerEvent::Up).await.is_err() {
                         return;
                     }
                     let end = session.run(&events, &mut commands).await;
                     let Err(cause) = end else { return };
                     warn!(session = number, cause = %cause, "lost the broker");
+                    if clock.now().since(opened) >= STABLE {
+                        attempts = 0;
+                    }
                     if events
                         .send(BrokerEvent::Down {
                             cause: cause.to_string(),

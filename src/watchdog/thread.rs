@@ -10,18 +10,27 @@ use std::time::Duration;
 
 /// The latest health truth, written by the loop after each turn.
 #[derive(Clone, Debug)]
-pub struct Truth(Arc<Mutex<Health>>);
+pub struct Truth(Arc<Mutex<Option<Health>>>);
 
 impl Truth {
     /// Shares `health`.
     pub fn new(health: Health) -> Truth {
-        Truth(Arc::new(Mutex::new(health)))
+        Truth(Arc::new(Mutex::new(Some(health))))
     }
 
     /// The loop's view after a turn.
     pub fn update(&self, health: &Health) {
-        if let Ok(mut shared) = self.0.lock() {
+        if let Ok(mut shared) = self.0.lock()
+            && let Some(shared) = shared.as_mut()
+        {
             shared.clone_from(health);
+        }
+    }
+
+    /// All is settled and the process only closes its doors: there is nothing left to judge.
+    pub fn retire(&self) {
+        if let Ok(mut shared) = self.0.lock() {
+            *shared = None;
         }
     }
 }
@@ -44,7 +53,8 @@ pub fn spawn(
             // Only a try: the thread that holds the lock may be the one that hangs.
             let seen = truth.0.try_lock().ok().map(|health| health.clone());
             match seen {
-                Some(health) => {
+                Some(None) => return,
+                Some(Some(health)) => {
                     readable = now;
                     if let Verdict::Kill(reason) = health.verdict(now) {
                         kill(reason, Some(&health), now);
