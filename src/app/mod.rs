@@ -1,7 +1,7 @@
 //! The service put together: parts built from the configuration, started, turned, and drained in reverse.
 //!
-//! Reads top-down: [`serve`] builds, [`turn::Loop`] takes every event, asks [`crate::logic`] what to do,
-//! and does it. [`catalogue`] holds the models, [`desk`] the data of the jobs that are here.
+//! Reads top-down: [`serve`] builds, `turn::Loop` takes every event, asks [`crate::logic`] what to do,
+//! and does it. `catalogue` holds the models, `desk` the data of the jobs that are here.
 
 mod catalogue;
 mod desk;

@@ -1,6 +1,6 @@
 //! The way to RabbitMQ and back. The only module that names lapin; it decides nothing about jobs.
 //!
-//! [`start`] runs one task that keeps a [`session`] with the broker: two connections (a broker that
+//! [`start`] runs one task that keeps a `session` with the broker: two connections (a broker that
 //! blocks publishers must not stop acknowledgements), consumers, a publisher and a prober. When any
 //! part of a session fails the whole session ends, and a fresh one begins after a pause; nothing of an
 //! old session is ever used in a new one. lapin's own recovery stays off: see `docs/design`.

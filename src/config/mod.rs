@@ -1,7 +1,7 @@
 //! Settings: TOML, environment and flags as written in, one validated [`Config`] out.
 //!
 //! Each part of the service gets only its own section. Nothing here knows any other module of ours, and
-//! nothing reads the process's environment behind the caller's back: [`Inputs`] is all that [`load`] sees.
+//! nothing reads the process's environment behind the caller's back: [`Inputs`] is all that [`load()`] sees.
 //!
 //! ```text
 //!   defaults < embeddings.toml < conf.d/*.toml < environment < --set        keys: the one table
