@@ -85,6 +85,9 @@ pub struct Request {
     pub stream: bool,
 }
 
+/// How much of a body that is no request is shown to its sender.
+const SHOWN_BYTES: usize = 20;
+
 /// Bounds on one request.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestLimits {
@@ -105,11 +108,11 @@ pub fn decode(properties: &Properties, body: &[u8], limits: RequestLimits) -> Re
         );
         return Err(Refusal::new(ErrorType::InputTooLong, message).on("input"));
     }
-    if body.iter().all(u8::is_ascii_whitespace) {
-        return Err(Refusal::new(
-            ErrorType::InvalidRequest,
-            "body is empty, a JSON object is expected",
-        ));
+    // Looked at before parsing, for serde would read an array as the fields of a request in their order.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        let shown = String::from_utf8_lossy(&body[..body.len().min(SHOWN_BYTES)]).into_owned();
+        let message = format!("body begins with {shown:?}, a JSON object is expected");
+        return Err(Refusal::new(ErrorType::InvalidRequest, message));
     }
     let mut json = serde_json::Deserializer::from_slice(body);
     let raw: Raw = serde_path_to_error::deserialize(&mut json).map_err(|error| name_field(&error))?;
@@ -308,6 +311,11 @@ mod tests {
             ("nonsense", ErrorType::InvalidRequest, None),
             ("null", ErrorType::InvalidRequest, None),
             ("[]", ErrorType::InvalidRequest, None),
+            (
+                "[\"a\",null,null,null,null,null,null,null,null]",
+                ErrorType::InvalidRequest,
+                None,
+            ),
             ("{\"input\":\"a\"} x", ErrorType::InvalidRequest, None),
             ("{}", ErrorType::InvalidRequest, Some("input")),
             ("{\"input\":null}", ErrorType::InvalidRequest, Some("input")),
