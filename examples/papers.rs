@@ -28,6 +28,10 @@ Failed; a line on standard error says why.
 .B 2
 Wrong use of the command line, or a line of input that is none.
 .TP
+.B 69
+.BR embeddings-submit (1)
+reached no broker, or no service answered there.
+.TP
 .B 70
 The service lost the broker for longer than
 .BR disconnect_kill_ms .

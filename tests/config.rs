@@ -251,12 +251,19 @@ fn risky_combinations_are_warnings() {
         (
             Machine::new()
                 .env("WATCHDOG_USEC", "8000000")
+                .set("disconnect_kill_ms=6000")
                 .set("liveness_max_stall_ms=7000"),
             "over half of systemd's",
         ),
         (
             Machine::new().env("WATCHDOG_USEC", "30000000"),
             "is not below systemd's WatchdogSec (30000 ms)",
+        ),
+        (
+            Machine::new()
+                .env("WATCHDOG_USEC", "40000000")
+                .set("disconnect_kill_ms=40000"),
+            "disconnect_kill_ms = 40000 is not below systemd's WatchdogSec (40000 ms)",
         ),
         (
             Machine::new().env("WATCHDOG_USEC", "60000000"),

@@ -7,6 +7,7 @@ use crate::engine::{Sequence, pooling};
 use crate::job::reply::Answer;
 use crate::job::{JobKey, Lane, Refusal};
 use std::collections::HashMap;
+use std::sync::{Arc, Weak};
 
 /// One job's data.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub struct Held {
     vectors: Vec<Vec<f32>>,
     /// When it came.
     pub arrived: Moment,
+    /// Lives as long as the job is wanted.
+    alive: Arc<()>,
 }
 
 impl Held {
@@ -59,6 +62,7 @@ impl Held {
             sequences: Vec::new(),
             vectors: Vec::new(),
             arrived: now,
+            alive: Arc::default(),
         }
     }
 
@@ -76,6 +80,7 @@ impl Held {
             sequences: Vec::new(),
             vectors: Vec::new(),
             arrived: now,
+            alive: Arc::default(),
         }
     }
 
@@ -91,9 +96,17 @@ impl Held {
         self.vectors[input] = pooling::finish(vector, plan.dimensions, plan.normalize);
     }
 
-    /// The vectors computed so far.
-    pub fn vectors(&self) -> &[Vec<f32>] {
-        &self.vectors
+    /// Whether a canary's vector is the one computed at start.
+    pub fn canary_is_right(&self, catalogue: &Catalogue) -> bool {
+        let Some(plan) = &self.plan else { return false };
+        self.vectors
+            .iter()
+            .all(|vector| catalogue.canary_is_right(plan.model, vector))
+    }
+
+    /// By which a thread can see whether the job is still here.
+    pub fn wanted(&self) -> Weak<()> {
+        Arc::downgrade(&self.alive)
     }
 
     /// The answer with all its vectors, to be published. Leaves the job without them.

@@ -7,7 +7,7 @@ mod catalogue;
 mod desk;
 mod turn;
 
-use crate::broker::{self, BrokerEvent, Command};
+use crate::broker::{self, BrokerEvent, Command, DisconnectKill};
 use crate::clock::{Clock, Moment};
 use crate::config::{self, Config, EXIT_CONFIG, Inputs, Loaded};
 use crate::engine::device;
@@ -23,7 +23,7 @@ use anyhow::Context;
 use catalogue::Catalogue;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -34,6 +34,8 @@ const LOAD_STEP_MAX: Duration = Duration::from_secs(60);
 const REFUSE_ROOM: usize = 64;
 /// Largest prefetch that a quorum queue honours (RabbitMQ, "Quorum queues", consumer prefetch).
 const PREFETCH_MAX: usize = 2000;
+/// Largest `max_queue` that can be kept: a job above it must still be delivered, to be refused.
+const MAX_QUEUE_MAX: usize = PREFETCH_MAX - REFUSE_ROOM;
 /// Canaries and their answers under way at once.
 const PROBE_PREFETCH: u16 = 8;
 /// Largest request taken. With 2048 inputs this leaves 16 KiB for each; longer ones are cut anyway.
@@ -61,7 +63,13 @@ pub fn serve(inputs: &Inputs) -> ExitCode {
     for warning in &loaded.warnings {
         warn!("{warning}");
     }
-    match run(clock, inputs, &loaded, logging) {
+    // A thread of its own for the loop, since the main thread's stack is the system's to choose (design 7).
+    let running = std::thread::scope(|scope| {
+        let start = std::thread::Builder::new().name("loop".into());
+        let turning = start.spawn_scoped(scope, || run(clock, inputs, &loaded, logging))?;
+        turning.join().map_err(|_| anyhow::anyhow!("the loop panicked"))?
+    });
+    match running {
         Ok(code) => code,
         Err(failure) => {
             error!("{failure:#}");
@@ -91,6 +99,14 @@ fn refuse_config(errors: &str) -> ExitCode {
 
 fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyhow::Result<ExitCode> {
     let config = &loaded.config;
+    let mut limits = config.limits;
+    if limits.max_queue > MAX_QUEUE_MAX {
+        warn!(
+            max_queue = limits.max_queue,
+            "RabbitMQ hands out no more than {PREFETCH_MAX}; max_queue is taken as {MAX_QUEUE_MAX}"
+        );
+        limits.max_queue = MAX_QUEUE_MAX;
+    }
     let catalogue = Catalogue::load(config, &mut |line| notify::extend_start(LOAD_STEP_MAX, line))?;
     let default = catalogue.default_entry();
     let model = default.name.clone();
@@ -109,14 +125,20 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     let (work_done, work_events) = mpsc::channel(EVENTS);
     let report = turn::report(work_done.clone());
     let pool = Pool::start(engines, report).context("failed to start engine threads")?;
-    let prefetch = prefetch(config);
+    let widest = catalogue
+        .max_queues()
+        .into_iter()
+        .flatten()
+        .fold(limits.max_queue, usize::max)
+        .min(MAX_QUEUE_MAX);
+    let prefetch = prefetch(widest, limits.max_inflight);
     let waiting_max: usize = prefetch.iter().map(|&n| usize::from(n)).sum();
     let tokenizers =
         Tokenizers::start(device::threads(), waiting_max + 1).context("failed to start tokenizer threads")?;
 
     let logic = Logic::new(
         Setup {
-            limits: config.limits,
+            limits,
             engines,
             batch_tokens: config.engine.batch_tokens,
             max_queue: catalogue.max_queues(),
@@ -129,8 +151,8 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     thread::spawn(
         truth.clone(),
         clock,
-        config.limits.watchdog_interval,
-        config.limits.liveness_max_stall,
+        limits.watchdog_interval,
+        limits.liveness_max_stall,
         move |reason, health, now| die(reason, health, &watched, now),
     )
     .context("failed to start the watchdog thread")?;
@@ -147,14 +169,17 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
         .build()
         .context("failed to start the runtime")?;
     let code = runtime.block_on(async {
-        let setup = broker_setup(config, &catalogue, prefetch);
+        let disconnect_kill = DisconnectKill::new(limits.disconnect_kill);
+        let setup = broker_setup(config, &catalogue, prefetch, disconnect_kill.clone());
         let (to_broker, commands) = mpsc::channel::<Command>(4 * (waiting_max + EVENTS));
         let (from_broker, broker_events) = mpsc::channel::<BrokerEvent>(EVENTS);
         let session = broker::start(setup, from_broker, commands);
         let parts = turn::Parts {
             clock,
             inputs: inputs.clone(),
-            shown_url: config.broker.shown(),
+            config: config.clone(),
+            disconnect_kill,
+            max_queue_max: widest,
             logging,
             catalogue: Arc::new(catalogue),
             logic,
@@ -173,7 +198,12 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     code
 }
 
-fn broker_setup(config: &Config, catalogue: &Catalogue, prefetch: [u16; 3]) -> broker::Setup {
+fn broker_setup(
+    config: &Config,
+    catalogue: &Catalogue,
+    prefetch: [u16; 3],
+    disconnect_kill: DisconnectKill,
+) -> broker::Setup {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .or_else(|_| std::fs::read_to_string("/etc/hostname"))
         .unwrap_or_else(|_| "localhost".into());
@@ -184,23 +214,30 @@ fn broker_setup(config: &Config, catalogue: &Catalogue, prefetch: [u16; 3]) -> b
             inputs_max: catalogue.max_inputs(),
             body_bytes_max: BODY_BYTES_MAX,
         },
-        disconnect_kill: config.limits.disconnect_kill,
+        disconnect_kill,
         name: format!("embeddings@{}.{}", host.trim(), std::process::id()),
     }
 }
 
 /// Unacknowledged deliveries per lane, in the order of [`Lane::ALL`]: of interactive jobs as many as may
 /// queue and some to refuse, of bulk jobs enough to keep the engines busy while the backlog stays in the broker.
-fn prefetch(config: &Config) -> [u16; 3] {
+fn prefetch(max_queue: usize, max_inflight: usize) -> [u16; 3] {
     Lane::ALL.map(|lane| match lane {
         Lane::Probe => PROBE_PREFETCH,
-        Lane::Interactive => (config.limits.max_queue + REFUSE_ROOM).min(PREFETCH_MAX) as u16,
-        Lane::Bulk => (config.limits.max_inflight * 2).min(PREFETCH_MAX) as u16,
+        Lane::Interactive => (max_queue + REFUSE_ROOM).min(PREFETCH_MAX) as u16,
+        Lane::Bulk => (max_inflight * 2).min(PREFETCH_MAX) as u16,
     })
 }
 
 /// Ends the process at once, with a record and without destructors, which could hang.
 fn die(reason: KillReason, health: Option<&Health>, model: &str, now: Moment) {
+    // The loop and the watchdog thread may find the same reason; a death has one record.
+    static DYING: AtomicBool = AtomicBool::new(false);
+    if DYING.swap(true, Ordering::SeqCst) {
+        loop {
+            std::thread::park();
+        }
+    }
     let millis =
         |age: Option<Duration>| age.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
     let inside = health.map(|health| health.inside().map(|(stage, n)| format!("{stage}={n}")).join(" "));

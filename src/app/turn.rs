@@ -3,14 +3,14 @@
 use super::catalogue::{self, Catalogue};
 use super::desk::{Desk, Held};
 use super::die;
-use crate::broker::{Arrival, BrokerEvent, Command, Published};
+use crate::broker::{Arrival, BrokerEvent, Command, DisconnectKill, Published};
 use crate::clock::{Clock, Moment};
-use crate::config::{self, Inputs};
+use crate::config::{self, Config, Inputs};
 use crate::engine::Sequence;
 use crate::engine::pool::{BatchResult, Pool, PoolEvent, Report, Work};
 use crate::engine::tokenize::Tokenizers;
 use crate::job::request::{Number, decode};
-use crate::job::{JobKey, Lane, Refusal};
+use crate::job::{ErrorType, JobKey, Lane, Refusal};
 use crate::logic::Logic;
 use crate::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome};
 use crate::logic::status::Subject;
@@ -68,7 +68,10 @@ pub fn report(done: mpsc::Sender<Done>) -> Report {
 pub struct Parts {
     pub clock: Clock,
     pub inputs: Inputs,
-    pub shown_url: String,
+    pub config: Config,
+    pub disconnect_kill: DisconnectKill,
+    /// The largest `max_queue` that the prefetch of this process has room for.
+    pub max_queue_max: usize,
     pub logging: Logging,
     pub catalogue: Arc<Catalogue>,
     pub logic: Logic,
@@ -174,7 +177,7 @@ impl Loop {
 
     fn perform(&mut self, action: Action, now: Moment) -> Option<Event> {
         match action {
-            Action::Tokenize { job } => self.tokenize(job),
+            Action::Tokenize { job } => return self.tokenize(job),
             Action::StartBatch {
                 engine,
                 batch,
@@ -182,16 +185,7 @@ impl Loop {
                 items,
             } => self.start_batch(engine, batch, model, items),
             Action::Answer { job } => {
-                let held = self.desk.get_mut(&job)?;
-                if held.lane == Lane::Probe
-                    && !self
-                        .parts
-                        .catalogue
-                        .canary_is_right(held.plan.as_ref()?.model, &held.vectors()[0])
-                {
-                    return Some(Event::CanaryWrong);
-                }
-                let publication = held.answer(job, &self.parts.catalogue);
+                let publication = self.desk.get_mut(&job)?.answer(job, &self.parts.catalogue);
                 publication.map(|publication| self.command(Command::Publish(publication)))?;
             }
             Action::Refuse { job, refusal } => {
@@ -214,7 +208,6 @@ impl Loop {
             }
             Action::Forget { job, outcome } => self.forget(job, outcome, now),
             Action::SendCanary { through_broker } => return self.send_canary(through_broker, now),
-            Action::Reconnect { cause } => self.command(Command::Reconnect { cause }),
             Action::Ready => {
                 self.ready = true;
                 info!(after_ms = now.as_millis(), "ready");
@@ -242,21 +235,29 @@ impl Loop {
         }
     }
 
-    fn tokenize(&mut self, job: JobKey) {
-        let Some(held) = self.desk.get_mut(&job) else {
-            return;
-        };
-        let Some(plan) = held.plan.clone() else { return };
+    fn tokenize(&mut self, job: JobKey) -> Option<Event> {
+        let held = self.desk.get_mut(&job)?;
+        let plan = held.plan.clone()?;
+        let wanted = held.wanted();
         let texts = std::mem::take(&mut held.texts);
         let model = self.parts.catalogue.entry(plan.model).model.clone();
         let done = self.parts.work_done.clone();
         let task = Box::new(move || {
+            // A job that has gone meanwhile (late, handed back, its session lost) is not worth the work.
+            if done.is_closed() || wanted.upgrade().is_none() {
+                return;
+            }
             let result = catalogue::tokenize(&model, &texts, &plan);
             let _ = done.blocking_send(Done::Tokens(job, result));
         });
-        if self.parts.tokenizers.submit(task).is_err() {
+        self.parts.tokenizers.submit(task).is_err().then(|| {
             error!("the tokenizers do not take work");
-        }
+            let refusal = Refusal::new(ErrorType::Internal, "the tokenizers do not take work");
+            Event::Tokenized {
+                job,
+                result: Err(refusal),
+            }
+        })
     }
 
     fn start_batch(&mut self, engine: EngineId, batch: BatchId, model: ModelId, items: Vec<Item>) {
@@ -371,6 +372,9 @@ impl Loop {
         let vector = vector.map_err(|fault| fault.to_string())?;
         if let Some(held) = self.desk.get_mut(&item.job) {
             held.computed(item.input, vector);
+            if held.lane == Lane::Probe && !held.canary_is_right(&self.parts.catalogue) {
+                return Err("the canary's vector is not the one computed at start".into());
+            }
         }
         Ok(())
     }
@@ -386,7 +390,7 @@ impl Loop {
                 if !self.ready {
                     let line = format!(
                         "waiting for the broker at {} · attempt {attempts}: {cause}",
-                        self.parts.shown_url
+                        self.parts.config.broker.shown()
                     );
                     notify::extend_start(ATTEMPT_MAX + pause, &line);
                 }
@@ -496,7 +500,11 @@ impl Loop {
 
     /// Reads the configuration again. A bad one changes nothing and says so.
     fn reload(&mut self) -> Option<Event> {
-        notify::reloading();
+        // READY=1 ends a reload, and must not be said by a service that never was ready, or is stopping.
+        let told = self.ready && !self.draining;
+        if told {
+            notify::reloading();
+        }
         let event = match config::load(&self.parts.inputs) {
             Ok(loaded) => {
                 if let Err(error) = self.parts.logging.set_level(&loaded.config.log.level) {
@@ -504,15 +512,41 @@ impl Loop {
                 }
                 loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
                 info!("limits and log level read again");
-                Some(Event::Reloaded(loaded.config.limits))
+                let mut limits = loaded.config.limits;
+                self.name_what_waits(&loaded.config);
+                limits.max_queue = limits.max_queue.min(self.parts.max_queue_max);
+                self.parts.disconnect_kill.set(limits.disconnect_kill);
+                Some(Event::Reloaded(limits))
             }
             Err(errors) => {
                 error!("configuration kept as it was: {errors}");
                 None
             }
         };
-        notify::ready(&self.status);
+        if told {
+            notify::ready(&self.status);
+        }
         event
+    }
+
+    /// Says aloud which changes a reload cannot take over.
+    fn name_what_waits(&self, new: &Config) {
+        let old = &self.parts.config;
+        let changed = [
+            ("default_model", old.default_model != new.default_model),
+            ("models", old.models != new.models),
+            ("broker", old.broker != new.broker),
+            ("engine", old.engine != new.engine),
+            ("max_inputs", old.limits.max_inputs != new.limits.max_inputs),
+            (
+                "watchdog_interval_ms",
+                old.limits.watchdog_interval != new.limits.watchdog_interval,
+            ),
+            ("max_queue", new.limits.max_queue > self.parts.max_queue_max),
+        ];
+        for (key, _) in changed.iter().filter(|(_, changed)| *changed) {
+            warn!(key, "the change of this setting waits for a restart");
+        }
     }
 
     fn show_status(&mut self, now: Moment) {

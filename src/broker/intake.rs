@@ -1,7 +1,7 @@
 //! Deliveries in: lapin's message to an [`Arrival`], read and checked, with the receipt to settle it by.
 
-use super::{BrokerError, BrokerEvent};
-use crate::job::reply::{HEADER_ATTEMPT, TYPE_ERROR, TYPE_RESULT};
+use super::{ACK_MAX, BrokerError, BrokerEvent, within};
+use crate::job::reply::{TYPE_ERROR, TYPE_RESULT};
 use crate::job::request::{Number, Properties, Request, RequestLimits, decode};
 use crate::job::{JobKey, Lane, Refusal};
 use futures_util::StreamExt;
@@ -77,11 +77,14 @@ pub(super) struct Origin {
     pub(super) lane: Lane,
     pub(super) queue: Arc<str>,
     pub(super) session: u64,
+    /// Message id of this session's canaries, which nobody else can know.
+    pub(super) canary: Arc<str>,
     pub(super) limits: RequestLimits,
 }
 
 /// Reads one consumer until it ends. Its end is a fault unless we are `stopping`: a queue that was deleted
-/// looks just like that. Answers to our own canaries end here.
+/// looks just like that. Answers to our own canaries end here, and so does what others put into the probe
+/// queue: only a canary of this process may say anything about its health.
 pub(super) async fn consume(
     mut consumer: Consumer,
     origin: Origin,
@@ -90,12 +93,9 @@ pub(super) async fn consume(
 ) -> Result<(), BrokerError> {
     while let Some(delivery) = consumer.next().await {
         let delivery = delivery.map_err(BrokerError::lapin("consuming"))?;
-        if origin.lane == Lane::Probe && is_answer(&delivery) {
-            delivery
-                .acker
-                .ack(BasicAckOptions::default())
-                .await
-                .map_err(BrokerError::lapin("acknowledging"))?;
+        if origin.lane == Lane::Probe && !is_canary(&delivery, &origin.canary) {
+            let acked = delivery.acker.ack(BasicAckOptions::default());
+            within("acknowledging", ACK_MAX, acked).await?;
             if events.send(BrokerEvent::Proof).await.is_err() {
                 return Ok(());
             }
@@ -124,16 +124,17 @@ pub(super) async fn consume(
     }
 }
 
-fn is_answer(delivery: &Delivery) -> bool {
+fn is_canary(delivery: &Delivery, canary: &str) -> bool {
     let kind = delivery.properties.kind().as_ref().map(ShortString::as_str);
-    kind == Some(TYPE_RESULT) || kind == Some(TYPE_ERROR)
+    let id = delivery.properties.message_id().as_ref().map(ShortString::as_str);
+    id == Some(canary) && kind != Some(TYPE_RESULT) && kind != Some(TYPE_ERROR)
 }
 
 fn read(delivery: Delivery, origin: &Origin) -> Arrival {
     let properties = plain(&delivery.properties, delivery.redelivered);
     let request = decode(&properties, &delivery.data, origin.limits);
     let bytes = delivery.data.len();
-    let attempt = properties.delivery_count + 1;
+    let attempt = properties.delivery_count.saturating_add(1);
     Arrival {
         key: JobKey(NEXT_KEY.fetch_add(1, Ordering::Relaxed)),
         lane: origin.lane,
@@ -161,7 +162,6 @@ fn plain(properties: &BasicProperties, redelivered: bool) -> Properties {
         Number::Value(n) => n,
         Number::Absent | Number::Wrong => 0,
     };
-    let delivery_count = count("x-delivery-count").max(count(HEADER_ATTEMPT).saturating_sub(1));
     Properties {
         reply_to: text(properties.reply_to()).filter(|queue| !queue.is_empty()),
         correlation_id: text(properties.correlation_id()),
@@ -171,8 +171,7 @@ fn plain(properties: &BasicProperties, redelivered: bool) -> Properties {
         timestamp_s: *properties.timestamp(),
         budget_ms: number(headers, "x-budget-ms"),
         sent_at_ms: number(headers, "x-sent-at-ms"),
-        delivery_count: delivery_count.max(u64::from(redelivered)),
-        redelivered,
+        delivery_count: count("x-delivery-count").max(u64::from(redelivered)),
     }
 }
 

@@ -20,6 +20,8 @@ use crate::config::BrokerConfig;
 use crate::job::request::RequestLimits;
 use crate::job::{JobKey, Lane};
 use rand::Rng;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -33,6 +35,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A session that held this long was a good one: the next pause is a first pause again. One that falls at
 /// once, over and over, is retried ever more slowly.
 const STABLE: Duration = Duration::from_secs(10);
+/// Longest time for writing one acknowledgement.
+const ACK_MAX: Duration = Duration::from_secs(5);
 /// Longest time for connecting, declaring and subscribing together. RabbitMQ's own handshake limit is 10 s.
 const OPEN_MAX: Duration = Duration::from_secs(8);
 
@@ -72,9 +76,6 @@ pub enum BrokerError {
     /// A message to a queue of our own came back.
     #[error("queue {0} is gone")]
     QueueGone(String),
-    /// The service asked for a fresh session.
-    #[error("{0}")]
-    Asked(&'static str),
 }
 
 impl BrokerError {
@@ -175,11 +176,6 @@ pub enum Command {
         /// Its body.
         body: Vec<u8>,
     },
-    /// End this session and begin a new one.
-    Reconnect {
-        /// Why.
-        cause: &'static str,
-    },
     /// Take no further deliveries.
     StopIntake,
 }
@@ -194,9 +190,33 @@ pub struct Setup {
     /// Bounds on one request.
     pub request: RequestLimits,
     /// Age of the last proof at which the process ends; the prober is fast enough to be heard within it.
-    pub disconnect_kill: Duration,
+    pub disconnect_kill: DisconnectKill,
     /// Name of this connection, as shown by the broker's tools.
     pub name: String,
+}
+
+/// `disconnect_kill_ms`, as it is now: a reload may change it while a session runs.
+#[derive(Clone, Debug)]
+pub struct DisconnectKill(Arc<AtomicU64>);
+
+impl DisconnectKill {
+    /// Starts with `bound`.
+    pub fn new(bound: Duration) -> DisconnectKill {
+        DisconnectKill(Arc::new(AtomicU64::new(millis(bound))))
+    }
+
+    /// The bound is `bound` from now on.
+    pub fn set(&self, bound: Duration) {
+        self.0.store(millis(bound), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Setup {

@@ -20,6 +20,8 @@ use tokio::sync::mpsc;
 const CONFIRM_MAX: Duration = Duration::from_secs(15);
 /// Answers with more numbers than this are written on a thread where that may take its time.
 const ENCODE_INLINE_NUMBERS: usize = 32 * 1024;
+/// Headers of the original that a dead letter keeps; RabbitMQ's frames hold 131072 bytes.
+const HEADERS_KEPT_BYTES: usize = 64 * 1024;
 /// AMQP delivery mode 2: the message survives a restart of the broker if its queue does.
 pub(super) const PERSISTENT: u8 = 2;
 
@@ -201,7 +203,12 @@ async fn encode(answer: Answer) -> Vec<u8> {
 /// The message's own properties, and headers that say why it is here.
 fn dead_properties(receipt: &Receipt, refusal: &Refusal, attempt: u64) -> BasicProperties {
     let original = receipt.message.properties.clone();
-    let mut headers = original.headers().clone().unwrap_or_default();
+    // A header frame has room for 128 KiB in all, and ours must fit: headers too large to keep are left out.
+    let kept = original
+        .headers()
+        .clone()
+        .filter(|headers| table_bytes(headers) <= HEADERS_KEPT_BYTES);
+    let mut headers = kept.unwrap_or_default();
     headers.insert("x-error-type".into(), text(refusal.error.name()));
     headers.insert("x-error-code".into(), whole(u64::from(refusal.error.code())));
     headers.insert("x-error-message".into(), text(&refusal.message));
@@ -234,6 +241,32 @@ fn dead_properties(receipt: &Receipt, refusal: &Refusal, attempt: u64) -> BasicP
         properties = properties.with_timestamp(*value);
     }
     properties
+}
+
+/// About as many bytes as the table takes on the wire.
+fn table_bytes(table: &FieldTable) -> usize {
+    table
+        .inner()
+        .iter()
+        .map(|(key, value)| key.as_str().len() + 2 + value_bytes(value))
+        .sum()
+}
+
+fn value_bytes(value: &AMQPValue) -> usize {
+    match value {
+        AMQPValue::FieldTable(table) => 4 + table_bytes(table),
+        AMQPValue::FieldArray(values) => {
+            4 + values
+                .as_slice()
+                .iter()
+                .map(|value| 1 + value_bytes(value))
+                .sum::<usize>()
+        }
+        AMQPValue::LongString(text) => 4 + text.as_bytes().len(),
+        AMQPValue::ByteArray(bytes) => 4 + bytes.as_slice().len(),
+        AMQPValue::ShortString(text) => 1 + text.as_str().len(),
+        _ => 8,
+    }
 }
 
 fn text(value: &str) -> AMQPValue {

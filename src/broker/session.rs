@@ -2,7 +2,7 @@
 
 use super::intake::{self, Origin};
 use super::publish::{self, Blocked, Publication};
-use super::{BrokerError, BrokerEvent, Command, Published, Setup, topology, within};
+use super::{ACK_MAX, BrokerError, BrokerEvent, Command, DisconnectKill, Published, Setup, topology, within};
 use crate::config::BrokerConfig;
 use crate::job::{Lane, Names};
 use futures_util::StreamExt;
@@ -26,8 +26,6 @@ use tokio::task::JoinSet;
 const HEARTBEAT_S: u16 = 10;
 /// Longest time for one step of opening a session.
 const STEP_MAX: Duration = Duration::from_secs(5);
-/// Longest time for writing one acknowledgement.
-const ACK_MAX: Duration = Duration::from_secs(5);
 /// Longest time for saying good-bye.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// Publications that wait for the publisher; each belongs to an unacknowledged delivery.
@@ -43,6 +41,8 @@ pub(super) struct Session {
     consumers: Vec<(Lane, Arc<str>, Channel, Consumer)>,
     names: Names,
     probe_queue: String,
+    /// Message id of this session's canaries.
+    canary: Arc<str>,
     setup: Setup,
     blocked: Blocked,
 }
@@ -97,6 +97,7 @@ pub(super) async fn open(setup: &Setup, number: u64) -> Result<Session, BrokerEr
         consumers,
         names,
         probe_queue,
+        canary: Arc::from(format!("canary-{:032x}", rand::random::<u128>())),
         setup,
         blocked,
     })
@@ -142,6 +143,7 @@ impl Session {
                 lane,
                 queue,
                 session: self.number,
+                canary: self.canary.clone(),
                 limits: self.setup.request,
             };
             tasks.spawn(intake::consume(
@@ -164,7 +166,7 @@ impl Session {
         tasks.spawn(probe(
             self.control.clone(),
             self.names.interactive.clone(),
-            self.setup.disconnect_kill,
+            self.setup.disconnect_kill.clone(),
             events.clone(),
         ));
         tasks.spawn(watch(
@@ -189,7 +191,8 @@ impl Session {
                         }
                     }
                     Some(Command::SendCanary { body }) => {
-                        tasks.spawn(send_canary(self.publisher.clone(), self.blocked.clone(), self.probe_queue.clone(), body));
+                        let (queue, id) = (self.probe_queue.clone(), self.canary.clone());
+                        tasks.spawn(send_canary(self.publisher.clone(), self.blocked.clone(), queue, id, body));
                     }
                     Some(command) => if let Err(fault) = self.perform(command, events, &publications).await {
                         break Err(fault);
@@ -234,7 +237,6 @@ impl Session {
             Command::Requeue { receipt } if receipt.session == self.number => {
                 within("giving back a delivery", ACK_MAX, receipt.requeue()).await?;
             }
-            Command::Reconnect { cause } => return Err(BrokerError::Asked(cause)),
             // Whatever else comes belongs to a session that is gone: the broker delivers it again.
             _ => {}
         }
@@ -247,12 +249,13 @@ impl Session {
 async fn probe(
     control: Channel,
     queue: String,
-    disconnect_kill: Duration,
+    disconnect_kill: DisconnectKill,
     events: mpsc::Sender<BrokerEvent>,
 ) -> Result<(), BrokerError> {
-    let interval = (disconnect_kill / 10).clamp(Duration::from_millis(100), Duration::from_secs(2));
-    let patience = (disconnect_kill / 3).max(Duration::from_millis(200));
     loop {
+        let bound = disconnect_kill.get();
+        let interval = (bound / 10).clamp(Duration::from_millis(100), Duration::from_secs(2));
+        let patience = (bound / 3).max(Duration::from_millis(200));
         tokio::time::sleep(interval).await;
         let passive = QueueDeclareOptions::durable().passive();
         let answer = control.queue_declare(queue.as_str().into(), passive, FieldTable::default());
@@ -300,11 +303,12 @@ async fn send_canary(
     channel: Channel,
     blocked: Blocked,
     queue: String,
+    id: Arc<str>,
     body: Vec<u8>,
 ) -> Result<(), BrokerError> {
     let properties = BasicProperties::default()
         .with_reply_to(queue.as_str().into())
-        .with_message_id("canary".into())
+        .with_message_id(id.as_ref().into())
         .with_content_type("application/json".into());
     match publish::send(&channel, &blocked, &queue, &body, properties).await? {
         Published::Routed => Ok(()),

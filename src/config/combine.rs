@@ -232,6 +232,14 @@ fn risks(values: &Values, inputs: &Inputs, config: &Config, warnings: &mut Vec<S
         ),
     );
     warn(
+        limits.disconnect_kill >= ring,
+        format!(
+            "disconnect_kill_ms = {} is not below systemd's WatchdogSec ({} ms): systemd kills before the service can say why",
+            ms(limits.disconnect_kill),
+            ms(ring)
+        ),
+    );
+    warn(
         limits.heartbeat_timeout <= ring,
         format!(
             "heartbeat_timeout_ms = {} is not above systemd's WatchdogSec ({} ms): the monitor kills before systemd does",

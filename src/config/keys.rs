@@ -1,7 +1,7 @@
 //! The one table of every key: name, kind with its range, default, and what it does.
 //!
-//! Defaults, validation, `embeddings config`, the shipped file and embeddings.toml(5) all read this table;
-//! a key that does not stand here does not exist.
+//! Defaults, validation, `embeddings config` and embeddings.toml(5) all read this table, and a test holds the
+//! shipped file to it; a key that does not stand here does not exist.
 
 /// One key of the configuration.
 #[derive(Debug, Clone, Copy)]
@@ -327,7 +327,7 @@ pub const KEYS: &[Key] = &[
         16,
         1 << 20,
         512,
-        "Tokens, padding included, that run through the model together.",
+        "Tokens that run through the model together.",
     ),
     text(
         "http.listen",

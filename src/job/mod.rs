@@ -86,6 +86,12 @@ impl ErrorType {
     }
 }
 
+/// Longest message of a refusal. It may repeat what the caller wrote, and it travels in replies, in headers of
+/// dead letters (which must fit into one frame) and in logs.
+const MESSAGE_BYTES_MAX: usize = 1024;
+/// Longest name of a field in a refusal; it may be a key that the caller made up.
+const PARAM_BYTES_MAX: usize = 128;
+
 /// An answer that is no vector: what is wrong, in which field, and when to come back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -104,7 +110,7 @@ impl Refusal {
     pub fn new(error: ErrorType, message: impl Into<String>) -> Refusal {
         Refusal {
             error,
-            message: message.into(),
+            message: capped(message.into(), MESSAGE_BYTES_MAX),
             param: None,
             retry_after_ms: None,
         }
@@ -117,7 +123,7 @@ impl Refusal {
 
     /// Names the field.
     pub fn on(mut self, param: impl Into<String>) -> Refusal {
-        self.param = Some(param.into());
+        self.param = Some(capped(param.into(), PARAM_BYTES_MAX));
         self
     }
 
@@ -126,6 +132,19 @@ impl Refusal {
         self.retry_after_ms = Some(ms);
         self
     }
+}
+
+/// Cuts a text that may hold what a caller wrote, and says so.
+fn capped(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        let end = (0..=bytes_max)
+            .rev()
+            .find(|&end| text.is_char_boundary(end))
+            .unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 impl fmt::Display for Refusal {
@@ -156,5 +175,22 @@ impl Names {
             dead: format!("{prefix}.dead"),
             events: format!("{prefix}.events"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: however much a caller writes, what is said of it stays small.
+    #[test]
+    fn refusals_are_short() {
+        let refusal = Refusal::invalid("ü".repeat(1000), "ü".repeat(100_000));
+        assert!(refusal.message.len() <= MESSAGE_BYTES_MAX + 3 && refusal.message.ends_with('…'));
+        assert!(
+            refusal
+                .param
+                .is_some_and(|param| param.len() <= PARAM_BYTES_MAX + 3)
+        );
     }
 }

@@ -25,10 +25,8 @@ pub struct Properties {
     pub budget_ms: Number,
     /// `x-sent-at-ms`: when the caller sent, milliseconds since the Unix epoch.
     pub sent_at_ms: Number,
-    /// `x-delivery-count` of quorum queues: how often it has been delivered before.
+    /// How often it has been delivered before: `x-delivery-count` of quorum queues, else 1 if the broker says so.
     pub delivery_count: u64,
-    /// Delivered before, says the broker.
-    pub redelivered: bool,
 }
 
 /// A header that should be a number.
@@ -85,6 +83,9 @@ pub struct Request {
     pub stream: bool,
 }
 
+/// Texts of one array that are kept, above what any configuration allows a job to have: 32 MiB of empty strings
+/// would else take twenty times their size.
+const INPUTS_KEPT: usize = 1 << 20;
 /// How much of a body that is no request is shown to its sender.
 const SHOWN_BYTES: usize = 20;
 
@@ -261,9 +262,14 @@ impl<'de> Deserialize<'de> for Input {
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Input, A::Error> {
                 let mut texts = Vec::new();
-                while let Some(text) = seq.next_element::<String>()? {
-                    texts.push(text);
+                while texts.len() < INPUTS_KEPT {
+                    match seq.next_element::<String>()? {
+                        Some(text) => texts.push(text),
+                        None => return Ok(Input(texts)),
+                    }
                 }
+                // More than any job may have: the rest is only walked over.
+                while seq.next_element::<de::IgnoredAny>()?.is_some() {}
                 Ok(Input(texts))
             }
         }

@@ -88,14 +88,18 @@ impl Admission {
             }
         }
         self.held[lane as usize] += 1;
-        self.bytes = self.bytes.saturating_add(ticket.bytes);
+        if lane == Lane::Interactive {
+            self.bytes = self.bytes.saturating_add(ticket.bytes);
+        }
         Ok(())
     }
 
     /// An admitted job has left. `settled` says that it left by being worked off.
     pub fn release(&mut self, lane: Lane, ticket: &Ticket, settled: bool, now: Moment) {
         self.held[lane as usize] = self.held[lane as usize].saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(ticket.bytes);
+        if lane == Lane::Interactive {
+            self.bytes = self.bytes.saturating_sub(ticket.bytes);
+        }
         if settled && lane != Lane::Probe {
             self.settled.count(1.0, now);
         }
@@ -111,7 +115,7 @@ impl Admission {
         self.held[lane as usize]
     }
 
-    /// Bytes of the bodies held.
+    /// Bytes of the interactive bodies held.
     pub fn bytes(&self) -> usize {
         self.bytes
     }

@@ -185,11 +185,6 @@ pub enum Action {
         /// False while the broker blocks us.
         through_broker: bool,
     },
-    /// End the session with the broker and begin a new one.
-    Reconnect {
-        /// Why.
-        cause: &'static str,
-    },
     /// Tell systemd that the service is ready. Once.
     Ready,
     /// Tell systemd that real work went all the way round.
@@ -205,7 +200,7 @@ pub enum Action {
 pub enum Outcome {
     /// Its vectors are in its sender's queue.
     Answered,
-    /// Its vectors found no queue any more.
+    /// Its answer found no queue any more.
     Returned,
     /// A refusal or error was sent.
     Refused,

@@ -207,11 +207,6 @@ impl Health {
         self.draining_since.is_some()
     }
 
-    /// Whether a session stands.
-    pub fn is_connected(&self) -> bool {
-        self.connected
-    }
-
     /// Since when the broker blocks us.
     pub fn blocked_since(&self) -> Option<Moment> {
         self.blocked_since

@@ -428,7 +428,8 @@ impl Logic {
                 actions.push(Action::DeadLetter { job: key, refusal });
                 return;
             }
-            (_, false) => End::Refused,
+            (Confirmation::Returned, false) => End::RefusalReturned,
+            (Confirmation::Routed, false) => End::Refused,
             (Confirmation::Routed, true) => End::Answered,
             (Confirmation::Returned, true) => End::Returned,
         };
@@ -463,6 +464,7 @@ impl Logic {
             End::Answered => (Outcome::Answered, true),
             End::Returned => (Outcome::Returned, true),
             End::Refused => (Outcome::Refused, false),
+            End::RefusalReturned => (Outcome::Returned, false),
             End::DeadLettered => (Outcome::DeadLettered, false),
         };
         self.forget(key, outcome, now, actions);

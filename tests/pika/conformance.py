@@ -8,7 +8,9 @@ import json
 import math
 import struct
 import sys
+import threading
 import time
+import traceback
 import uuid
 
 import pika
@@ -126,8 +128,43 @@ def direct_reply_to(caller):
     channel.close()
 
 
-if __name__ == "__main__":
-    for case in (results, errors, dead_letters, direct_reply_to):
+def poison(caller):
+    """Messages that once ended the process, or the session over and over; each is settled like any other."""
+    headers = {}
+    for _ in range(14_000):
+        headers = {"a": headers}
+    _, answer = caller.ask({"input": "deep headers"}, headers=headers)
+    assert len(answer["data"]) == 1, answer
+    # Without a sender, what is wrong goes into a header of the copy, which has to fit into one frame.
+    for more in ({}, {"headers": {"large": "y" * 120_000}}, {"headers": headers}):
+        body = json.dumps({"input": "a", "model": "x" * 3_000_000}).encode()
+        of = pika.BasicProperties(message_id="wide", **more)
+        caller.channel.basic_publish("", f"{PREFIX}.interactive", body, of, mandatory=True)
+        dead, copy = caller.take(f"{PREFIX}.dead")
+        assert copy == body and dead.message_id == "wide"
+        assert len(dead.headers["x-error-message"]) < 2000, dead.headers["x-error-type"]
+
+
+def main():
+    for case in (results, errors, dead_letters, direct_reply_to, poison):
         case(Caller())
         print(case.__name__, "passed")
     print("all cases passed")
+
+
+if __name__ == "__main__":
+    # pika writes nested headers by recursion, as deep as they are.
+    sys.setrecursionlimit(1_000_000)
+    threading.stack_size(1 << 29)
+    failures = []
+
+    def run():
+        try:
+            main()
+        except BaseException:
+            failures.append(traceback.format_exc())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    sys.exit("".join(failures) or 0)

@@ -376,7 +376,6 @@ impl Oracle {
                     self.canary_on_its_way = true;
                 }
             }
-            Action::Reconnect { .. } => {}
             Action::Ready => {
                 assert!(!self.ready && self.round_now && self.draining.is_none());
                 self.ready = true;
@@ -470,7 +469,9 @@ impl Oracle {
     fn forget(&mut self, key: JobKey, outcome: Outcome, action: &Action, now: Moment) {
         let seen = self.job(key, action).clone();
         match outcome {
-            Outcome::Answered | Outcome::Returned => assert!(seen.place == Place::Acked && seen.vectors),
+            Outcome::Answered => assert!(seen.place == Place::Acked && seen.vectors),
+            // A refusal may find nobody, just as vectors may.
+            Outcome::Returned => assert!(seen.place == Place::Acked),
             Outcome::Refused => assert!(seen.place == Place::Acked && !seen.vectors),
             Outcome::DeadLettered => assert!(seen.place == Place::Acked && seen.dead_letter),
             Outcome::Requeued => assert!(seen.settled && seen.place != Place::Acked),

@@ -429,7 +429,7 @@ impl World {
             Action::Kill(KillReason::BrokerDisconnected) => self.counts.disconnects += 1,
             Action::Kill(KillReason::EngineCorrupt) => self.counts.corrupt += 1,
             Action::Kill(KillReason::DrainTimeout) => self.counts.drain_timeouts += 1,
-            Action::Drained | Action::Ready | Action::Reconnect { .. } => {}
+            Action::Drained | Action::Ready => {}
         }
     }
 }
