@@ -406,10 +406,11 @@ impl Oracle {
         }
     }
 
+    /// Jobs and bytes of the interactive lane; the others are bounded by the prefetch.
     fn held(&self) -> (usize, usize) {
-        let admitted = || self.jobs.values().filter(|seen| seen.admitted);
-        let jobs = admitted().filter(|seen| seen.lane == Lane::Interactive).count();
-        (jobs, admitted().map(|seen| seen.bytes).sum())
+        let interactive = |seen: &&Seen| seen.admitted && seen.lane == Lane::Interactive;
+        let held = || self.jobs.values().filter(interactive);
+        (held().count(), held().map(|seen| seen.bytes).sum())
     }
 
     fn max_queue(&self, model: ModelId) -> usize {
