@@ -1,8 +1,12 @@
 //! The engine against the reference. `tests/golden/make.py` made the vectors; no Python is needed here.
 
+#[path = "support/model.rs"]
+mod model;
+
 use base64::Engine as _;
 use embeddings::engine::pool::{Pool, PoolEvent, QUEUE, Work};
 use embeddings::engine::{LoadError, LoadOptions, Model, Sequence, TokenizeError, pooling};
+use model::minilm;
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
@@ -10,20 +14,6 @@ use std::sync::{Arc, LazyLock};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
-}
-
-/// The folder of all-MiniLM-L6-v2.
-fn minilm() -> PathBuf {
-    let folder = match std::env::var_os("EMBEDDINGS_TEST_MODEL") {
-        Some(folder) => PathBuf::from(folder),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/models/all-MiniLM-L6-v2"),
-    };
-    assert!(
-        folder.join("modules.json").exists(),
-        "no model in {}; see EMBEDDINGS_TEST_MODEL",
-        folder.display()
-    );
-    folder
 }
 
 fn load(folder: &Path) -> Arc<Model> {
