@@ -77,7 +77,7 @@ pub(super) struct Origin {
     pub(super) lane: Lane,
     pub(super) queue: Arc<str>,
     pub(super) session: u64,
-    /// Message id of this session's canaries, which nobody else can know.
+    /// Message id of the session's canaries, which nobody else can know.
     pub(super) canary: Arc<str>,
     pub(super) limits: RequestLimits,
 }

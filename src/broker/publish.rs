@@ -142,7 +142,7 @@ async fn publish(
             match send(channel, blocked, dead, &message.body, properties).await? {
                 Published::Routed => Ok((job, Published::Routed)),
                 // A dead-letter queue that is gone or full must not cost the message: the session ends,
-                // the delivery goes back, and the next session declares the queue again.
+                // the delivery goes back, and opening another declares the queue again.
                 Published::Returned | Published::Rejected => Err(BrokerError::QueueGone(dead.to_owned())),
             }
         }

@@ -41,7 +41,7 @@ pub(super) struct Session {
     consumers: Vec<(Lane, Arc<str>, Channel, Consumer)>,
     names: Names,
     probe_queue: String,
-    /// Message id of this session's canaries.
+    /// Message id of the session's canaries.
     canary: Arc<str>,
     setup: Setup,
     blocked: Blocked,
