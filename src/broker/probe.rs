@@ -8,20 +8,15 @@
 //! for passively, and declared only when all of them are there already, which changes nothing and finds
 //! objects of the wrong kind. Every wait has a limit.
 
-use super::topology;
-use super::{BrokerError, within};
+use super::session::{channel, connect};
+use super::{BrokerError, topology, within};
 use crate::config::{BrokerConfig, BrokerUrl};
 use crate::job::Names;
 use lapin::options::{
     BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueDeclareOptions,
 };
-use lapin::tcp::OwnedTLSConfig;
 use lapin::types::FieldTable;
-use lapin::uri::AMQPUri;
-use lapin::{
-    BasicProperties, Channel, Connection, ConnectionProperties, DefaultConnectionBuilder, ErrorKind,
-    ExchangeKind,
-};
+use lapin::{BasicProperties, Connection, ErrorKind, ExchangeKind};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
@@ -171,7 +166,7 @@ async fn login(
     findings: &mut Vec<Finding>,
 ) -> Option<Connection> {
     let Place { user, vhost, .. } = place;
-    let error = match connect(config).await {
+    let error = match connect(config, "embeddings check").await {
         Ok(connection) => {
             let tls = if url.tls { ", with TLS" } else { "" };
             findings.push(Finding::ok(
@@ -204,23 +199,6 @@ async fn login(
         mend,
     ));
     None
-}
-
-async fn connect(config: &BrokerConfig) -> Result<Connection, BrokerError> {
-    let uri: AMQPUri = config.url.parse().map_err(BrokerError::Url)?;
-    let mut tls = OwnedTLSConfig::default();
-    if let Some(path) = &config.ca_file {
-        let shown = path.display().to_string();
-        let pem =
-            std::fs::read_to_string(path).map_err(|source| BrokerError::CaFile { path: shown, source })?;
-        tls.cert_chain = Some(pem);
-    }
-    let builder = DefaultConnectionBuilder::new()
-        .map_err(BrokerError::lapin("connecting"))?
-        .with_uri(uri)
-        .with_tls_config(tls)
-        .with_properties(ConnectionProperties::default().with_connection_name("embeddings check".into()));
-    within("connecting", STEP_MAX, builder.connect()).await
 }
 
 /// Looks for queues and exchange. True if it makes sense to go on.
@@ -396,10 +374,6 @@ async fn round_trip(connection: &Connection, queue: &str) -> Result<bool, Broker
         }
     }
     Ok(false)
-}
-
-async fn channel(connection: &Connection) -> Result<Channel, BrokerError> {
-    within("opening a channel", STEP_MAX, connection.create_channel()).await
 }
 
 /// The broker's reply code, if it was the broker that refused, and its words.
