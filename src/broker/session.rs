@@ -186,8 +186,9 @@ impl Session {
                     None => break Ok(()),
                     Some(Command::StopIntake) => {
                         stopping.store(true, Ordering::Relaxed);
-                        for (lane, channel) in intakes.drain(..) {
-                            tasks.spawn(unsubscribe(channel, lane));
+                        // The channels stay open: closing one would void the deliveries still to be settled on it.
+                        for (lane, channel) in &intakes {
+                            tasks.spawn(unsubscribe(channel.clone(), *lane));
                         }
                     }
                     Some(Command::SendCanary { body }) => {
