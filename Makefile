@@ -13,7 +13,7 @@ test: ## Run every test that this machine can run
 check: ## Check format, lints and documentation
 	@scripts/check
 
-sim: ## Replay one seed of the simulation: make sim SEED=42
+sim: ## Replay one seed of the simulation (make sim SEED=42), or search among fresh ones for a minute
 	@scripts/sim "$(SEED)"
 
 test-system: ## Test the packages in a booted Debian: sudo make test-system [DEBIAN=trixie]

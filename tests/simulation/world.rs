@@ -130,6 +130,8 @@ pub struct World {
     slow_until: u64,
     /// Since when nothing is wrong.
     calm_since: u64,
+    /// When the service wants to be woken, as it said in its last turn.
+    check: u64,
     trace: bool,
     pub counts: Counts,
 }
@@ -167,6 +169,7 @@ impl World {
             next_key: 0,
             slow_until: 0,
             calm_since: 0,
+            check: 0,
             trace: std::env::var_os("SIM_TRACE").is_some(),
             counts: Counts::default(),
         };
@@ -234,14 +237,10 @@ impl World {
     /// The next happening, or a tick if the service wants to be woken before it.
     fn turn(&mut self) {
         let next = self.future.peek().map_or(u64::MAX, |Reverse(entry)| entry.0);
-        if let Some(logic) = &self.logic {
-            let check = logic.next_check(self.moment()).as_millis().max(self.now + 1);
-            assert!(check <= self.now + 500, "the loop must turn twice a second");
-            if check < next {
-                self.now = check;
-                self.step(Event::Tick);
-                return;
-            }
+        if self.logic.is_some() && self.check < next {
+            self.now = self.now.max(self.check);
+            self.step(Event::Tick);
+            return;
         }
         let Reverse((at, _, life, next)) = self.future.pop().expect("something always happens");
         self.now = self.now.max(at);
@@ -310,6 +309,7 @@ impl World {
         let now = self.moment();
         self.logic = Some(Logic::new(self.setup.clone(), now));
         self.oracle = Oracle::new(self.setup.clone());
+        self.check = self.now;
         self.engines = (0..self.setup.engines).map(|_| Engine::default()).collect();
         self.tokenizer_stuck = false;
         self.tokenizer_slow = false;
@@ -360,6 +360,8 @@ impl World {
             eprintln!("{} {told} -> {actions:?}", self.now);
         }
         self.oracle.after(&actions, logic, now);
+        self.check = logic.next_check(now).as_millis().max(self.now + 1);
+        assert!(self.check <= self.now + 500, "the loop must turn twice a second");
         let mut ended = false;
         for action in actions {
             ended |= matches!(action, Action::Kill(_) | Action::Drained);
