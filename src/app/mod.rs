@@ -5,6 +5,7 @@
 
 mod catalogue;
 mod desk;
+mod show;
 mod turn;
 
 use crate::broker::{self, BrokerEvent, Command, DisconnectKill};

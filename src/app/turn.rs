@@ -3,6 +3,7 @@
 use super::catalogue::{self, Catalogue};
 use super::desk::{Desk, Held};
 use super::die;
+use super::show::Show;
 use crate::broker::{Arrival, BrokerEvent, Command, DisconnectKill, Published};
 use crate::clock::{Clock, Moment};
 use crate::config::{self, Config, Inputs};
@@ -13,7 +14,6 @@ use crate::job::request::{Number, decode};
 use crate::job::{ErrorType, JobKey, Lane, Refusal};
 use crate::logic::Logic;
 use crate::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome};
-use crate::logic::status::Subject;
 use crate::telemetry::Logging;
 use crate::watchdog::{notify, thread::Truth};
 use anyhow::Context;
@@ -28,8 +28,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
-/// The `Status:` line is written at most this often.
-const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// While the first broker is awaited, each attempt buys the start this much time over the pause before
 /// the next: more than one attempt can take.
 const ATTEMPT_MAX: Duration = Duration::from_secs(30);
@@ -93,14 +91,14 @@ pub struct Loop {
     ready: bool,
     draining: bool,
     drained: bool,
-    status: String,
-    status_at: Moment,
+    show: Show,
 }
 
 impl Loop {
     /// A loop that has not turned yet.
     pub fn new(parts: Parts) -> Loop {
         Loop {
+            show: Show::new(&parts.catalogue),
             parts,
             desk: Desk::new(),
             batches: HashMap::new(),
@@ -109,8 +107,6 @@ impl Loop {
             ready: false,
             draining: false,
             drained: false,
-            status: String::new(),
-            status_at: Moment::ZERO,
         }
     }
 
@@ -172,7 +168,7 @@ impl Loop {
             }
         }
         self.parts.truth.update(self.parts.logic.health());
-        self.show_status(now);
+        self.show.turned(&self.parts.logic, now);
     }
 
     fn perform(&mut self, action: Action, now: Moment) -> Option<Event> {
@@ -211,8 +207,7 @@ impl Loop {
             Action::Ready => {
                 self.ready = true;
                 info!(after_ms = now.as_millis(), "ready");
-                self.status = self.status_line(now);
-                notify::ready(&self.status);
+                self.show.ready(&self.parts.logic, now);
             }
             Action::Pet => notify::pet(),
             Action::Drained => {
@@ -220,8 +215,7 @@ impl Loop {
                 self.parts.truth.retire();
             }
             Action::Kill(reason) => {
-                let model = self.parts.catalogue.default_entry().name.clone();
-                die(reason, Some(self.parts.logic.health()), &model, now);
+                die(reason, Some(self.parts.logic.health()), self.show.model(), now);
             }
         }
         None
@@ -493,7 +487,8 @@ impl Loop {
         }
         self.draining = true;
         info!("stopping: no new jobs, finishing what is in flight");
-        notify::stopping("draining · no new jobs, finishing what is in flight");
+        self.show
+            .stopping("draining · no new jobs, finishing what is in flight");
         self.command(Command::StopIntake);
         Some(Event::Drain)
     }
@@ -524,7 +519,7 @@ impl Loop {
             }
         };
         if told {
-            notify::ready(&self.status);
+            notify::ready(self.show.line());
         }
         event
     }
@@ -547,28 +542,5 @@ impl Loop {
         for (key, _) in changed.iter().filter(|(_, changed)| *changed) {
             warn!(key, "the change of this setting waits for a restart");
         }
-    }
-
-    fn show_status(&mut self, now: Moment) {
-        // Before ready the connect loop speaks, and a stopping service has said its last word.
-        let silent = !self.ready || self.draining || now.since(self.status_at) < STATUS_INTERVAL;
-        if silent {
-            return;
-        }
-        let line = self.status_line(now);
-        self.status_at = now;
-        if line != self.status {
-            notify::status(&line);
-            self.status = line;
-        }
-    }
-
-    fn status_line(&self, now: Moment) -> String {
-        let entry = self.parts.catalogue.default_entry();
-        let subject = Subject {
-            model: &entry.name,
-            device: entry.model.info().device.name(),
-        };
-        self.parts.logic.status_line(&subject, now)
     }
 }

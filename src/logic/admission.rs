@@ -40,6 +40,39 @@ impl Rate {
     }
 }
 
+/// Weight of the newest job in the mean of service times: the last thirty or so count.
+const PACE_WEIGHT: f64 = 1.0 / 16.0;
+
+/// How long jobs take.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    last_latency: Option<Duration>,
+    /// Exponentially weighted mean, in seconds.
+    service_s: Option<f64>,
+}
+
+impl Pace {
+    /// A job was answered with vectors: `latency` since it was delivered, `service` since its first batch.
+    pub fn settled(&mut self, latency: Duration, service: Duration) {
+        self.last_latency = Some(latency);
+        let new = service.as_secs_f64();
+        self.service_s = Some(
+            self.service_s
+                .map_or(new, |mean| mean + (new - mean) * PACE_WEIGHT),
+        );
+    }
+
+    /// The last job's latency; `None` before the first.
+    pub fn last_latency(&self) -> Option<Duration> {
+        self.last_latency
+    }
+
+    /// The mean service time; `None` before the first job.
+    pub fn service_time(&self) -> Option<Duration> {
+        self.service_s.map(Duration::from_secs_f64)
+    }
+}
+
 /// What is held, against what may be held.
 #[derive(Clone, Debug)]
 pub struct Admission {

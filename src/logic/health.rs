@@ -207,6 +207,11 @@ impl Health {
         self.draining_since.is_some()
     }
 
+    /// Whether a session with the broker stands.
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
     /// Since when the broker blocks us.
     pub fn blocked_since(&self) -> Option<Moment> {
         self.blocked_since

@@ -17,7 +17,7 @@ pub mod status;
 use crate::clock::Moment;
 use crate::config::Limits;
 use crate::job::{ErrorType, JobKey, Lane, Refusal};
-use admission::{Admission, Rate};
+use admission::{Admission, Pace, Rate};
 use batch::{Batcher, Draw};
 use event::{Action, BatchId, Confirmation, EngineId, Event, Item, Outcome, Ticket};
 use health::{Health, Verdict};
@@ -51,6 +51,7 @@ pub struct Logic {
     batcher: Batcher,
     health: Health,
     inputs: Rate,
+    pace: Pace,
     next_local: u64,
     drained: bool,
     killed: bool,
@@ -69,6 +70,7 @@ impl Logic {
             batcher: Batcher::new(setup.engines),
             health: Health::new(setup.limits, setup.engines, now),
             inputs: Rate::default(),
+            pace: Pace::default(),
             next_local: LOCAL_KEYS,
             drained: false,
             killed: false,
@@ -197,7 +199,7 @@ impl Logic {
             }
             Err(refusal) => (NO_TICKET, Some(refusal)),
         };
-        let mut job = Job::new(lane, ticket, answerable, local);
+        let mut job = Job::new(lane, ticket, answerable, local, now);
         job.admitted = refusal.is_none();
         self.jobs.insert(key, job);
         match refusal {
@@ -280,7 +282,7 @@ impl Logic {
             for item in &items {
                 self.jobs.deadline_met(item.job);
                 let job = self.jobs.get_mut(item.job).expect("a waiting job is here");
-                job.draw(item.input);
+                job.draw(item.input, now);
                 if job.undrawn == 0 {
                     let lane = job.lane;
                     self.lanes.remove(lane, item.job);
@@ -491,6 +493,9 @@ impl Logic {
         }
         if job.admitted {
             let settled = matches!(outcome, Outcome::Answered | Outcome::Returned);
+            if let (true, Some(begun)) = (settled && job.lane != Lane::Probe, job.begun) {
+                self.pace.settled(now.since(job.delivered), now.since(begun));
+            }
             self.admission.release(job.lane, &job.ticket, settled, now);
         }
         actions.push(Action::Forget { job: key, outcome });

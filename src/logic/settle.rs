@@ -64,6 +64,10 @@ pub struct Job {
     pub answerable: bool,
     /// A canary that never saw the broker.
     pub local: bool,
+    /// When it was delivered.
+    pub delivered: Moment,
+    /// When its first input went into a batch.
+    pub begun: Option<Moment>,
     /// Where it stands.
     pub phase: Phase,
     /// Tokens of each input, once known.
@@ -82,13 +86,15 @@ pub struct Job {
 
 impl Job {
     /// A job just delivered.
-    pub fn new(lane: Lane, ticket: Ticket, answerable: bool, local: bool) -> Job {
+    pub fn new(lane: Lane, ticket: Ticket, answerable: bool, local: bool, now: Moment) -> Job {
         Job {
             lane,
             ticket,
             admitted: false,
             answerable,
             local,
+            delivered: now,
+            begun: None,
             phase: Phase::Tokenizing,
             tokens: Vec::new(),
             drawn: Vec::new(),
@@ -113,7 +119,8 @@ impl Job {
     }
 
     /// An input goes into a batch.
-    pub fn draw(&mut self, input: usize) {
+    pub fn draw(&mut self, input: usize, now: Moment) {
+        self.begun.get_or_insert(now);
         debug_assert!(!self.drawn[input]);
         self.drawn[input] = true;
         self.undrawn -= 1;

@@ -1,11 +1,87 @@
-//! The one line that `systemctl status` shows: the state in a word, then what makes it so.
+//! What people and monitors are told: one snapshot of the truth, and the one line that `systemctl status`
+//! shows, the state in a word and then what makes it so.
 
 use super::Logic;
 use super::health::{NotReady, Verdict};
+use super::ledger::Stage;
+use super::settle::Phase;
 use crate::clock::Moment;
-use crate::job::Lane;
+use crate::job::{JobKey, Lane};
 use std::fmt::Write as _;
 use std::time::Duration;
+
+/// The state of the service in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Not ready yet: no broker so far, or the first canary is under way.
+    Starting,
+    /// Ready, with nothing in flight.
+    Idle,
+    /// Ready, with jobs in flight.
+    Working,
+    /// Alive, and new work is not welcome.
+    Degraded,
+    /// A stage is stalled.
+    Stalled,
+    /// Stopping.
+    Draining,
+}
+
+impl State {
+    /// The name used in heartbeats and by `embeddings status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Idle => "idle",
+            State::Working => "working",
+            State::Degraded => "degraded",
+            State::Stalled => "stalled",
+            State::Draining => "draining",
+        }
+    }
+}
+
+/// One stage of a job's life at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageView {
+    /// Which.
+    pub stage: Stage,
+    /// What is inside: jobs, or inputs between tokenizing and computing.
+    pub inside: usize,
+    /// How long something has been inside without anything leaving.
+    pub waiting: Duration,
+}
+
+/// All that anyone is told about the service at one moment. Numbers and keys only.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// In a word.
+    pub state: State,
+    /// Whether new work is welcome, or why not.
+    pub readiness: Result<(), NotReady>,
+    /// Whether a session with the broker stands.
+    pub connected: bool,
+    /// Rate, queue, bound, inflight.
+    pub figures: Figures,
+    /// Every stage in the order of a job's life.
+    pub stages: [StageView; 6],
+    /// The stage that is stalled.
+    pub stalled: Option<Stage>,
+    /// Since something last left a stage.
+    pub progress_age: Duration,
+    /// Since the broker last answered.
+    pub proof_age: Option<Duration>,
+    /// Since a job or canary last went all the way round.
+    pub round_age: Option<Duration>,
+    /// How long the broker has been blocking us.
+    pub blocked_for: Option<Duration>,
+    /// From delivery to acknowledgement, the last job that was answered with vectors.
+    pub last_latency: Option<Duration>,
+    /// From its first batch to its acknowledgement, the mean over the last jobs.
+    pub service_time: Option<Duration>,
+    /// Jobs whose inputs are being tokenized or computed: if the process dies now, one of them may be why.
+    pub suspects: Vec<JobKey>,
+}
 
 /// What the line needs from outside the logic.
 #[derive(Clone, Debug)]
@@ -40,6 +116,54 @@ impl Logic {
             queue_max: self.setup.limits.max_queue,
             inflight,
         }
+    }
+
+    /// The whole truth at this moment.
+    pub fn snapshot(&self, now: Moment) -> Snapshot {
+        let health = &self.health;
+        let (readiness, figures) = (self.readiness(now), self.figures(now));
+        let stalled = health.stalled(now);
+        let state = match readiness {
+            Err(NotReady::Draining) => State::Draining,
+            _ if stalled.is_some() => State::Stalled,
+            Err(NotReady::Starting) => State::Starting,
+            Err(_) => State::Degraded,
+            Ok(()) if figures.inflight > 0 => State::Working,
+            Ok(()) => State::Idle,
+        };
+        Snapshot {
+            state,
+            readiness,
+            connected: health.is_connected(),
+            figures,
+            stages: Stage::ALL.map(|stage| StageView {
+                stage,
+                inside: health.ledger.inside(stage),
+                waiting: health.ledger.waiting_for(stage, now),
+            }),
+            stalled,
+            progress_age: health.progress_age(now),
+            proof_age: health.proof_age(now),
+            round_age: health.round_age(now),
+            blocked_for: health.blocked_since().map(|since| now.since(since)),
+            last_latency: self.pace.last_latency(),
+            service_time: self.pace.service_time(),
+            suspects: self.suspects(),
+        }
+    }
+
+    /// Jobs of callers that are being tokenized or computed, oldest first.
+    pub fn suspects(&self) -> Vec<JobKey> {
+        let worked_on = |phase| matches!(phase, Phase::Tokenizing | Phase::Computing);
+        self.jobs
+            .keys()
+            .into_iter()
+            .filter(|&key| {
+                self.jobs
+                    .get(key)
+                    .is_some_and(|job| job.lane != Lane::Probe && worked_on(job.phase))
+            })
+            .collect()
     }
 
     /// Whether new work is welcome, or why not.
