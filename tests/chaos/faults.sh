@@ -1,0 +1,86 @@
+# The harm that is done, and what takes it away; sourced by run.
+
+# --- the broker ----------------------------------------------------------------------------------------
+
+broker() { inside systemctl kill --kill-whom=main --signal="$1" rabbitmq-server; }
+broker_killed() { broker KILL; }
+broker_stopped() { broker STOP; }
+broker_continues() { broker CONT; }
+broker_restarts() { inside systemctl restart --no-block rabbitmq-server; }
+broker_goes_away() { inside systemctl stop --no-block rabbitmq-server; }
+broker_comes_back() { start_broker; }
+broker_comes_back_late() { sleep 45; start_broker; }
+
+memory_alarm() { inside rabbitmqctl -q set_vm_memory_high_watermark 0.00001; }
+memory_alarm_ends() { inside rabbitmqctl -q set_vm_memory_high_watermark 0.4; }
+status_is_degraded() { status_matches '^degraded · broker blocks publishing'; }
+
+# Packets to and from the address that the service talks to vanish; other clients use another.
+cut() { firewall -A "$1"; }
+mend_cut() { firewall -D "$1"; }
+firewall() {
+  local rule
+  for rule in "-d 127.0.0.1 --dport $2" "-s 127.0.0.1 --sport $2"; do
+    nsenter -t "$leader" -n iptables-legacy -w "$1" INPUT -p tcp $rule -j DROP
+  done
+}
+plain_is_cut() { cut 5672; }
+plain_is_mended() { mend_cut 5672; }
+tls_is_cut() { cut 5671; }
+tls_is_mended() { mend_cut 5671; }
+
+# The queue with all that it holds: so nothing is sent meanwhile that could be in it.
+queue_deleted() { inside rabbitmqctl -q delete_queue embeddings.interactive; }
+queue_deleted_and_made_anew() {
+  inside rabbitmqctl -q delete_queue embeddings.bulk
+  inside python3 /chaos/load.py declare embeddings.bulk
+}
+permission_taken_away() {
+  inside rabbitmqctl -q clear_permissions worker
+  inside rabbitmqctl -q close_all_user_connections worker chaos
+  at=$EPOCHREALTIME
+}
+permission_given_back() { inside rabbitmqctl -q set_permissions worker '.*' '.*' '.*'; }
+connections_closed() { inside rabbitmqctl -q close_all_connections chaos; }
+
+# --- threads -------------------------------------------------------------------------------------------
+
+# The threads of the service whose name matches, by their numbers.
+threads() {
+  inside sh -c 'cd /proc/'"$(property MainPID)"'/task && grep -lE "$0" */comm' "$1" | cut -d/ -f1
+}
+freeze() { inside systemd-run --quiet --unit=chaos-freeze -p Type=notify python3 /chaos/freeze.py "$@"; }
+thaw() { inside systemctl stop chaos-freeze; inside systemctl reset-failed chaos-freeze; } 2>/dev/null
+engines_frozen() { freeze $(threads '^engine-'); }
+engine_frozen() { freeze $(threads '^engine-0'); }
+tokenizers_frozen() { freeze $(threads '^tokenize-'); }
+loop_frozen() { freeze $(threads '^loop$'); }
+engines_slowed() { freeze --slow $(threads '^engine-'); }
+this_thread_frozen() { freeze "$thread"; }
+
+# --- the process ---------------------------------------------------------------------------------------
+
+service_killed() { signal_now KILL; }
+service_stopped() { signal_now STOP; }
+service_segfaults() { signal_now SEGV; }
+signal_now() { inside systemctl kill --kill-whom=main --signal="$1" embeddings; }
+
+# The system gives no more threads: a job that needs one meets a panic, not a test switch.
+no_more_threads() {
+  inside prlimit --pid "$(property MainPID)" --nproc=1:1
+  inside python3 /chaos/load.py large
+}
+no_more_memory() {
+  local pid=$(property MainPID)
+  inside prlimit --pid "$pid" --as=$(($(inside awk '{ print $1 * 4096 }' /proc/"$pid"/statm) + 1048576))
+  inside python3 /chaos/load.py large
+}
+
+# --- the machine around it -----------------------------------------------------------------------------
+
+journald_and_engines_frozen() { inside systemctl kill --signal=STOP systemd-journald; at=$EPOCHREALTIME; engines_frozen; }
+journald_stopped() { inside systemctl kill --signal=STOP systemd-journald; }
+journald_continues() { thaw; inside systemctl kill --signal=CONT systemd-journald; }
+clock_forward() { inside sh -c 'echo +1d >/run/chaos-clock'; }
+clock_backward() { inside sh -c 'echo -1d >/run/chaos-clock'; }
+clock_right() { inside sh -c 'echo +0 >/run/chaos-clock'; }

@@ -1,0 +1,1 @@
+write_table() { printf '%s\n' "${rows[@]}"; }
