@@ -16,7 +16,7 @@ memory_alarm_ends() { inside rabbitmqctl -q set_vm_memory_high_watermark 0.4; }
 status_is_degraded() { status_matches '^degraded · broker blocks publishing'; }
 
 # Packets to and from the address that the service talks to vanish; other clients use another.
-cut() { firewall -A "$1"; }
+cut_off() { firewall -A "$1"; }
 mend_cut() { firewall -D "$1"; }
 firewall() {
   local rule
@@ -24,9 +24,9 @@ firewall() {
     nsenter -t "$leader" -n iptables-legacy -w "$1" INPUT -p tcp $rule -j DROP
   done
 }
-plain_is_cut() { cut 5672; }
+plain_is_cut() { cut_off 5672; }
 plain_is_mended() { mend_cut 5672; }
-tls_is_cut() { cut 5671; }
+tls_is_cut() { cut_off 5671; }
 tls_is_mended() { mend_cut 5671; }
 
 # The queue with all that it holds: so nothing is sent meanwhile that could be in it.
@@ -81,6 +81,19 @@ no_more_memory() {
 journald_and_engines_frozen() { inside systemctl kill --signal=STOP systemd-journald; at=$EPOCHREALTIME; engines_frozen; }
 journald_stopped() { inside systemctl kill --signal=STOP systemd-journald; }
 journald_continues() { thaw; inside systemctl kill --signal=CONT systemd-journald; }
+# The journal's socket holds so many datagrams, whoever sent them; then senders wait.
+journald_deaf() {
+  journald_stopped
+  inside python3 /chaos/fill_journal.py
+}
+journald_deaf_and_engines_frozen() { journald_deaf; at=$EPOCHREALTIME; engines_frozen; }
+
+configuration_broken() { echo 'max_queue = "plenty"' | inside tee /etc/embeddings/conf.d/bad.toml >/dev/null; }
+configuration_mended() { inside rm /etc/embeddings/conf.d/bad.toml; }
+model_file() { inside dpkg -L embeddings-model-all-minilm-l6-v2 | grep '/model.safetensors$'; }
+model_corrupt() { inside sh -c 'mv "$0" "$0.kept"; head -c 1M /dev/urandom >"$0"' "$(model_file)"; }
+model_missing() { inside sh -c 'mv "$0" "$0.kept"' "$(model_file)"; }
+model_mended() { inside sh -c 'mv "$0.kept" "$0"' "$(model_file)"; }
 clock_forward() { inside sh -c 'echo +1d >/run/chaos-clock'; }
 clock_backward() { inside sh -c 'echo -1d >/run/chaos-clock'; }
 clock_right() { inside sh -c 'echo +0 >/run/chaos-clock'; }
