@@ -6,8 +6,15 @@ broker() { inside systemctl kill --kill-whom=main --signal="$1" rabbitmq-server;
 broker_killed() { broker KILL; }
 broker_stopped() { broker STOP; }
 broker_continues() { broker CONT; }
-broker_restarts() { inside systemctl restart --no-block rabbitmq-server; }
-broker_goes_away() { inside systemctl stop --no-block rabbitmq-server; }
+# Going, it serves for another second or two: the harm begins when nobody listens any more.
+broker_restarts() {
+  inside systemctl restart --no-block rabbitmq-server
+  eventually 20 "the broker to go" nobody_listens
+  at=$EPOCHREALTIME
+}
+nobody_listens() { ! inside bash -c 'exec 3<>/dev/tcp/127.0.0.1/5672' 2>/dev/null; }
+# Stopped after its death, or its own unit would bring it back.
+broker_goes_away() { broker_killed; inside systemctl stop --no-block rabbitmq-server; }
 broker_comes_back() { start_broker; }
 broker_comes_back_late() { sleep 45; start_broker; }
 
@@ -49,6 +56,7 @@ connections_closed() { inside rabbitmqctl -q close_all_connections chaos; }
 threads() {
   inside sh -c 'cd /proc/'"$(property MainPID)"'/task && grep -lE "$0" */comm' "$1" | cut -d/ -f1
 }
+all_threads() { inside ls "/proc/$(property MainPID)/task"; }
 freeze() { inside systemd-run --quiet --unit=chaos-freeze -p Type=notify python3 /chaos/freeze.py "$@"; }
 thaw() { inside systemctl stop chaos-freeze; inside systemctl reset-failed chaos-freeze; } 2>/dev/null
 engines_frozen() { freeze $(threads '^engine-'); }
@@ -62,7 +70,8 @@ this_thread_frozen() { freeze "$thread"; }
 
 service_killed() { signal_now KILL; }
 service_stopped() { signal_now STOP; }
-service_segfaults() { signal_now SEGV; }
+# Twice: Rust's handler, which looks for overflowed stacks, swallows one that is not a fault of its thread.
+service_segfaults() { signal_now SEGV && signal_now SEGV; }
 signal_now() { inside systemctl kill --kill-whom=main --signal="$1" embeddings; }
 
 # The system gives no more threads: a job that needs one meets a panic, not a test switch.
@@ -71,10 +80,29 @@ no_more_threads() {
   inside python3 /chaos/load.py large
 }
 no_more_memory() {
-  local pid=$(property MainPID)
-  inside prlimit --pid "$pid" --as=$(($(inside awk '{ print $1 * 4096 }' /proc/"$pid"/statm) + 1048576))
+  local pid=$(property MainPID) pages
+  read -r pages _ < <(inside cat "/proc/$pid/statm")
+  inside prlimit --pid "$pid" --as=$((pages * 4096 + 1048576))
   inside python3 /chaos/load.py large
 }
+
+# Below cgroup v2 the limit is that of the unit itself, and systemd knows who killed; below v1 it knows of no
+# memory controller, and sees a SIGKILL.
+kernel_kills_for_memory() {
+  local of_unit pid
+  of_unit=$(find $(cgroup_roots | sed "s|\$|/$machine|") -type d -name embeddings.service | head -1)
+  read -r pid <"$of_unit/cgroup.procs"
+  if [ -e "$of_unit/memory.max" ]; then
+    echo 1M >"$of_unit/memory.max"
+  else
+    mkdir -p /sys/fs/cgroup/memory/$machine
+    echo 4M >/sys/fs/cgroup/memory/$machine/memory.limit_in_bytes
+    echo "$pid" >/sys/fs/cgroup/memory/$machine/cgroup.procs
+  fi
+  at=$EPOCHREALTIME
+  inside python3 /chaos/load.py large
+}
+memory_cgroup_ends() { rmdir /sys/fs/cgroup/memory/$machine 2>/dev/null || true; }
 
 # --- the machine around it -----------------------------------------------------------------------------
 
