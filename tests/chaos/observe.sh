@@ -39,9 +39,10 @@ observe() {
   [ "${RATE:-}" = 0 ] || start_load
   since=$EPOCHREALTIME
   before=$(property MainPID)
+  rm -f "$logs/witness"
   inside python3 /chaos/witness.py death "$before" $(((bound_ms + 20000) / 1000)) >"$logs/witness" &
   witness=$!
-  eventually 10 "the witness" grep -q watching "$logs/witness"
+  eventually 10 "the witness" grep -qs watching "$logs/witness"
 
   at=$EPOCHREALTIME
   $inject || wrong+=("could not be injected")
