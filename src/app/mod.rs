@@ -19,7 +19,7 @@ use crate::job::request::RequestLimits;
 use crate::logic::health::{Health, KillReason};
 use crate::logic::{Logic, Setup};
 use crate::telemetry::{self, Death, Logging};
-use crate::watchdog::{notify, thread};
+use crate::watchdog::{self, notify, thread};
 use anyhow::Context;
 use catalogue::Catalogue;
 use std::process::ExitCode;
@@ -142,6 +142,11 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     )
     .context("failed to start tokenizer threads")?;
 
+    if notify::is_service() {
+        for fault in watchdog::disorder(&limits, notify::period()) {
+            warn!("{fault}");
+        }
+    }
     let logic = Logic::new(
         Setup {
             limits,

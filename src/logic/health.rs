@@ -433,30 +433,9 @@ mod tests {
         Moment::from_millis(ms)
     }
 
-    fn limits() -> Limits {
-        Limits {
-            max_inflight: 8,
-            max_queue: 256,
-            max_queue_bytes: 1 << 20,
-            liveness_max_stall: Duration::from_secs(30),
-            disconnect_kill: Duration::from_secs(10),
-            watchdog_interval: Duration::from_secs(1),
-            drain: Duration::from_secs(5),
-            heartbeat_interval: Duration::from_secs(5),
-            heartbeat_timeout: Duration::from_secs(45),
-            slam_limit: Duration::from_secs(20),
-            canary_interval: Duration::from_secs(5),
-            max_attempts: 5,
-            max_inputs: 2048,
-            max_stream_inputs: 1 << 20,
-            batch_inputs: 32,
-            idle_unload: Duration::ZERO,
-        }
-    }
-
     /// All is well at `now`, and something has just gone all the way round.
     fn proven(now: Moment) -> Health {
-        let mut health = Health::new(limits(), 1, 1, at(0));
+        let mut health = Health::new(Limits::shipped(), 1, 1, at(0));
         health.broker_up(now);
         health.turned(now);
         health.watched(now);
