@@ -34,6 +34,8 @@ enum Turn {
     Up,
     Down,
     Proof,
+    /// The broker tells of a lane's queue: messages, consumers.
+    Seen(Lane, usize, usize),
     Block,
     Unblock,
     Reload(u64),
@@ -42,6 +44,7 @@ enum Turn {
 
 fn turns() -> impl Strategy<Value = Vec<Turn>> {
     let lane = prop_oneof![3 => Just(Lane::Interactive), 2 => Just(Lane::Bulk)];
+    let seen = prop_oneof![Just(Lane::Probe), Just(Lane::Interactive), Just(Lane::Bulk)];
     let budget = proptest::option::weighted(0.3, 0u64..4000);
     let turn = prop_oneof![
         6 => (0u64..3000).prop_map(Turn::Wait),
@@ -52,6 +55,8 @@ fn turns() -> impl Strategy<Value = Vec<Turn>> {
         1 => Just(Turn::Up),
         1 => Just(Turn::Down),
         6 => Just(Turn::Proof),
+        2 => (seen, 0usize..2, prop_oneof![3 => Just(1), 2 => Just(0)])
+            .prop_map(|(lane, ready, consumers)| Turn::Seen(lane, ready, consumers)),
         1 => Just(Turn::Block),
         1 => Just(Turn::Unblock),
         1 => (2000u64..40_000).prop_map(Turn::Reload),
@@ -140,6 +145,11 @@ impl Life {
             Turn::Up if !self.connected => self.step(Event::BrokerUp),
             Turn::Down if self.connected => self.step(Event::BrokerDown),
             Turn::Proof if self.connected => self.step(Event::BrokerProof),
+            Turn::Seen(lane, ready, consumers) if self.connected => self.step(Event::QueueSeen {
+                lane: *lane,
+                ready: *ready,
+                consumers: *consumers,
+            }),
             Turn::Block if self.connected => self.step(Event::BrokerBlocked),
             Turn::Unblock if self.connected => self.step(Event::BrokerUnblocked),
             Turn::Reload(stall_ms) => {
@@ -220,7 +230,7 @@ impl Life {
             }
             Action::DeadLetter { job, .. } => Event::DeadLettered { job: *job },
             Action::Ack { job } => Event::Acked { job: *job },
-            Action::SendCanary { through_broker } => {
+            Action::SendCanary { through_broker, .. } => {
                 let job = if *through_broker {
                     self.next += 1;
                     JobKey(self.next)
@@ -430,7 +440,7 @@ proptest! {
             let idle = held.iter().any(Vec::is_empty);
             if let Some(engine) = batcher.free_engine(waiting, 512) {
                 prop_assert!(held[engine.0].is_empty() || (!idle && waiting >= 512));
-                held[engine.0].push(batcher.start(engine, Vec::new()));
+                held[engine.0].push(batcher.start(engine, ModelId(0), Vec::new()));
                 prop_assert!(held[engine.0].len() <= 2);
             } else {
                 prop_assert!(!idle);

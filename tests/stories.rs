@@ -15,7 +15,7 @@ use support::{Service, batch_of, killed, limits, setup, ticket};
 
 fn canaries(actions: &[Action]) -> Vec<bool> {
     let sent = actions.iter().filter_map(|action| match action {
-        Action::SendCanary { through_broker } => Some(*through_broker),
+        Action::SendCanary { through_broker, .. } => Some(*through_broker),
         _ => None,
     });
     sent.collect()

@@ -150,11 +150,6 @@ impl Catalogue {
             .unwrap_or(1)
     }
 
-    /// The models' numbers, for giving each its turn.
-    pub fn ids(&self) -> impl ExactSizeIterator<Item = ModelId> + use<> {
-        (0..self.entries.len()).map(ModelId)
-    }
-
     /// What a request means here, or what is wrong with it.
     pub fn plan(&self, request: &Request) -> Result<Plan, Refusal> {
         let model = match &request.model {
@@ -273,12 +268,17 @@ fn prompt(
     Ok(found.filter(|text| !text.is_empty()).cloned())
 }
 
-/// Tokenizes all texts of a job.
-pub fn tokenize(model: &Model, texts: &[String], plan: &Plan) -> Result<Vec<Sequence>, Refusal> {
+/// Tokenizes all texts of a job; `step` is called at least once for each.
+pub fn tokenize(
+    model: &Model,
+    texts: &[String],
+    plan: &Plan,
+    step: &mut dyn FnMut(),
+) -> Result<Vec<Sequence>, Refusal> {
     let prompt = plan.prompt.as_deref();
     let sequence = |(index, text): (usize, &String)| {
         model
-            .tokenize(text, prompt, plan.truncate)
+            .tokenize_in_steps(text, prompt, plan.truncate, step)
             .map_err(|error| match error {
                 TokenizeError::TooLong { .. } => {
                     Refusal::new(ErrorType::InputTooLong, format!("input[{index}]: {error}")).on("input")

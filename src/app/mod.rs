@@ -19,7 +19,7 @@ use crate::job::request::RequestLimits;
 use crate::logic::health::{Health, KillReason};
 use crate::logic::{Logic, Setup};
 use crate::telemetry::{self, Death, Logging};
-use crate::watchdog::{notify, thread};
+use crate::watchdog::{self, notify, thread};
 use anyhow::Context;
 use catalogue::Catalogue;
 use std::process::ExitCode;
@@ -134,20 +134,32 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
         .min(MAX_QUEUE_MAX);
     let prefetch = prefetch(widest, limits.max_inflight);
     let waiting_max: usize = prefetch.iter().map(|&n| usize::from(n)).sum();
-    let tokenizers =
-        Tokenizers::start(device::threads(), waiting_max + 1).context("failed to start tokenizer threads")?;
+    let tokenizer_threads = device::threads();
+    let tokenizers = Tokenizers::start(
+        tokenizer_threads,
+        waiting_max + 1,
+        turn::report_tokenizers(work_done.clone()),
+    )
+    .context("failed to start tokenizer threads")?;
 
+    if notify::is_service() {
+        for fault in watchdog::disorder(&limits, notify::period()) {
+            warn!("{fault}");
+        }
+    }
     let logic = Logic::new(
         Setup {
             limits,
             engines,
+            tokenizers: tokenizer_threads,
+            prefetch: prefetch.map(usize::from),
             batch_tokens: config.engine.batch_tokens,
             max_queue: catalogue.max_queues(),
             pet_spacing: notify::period().map_or(Duration::ZERO, |period| period / 8),
         },
         clock.now(),
     );
-    let truth = thread::Truth::new(logic.health().clone());
+    let truth = thread::Truth::new(logic.health().clone(), clock.now());
     let watched = model.clone();
     thread::spawn(
         truth.clone(),
@@ -244,7 +256,7 @@ fn die(reason: KillReason, health: Option<&Health>, model: &str, now: Moment) {
     let inside = health.map(|health| health.inside().map(|(stage, n)| format!("{stage}={n}")).join(" "));
     telemetry::record_death(&Death {
         reason: reason.name(),
-        stage: reason.stage().map_or("", |stage| stage.name()),
+        stage: reason.stage().unwrap_or_default(),
         last_progress_age_ms: millis(health.map(|health| health.progress_age(now))),
         broker_proof_age_ms: millis(health.and_then(|health| health.proof_age(now))),
         inside: inside.unwrap_or_default(),

@@ -9,11 +9,13 @@ use crate::clock::{Clock, Moment};
 use crate::config::{self, Config, Inputs};
 use crate::engine::Sequence;
 use crate::engine::pool::{BatchResult, Pool, PoolEvent, Report, Work};
-use crate::engine::tokenize::Tokenizers;
+use crate::engine::tokenize::{self, Progress, Tokenizers};
 use crate::job::request::{Number, decode};
 use crate::job::{ErrorType, JobKey, Lane, Refusal};
 use crate::logic::Logic;
-use crate::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome};
+use crate::logic::event::{
+    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome, TokenizerId,
+};
 use crate::telemetry::Logging;
 use crate::watchdog::{notify, thread::Truth};
 use anyhow::Context;
@@ -41,8 +43,22 @@ pub enum Done {
     Step(EngineId),
     /// An engine finished a batch.
     Batch(EngineId, BatchId, BatchResult),
+    /// A tokenizer took up a job, got on in it, or is through with it.
+    Tokenizer(TokenizerId, Progress),
     /// A job's texts are tokens.
     Tokens(JobKey, Result<Vec<Sequence>, Refusal>),
+}
+
+/// Carries the tokenizers' reports to the loop, as [`report`] does for the engines.
+pub fn report_tokenizers(done: mpsc::Sender<Done>) -> tokenize::Report {
+    Arc::new(move |tokenizer, progress| {
+        let done_what = Done::Tokenizer(TokenizerId(tokenizer), progress);
+        if progress == Progress::Step {
+            let _ = done.try_send(done_what);
+        } else {
+            let _ = done.blocking_send(done_what);
+        }
+    })
 }
 
 /// Carries engine events to the loop. A step may be dropped when the loop is behind: it only says that
@@ -86,7 +102,6 @@ pub struct Loop {
     desk: Desk,
     /// Items of the batches in engines, to take their vectors in.
     batches: HashMap<BatchId, Vec<Item>>,
-    next_canary: usize,
     outcomes: HashMap<(Lane, Outcome), u64>,
     ready: bool,
     draining: bool,
@@ -102,7 +117,6 @@ impl Loop {
             parts,
             desk: Desk::new(),
             batches: HashMap::new(),
-            next_canary: 0,
             outcomes: HashMap::new(),
             ready: false,
             draining: false,
@@ -157,6 +171,7 @@ impl Loop {
     /// One turn of the logic, and of what follows from it at once.
     fn turn(&mut self, event: Event) {
         let now = self.parts.clock.now();
+        self.parts.logic.watched(self.parts.truth.last_look());
         let mut events = VecDeque::from([event]);
         let mut actions = Vec::new();
         while let Some(event) = events.pop_front() {
@@ -203,7 +218,14 @@ impl Loop {
                 self.command(Command::Requeue { receipt });
             }
             Action::Forget { job, outcome } => self.forget(job, outcome, now),
-            Action::SendCanary { through_broker } => return self.send_canary(through_broker, now),
+            Action::SendCanary {
+                through_broker,
+                model,
+            } => return self.send_canary(through_broker, model, now),
+            Action::Reconnect { lane } => {
+                warn!(lane = lane.name(), "our consumer is missing from its queue");
+                self.command(Command::Reconnect { lane });
+            }
             Action::Ready => {
                 self.ready = true;
                 info!(after_ms = now.as_millis(), "ready");
@@ -236,12 +258,12 @@ impl Loop {
         let texts = std::mem::take(&mut held.texts);
         let model = self.parts.catalogue.entry(plan.model).model.clone();
         let done = self.parts.work_done.clone();
-        let task = Box::new(move || {
+        let task: tokenize::Job = Box::new(move |step| {
             // A job that has gone meanwhile (late, handed back, its session lost) is not worth the work.
             if done.is_closed() || wanted.upgrade().is_none() {
                 return;
             }
-            let result = catalogue::tokenize(&model, &texts, &plan);
+            let result = catalogue::tokenize(&model, &texts, &plan, step);
             let _ = done.blocking_send(Done::Tokens(job, result));
         });
         self.parts.tokenizers.submit(task).is_err().then(|| {
@@ -278,10 +300,7 @@ impl Loop {
         }
     }
 
-    fn send_canary(&mut self, through_broker: bool, now: Moment) -> Option<Event> {
-        let ids = self.parts.catalogue.ids();
-        let model = ModelId(self.next_canary % ids.len());
-        self.next_canary += 1;
+    fn send_canary(&mut self, through_broker: bool, model: ModelId, now: Moment) -> Option<Event> {
         let body = self.parts.catalogue.canary(model);
         if through_broker {
             self.command(Command::SendCanary { body });
@@ -326,6 +345,9 @@ impl Loop {
     fn work_done(&mut self, done: Done) -> Option<Event> {
         Some(match done {
             Done::Step(engine) => Event::BatchStep { engine },
+            Done::Tokenizer(tokenizer, Progress::Began) => Event::TokenizerBegan { tokenizer },
+            Done::Tokenizer(tokenizer, Progress::Step) => Event::TokenizerStep { tokenizer },
+            Done::Tokenizer(tokenizer, Progress::Ended) => Event::TokenizerEnded { tokenizer },
             Done::Tokens(job, result) => {
                 let result = result.map(|sequences| {
                     let tokens = sequences.iter().map(|sequence| sequence.ids.len()).collect();
@@ -401,6 +423,15 @@ impl Loop {
             }
             BrokerEvent::Down { .. } => Event::BrokerDown,
             BrokerEvent::Proof => Event::BrokerProof,
+            BrokerEvent::QueueSeen {
+                lane,
+                ready,
+                consumers,
+            } => Event::QueueSeen {
+                lane,
+                ready,
+                consumers,
+            },
             BrokerEvent::Blocked { reason } => {
                 warn!(%reason, "the broker blocks publishing");
                 Event::BrokerBlocked

@@ -73,6 +73,9 @@ pub enum BrokerError {
     /// A consumer ended: its queue was deleted, or the broker cancelled it.
     #[error("consumer of {0} was cancelled by the broker")]
     Cancelled(String),
+    /// The broker answers, and knows nothing of a consumer of ours.
+    #[error("consumer of lane {0} is missing from its queue")]
+    ConsumerMissing(&'static str),
     /// A message to a queue of our own came back.
     #[error("queue {0} is gone")]
     QueueGone(String),
@@ -120,6 +123,15 @@ pub enum BrokerEvent {
     },
     /// The broker answered.
     Proof,
+    /// The broker told how a queue of ours stands.
+    QueueSeen {
+        /// Which queue.
+        lane: Lane,
+        /// Messages in it that nobody holds.
+        ready: usize,
+        /// Consumers that it has.
+        consumers: usize,
+    },
     /// The broker says that it takes no messages.
     Blocked {
         /// Its reason.
@@ -178,6 +190,11 @@ pub enum Command {
     },
     /// Take no further deliveries.
     StopIntake,
+    /// Give this session up and begin a new one.
+    Reconnect {
+        /// Whose consumer is missing.
+        lane: Lane,
+    },
 }
 
 /// What a session needs to know.

@@ -165,7 +165,11 @@ impl Session {
         ));
         tasks.spawn(probe(
             self.control.clone(),
-            self.names.interactive.clone(),
+            [
+                (Lane::Interactive, self.names.interactive.clone()),
+                (Lane::Bulk, self.names.bulk.clone()),
+                (Lane::Probe, self.probe_queue.clone()),
+            ],
             self.setup.disconnect_kill.clone(),
             events.clone(),
         ));
@@ -191,6 +195,7 @@ impl Session {
                             tasks.spawn(unsubscribe(channel.clone(), *lane));
                         }
                     }
+                    Some(Command::Reconnect { lane }) => break Err(BrokerError::ConsumerMissing(lane.name())),
                     Some(Command::SendCanary { body }) => {
                         let (queue, id) = (self.probe_queue.clone(), self.canary.clone());
                         tasks.spawn(send_canary(self.publisher.clone(), self.blocked.clone(), queue, id, body));
@@ -245,26 +250,32 @@ impl Session {
     }
 }
 
-/// Asks the broker a small question over and over, on the consuming connection, so that its silence is
-/// noticed even when there is no work. Any answer is a proof.
+/// Asks the broker over and over how our queues stand, one after the other, on the consuming connection, so
+/// that its silence is noticed even when there is no work. Any answer is a proof.
 async fn probe(
     control: Channel,
-    queue: String,
+    queues: [(Lane, String); 3],
     disconnect_kill: DisconnectKill,
     events: mpsc::Sender<BrokerEvent>,
 ) -> Result<(), BrokerError> {
-    loop {
+    for (lane, queue) in queues.into_iter().cycle() {
         let bound = disconnect_kill.get();
         let interval = (bound / 10).clamp(Duration::from_millis(100), Duration::from_secs(2));
         let patience = (bound / 3).max(Duration::from_millis(200));
         tokio::time::sleep(interval).await;
-        let passive = QueueDeclareOptions::durable().passive();
+        let passive = QueueDeclareOptions::default().passive();
         let answer = control.queue_declare(queue.as_str().into(), passive, FieldTable::default());
-        within("asking for a proof", patience, answer).await?;
-        if events.send(BrokerEvent::Proof).await.is_err() {
+        let state = within("asking for a proof", patience, answer).await?;
+        let event = BrokerEvent::QueueSeen {
+            lane,
+            ready: state.message_count() as usize,
+            consumers: state.consumer_count() as usize,
+        };
+        if events.send(event).await.is_err() {
             return Ok(());
         }
     }
+    Ok(())
 }
 
 /// Passes on what the client library says of a connection; an error ends the session.

@@ -219,3 +219,20 @@ impl std::fmt::Debug for BrokerConfig {
             .finish()
     }
 }
+
+#[cfg(test)]
+impl Limits {
+    /// The limits of a service that nobody has configured, for the tests of the floors above.
+    pub fn shipped() -> Limits {
+        let inputs = Inputs {
+            file: None,
+            set: Vec::new(),
+            environment: Default::default(),
+            etc: PathBuf::from("/nonexistent"),
+            share: PathBuf::from("/nonexistent"),
+            uid: 1,
+            system_state: PathBuf::from("/nonexistent"),
+        };
+        load(&inputs).expect("the defaults are valid").config.limits
+    }
+}

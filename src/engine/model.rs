@@ -207,7 +207,21 @@ impl Model {
         prompt: Option<&str>,
         truncate: bool,
     ) -> Result<Sequence, TokenizeError> {
-        self.tokenize.sequence(text, prompt, truncate)
+        self.tokenize_in_steps(text, prompt, truncate, &mut || ())
+    }
+
+    /// As [`Model::tokenize`]; `step` is called at every few pages of a long text, and at least once.
+    ///
+    /// # Errors
+    /// A text over the limit, if it is not to be cut.
+    pub fn tokenize_in_steps(
+        &self,
+        text: &str,
+        prompt: Option<&str>,
+        truncate: bool,
+        step: &mut dyn FnMut(),
+    ) -> Result<Sequence, TokenizeError> {
+        self.tokenize.sequence(text, prompt, truncate, step)
     }
 
     /// An engine for one thread.

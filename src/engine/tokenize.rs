@@ -172,17 +172,18 @@ impl Tokenize {
         text: &str,
         prompt: Option<&str>,
         truncate: bool,
+        step: &mut dyn FnMut(),
     ) -> Result<Sequence, TokenizeError> {
         let room = self.max_tokens - self.prefix.len() - self.suffix.len();
         let (mut content, mut prompt_tokens) = (Vec::new(), 0);
         match prompt.filter(|prompt| !prompt.is_empty()) {
-            None => self.content(text, room + 1, &mut content)?,
+            None => self.content(text, room + 1, &mut content, step)?,
             Some(prompt) => {
-                self.content(prompt, room, &mut content)?;
+                self.content(prompt, room, &mut content, step)?;
                 // As in the reference: the prompt alone, with what stands before it and not what stands behind.
                 prompt_tokens = self.prefix.len() + content.len();
                 content.clear();
-                self.content(&[prompt, text].concat(), room + 1, &mut content)?;
+                self.content(&[prompt, text].concat(), room + 1, &mut content, step)?;
             }
         }
         let truncated = content.len() > room;
@@ -206,8 +207,14 @@ impl Tokenize {
         })
     }
 
-    /// The first tokens of a text: at least `enough` where there are as many.
-    fn content(&self, text: &str, enough: usize, tokens: &mut Vec<u32>) -> Result<(), TokenizeError> {
+    /// The first tokens of a text: at least `enough` where there are as many. `step` is called for each window.
+    fn content(
+        &self,
+        text: &str,
+        enough: usize,
+        tokens: &mut Vec<u32>,
+        step: &mut dyn FnMut(),
+    ) -> Result<(), TokenizeError> {
         let lower;
         let text = if self.lower_case {
             lower = text.to_lowercase();
@@ -241,6 +248,7 @@ impl Tokenize {
                 self.words(&mut carried, true, tokens)?;
             }
             first = end;
+            step();
         }
         Ok(())
     }
@@ -321,7 +329,26 @@ impl Tokenize {
     }
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+/// What a tokenizer thread does; it calls its parameter as it gets on.
+pub type Job = Box<dyn FnOnce(&mut dyn FnMut()) + Send>;
+
+/// Calls of a job's step that make one report: a few milliseconds of work, and of a word of megabytes a
+/// fraction of a second.
+const STEPS_A_REPORT: u32 = 64;
+
+/// What a tokenizer thread reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// It took up a job.
+    Began,
+    /// It got on in it.
+    Step,
+    /// It is through with it.
+    Ended,
+}
+
+/// Takes reports on the tokenizer's thread, with its number; only for a [`Progress::Step`] it must not wait.
+pub type Report = Arc<dyn Fn(usize, Progress) + Send + Sync>;
 
 /// Threads that turn text into tokens, named `tokenize-0` and so on, and one bounded queue for all of them.
 ///
@@ -337,15 +364,15 @@ impl Tokenizers {
     ///
     /// # Errors
     /// The system starts no more threads.
-    pub fn start(threads: usize, capacity: usize) -> std::io::Result<Tokenizers> {
+    pub fn start(threads: usize, capacity: usize, report: Report) -> std::io::Result<Tokenizers> {
         let (queue, jobs) = sync_channel::<Job>(capacity);
         let jobs = Arc::new(Mutex::new(jobs));
         let threads = (0..threads.max(1))
             .map(|index| {
-                let jobs = jobs.clone();
+                let (jobs, report) = (jobs.clone(), report.clone());
                 std::thread::Builder::new()
                     .name(format!("tokenize-{index}"))
-                    .spawn(move || work(&jobs))
+                    .spawn(move || work(index, &jobs, &report))
             })
             .collect::<std::io::Result<Vec<_>>>()?;
         Ok(Tokenizers {
@@ -364,15 +391,6 @@ impl Tokenizers {
             TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
         })
     }
-
-    /// Queues a job, waiting for room. Not for a thread that must never wait.
-    ///
-    /// # Errors
-    /// The job itself, when all threads have ended.
-    pub fn submit_waiting(&self, job: Job) -> Result<(), Job> {
-        let Some(queue) = &self.queue else { return Err(job) };
-        queue.send(job).map_err(|error| error.0)
-    }
 }
 
 impl Drop for Tokenizers {
@@ -386,12 +404,18 @@ impl Drop for Tokenizers {
     }
 }
 
-fn work(jobs: &Mutex<Receiver<Job>>) {
+fn work(index: usize, jobs: &Mutex<Receiver<Job>>, report: &Report) {
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        match job {
-            Ok(job) => job(),
-            Err(_) => return,
-        }
+        let Ok(job) = job else { return };
+        report(index, Progress::Began);
+        let mut steps = 0;
+        job(&mut || {
+            steps += 1;
+            if steps % STEPS_A_REPORT == 0 {
+                report(index, Progress::Step);
+            }
+        });
+        report(index, Progress::Ended);
     }
 }

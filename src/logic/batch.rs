@@ -48,6 +48,8 @@ pub fn compose(window: &[Item], budget: usize) -> Vec<usize> {
 pub struct Running {
     /// Where it runs.
     pub engine: EngineId,
+    /// Which model computes it.
+    pub model: ModelId,
     /// What is in it.
     pub items: Vec<Item>,
 }
@@ -89,11 +91,11 @@ impl Batcher {
     }
 
     /// A batch goes to its engine.
-    pub fn start(&mut self, engine: EngineId, items: Vec<Item>) -> BatchId {
+    pub fn start(&mut self, engine: EngineId, model: ModelId, items: Vec<Item>) -> BatchId {
         self.next += 1;
         let batch = BatchId(self.next);
         self.held[engine.0] += 1;
-        self.running.insert(batch, Running { engine, items });
+        self.running.insert(batch, Running { engine, model, items });
         batch
     }
 

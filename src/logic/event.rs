@@ -14,6 +14,10 @@ pub struct ModelId(pub usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EngineId(pub usize);
 
+/// Which tokenizer thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TokenizerId(pub usize);
+
 /// One run of inputs through a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BatchId(pub u64);
@@ -64,6 +68,15 @@ pub enum Event {
     BrokerDown,
     /// The broker answered a question of ours.
     BrokerProof,
+    /// The broker told how a queue of ours stands; an answer, and so a proof as well.
+    QueueSeen {
+        /// Which queue.
+        lane: Lane,
+        /// Messages in it that nobody holds.
+        ready: usize,
+        /// Consumers that it has, ours among them if all is well.
+        consumers: usize,
+    },
     /// The broker says that it takes no messages (memory or disk alarm).
     BrokerBlocked,
     /// The broker takes messages again.
@@ -78,6 +91,21 @@ pub enum Event {
         arrival: Result<Ticket, Refusal>,
         /// False if a refusal can only be dead-lettered.
         answerable: bool,
+    },
+    /// A tokenizer thread took up a job.
+    TokenizerBegan {
+        /// The thread.
+        tokenizer: TokenizerId,
+    },
+    /// It has got a good way further in it.
+    TokenizerStep {
+        /// The thread.
+        tokenizer: TokenizerId,
+    },
+    /// It is through with it, and free.
+    TokenizerEnded {
+        /// The thread.
+        tokenizer: TokenizerId,
     },
     /// All inputs of a job are tokenized: their token counts, or what is wrong.
     Tokenized {
@@ -184,6 +212,13 @@ pub enum Action {
     SendCanary {
         /// False while the broker blocks us.
         through_broker: bool,
+        /// For this model.
+        model: ModelId,
+    },
+    /// Give the session up and begin a new one: a consumer of ours is missing from its queue.
+    Reconnect {
+        /// The queue's lane.
+        lane: Lane,
     },
     /// Tell systemd that the service is ready. Once.
     Ready,

@@ -4,11 +4,16 @@
 use super::ledger::{Ledger, Stage};
 use crate::clock::Moment;
 use crate::config::Limits;
+use crate::job::Lane;
 use std::fmt;
 use std::time::Duration;
 
 /// How often the loop must turn even when nothing happens, so that a loop that hangs is seen.
 const TURN_MAX: Duration = Duration::from_millis(500);
+
+/// Looks in a row at which a queue had no consumer, before the session counts as lost. One look may come
+/// from a broker that has just moved the queue's leader and knows of no consumer yet.
+const UNCONSUMED_MAX: u32 = 3;
 
 /// Why the process ends itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,6 +22,10 @@ pub enum KillReason {
     BrokerDisconnected,
     /// A stage has something inside and nothing has left it within the bound.
     NoProgress(Stage),
+    /// The loop has not turned within the bound.
+    LoopHung,
+    /// The watchdog thread has not looked within the bound.
+    WatchdogHung,
     /// A canary's vector is wrong, or every batch fails.
     EngineCorrupt,
     /// Not drained within the grace period.
@@ -28,7 +37,7 @@ impl KillReason {
     pub fn name(self) -> &'static str {
         match self {
             KillReason::BrokerDisconnected => "broker_disconnected",
-            KillReason::NoProgress(_) => "no_progress",
+            KillReason::NoProgress(_) | KillReason::LoopHung | KillReason::WatchdogHung => "no_progress",
             KillReason::EngineCorrupt => "engine_corrupt",
             KillReason::DrainTimeout => "drain_timeout",
         }
@@ -38,19 +47,40 @@ impl KillReason {
     pub fn exit_code(self) -> u8 {
         match self {
             KillReason::BrokerDisconnected => 70,
-            KillReason::NoProgress(_) => 71,
+            KillReason::NoProgress(_) | KillReason::LoopHung | KillReason::WatchdogHung => 71,
             KillReason::EngineCorrupt => 72,
             KillReason::DrainTimeout => 0,
         }
     }
 
-    /// `STAGE=` in the journal, where one stage is to blame.
-    pub fn stage(self) -> Option<Stage> {
+    /// `STAGE=` in the journal, where one stage of a job's life, or a part that watches over it, is to blame.
+    pub fn stage(self) -> Option<&'static str> {
         match self {
-            KillReason::NoProgress(stage) => Some(stage),
+            KillReason::NoProgress(stage) => Some(stage.name()),
+            KillReason::LoopHung => Some("loop"),
+            KillReason::WatchdogHung => Some("watchdog"),
             _ => None,
         }
     }
+}
+
+/// What must hold for the service to be believed, each by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Condition {
+    /// It has not been told to stop.
+    Wanted,
+    /// No canary came back wrong, and not every batch fails.
+    EngineRight,
+    /// The loop has turned within the stall limit.
+    LoopTurns,
+    /// The watchdog thread has looked within the stall limit.
+    Watched,
+    /// No stage is stalled.
+    Progress,
+    /// The broker has proved itself within its limit.
+    BrokerProven,
+    /// A session stands.
+    Connected,
 }
 
 /// What the truth amounts to at one moment.
@@ -113,14 +143,18 @@ pub struct Health {
     pet: Option<Moment>,
     ready: bool,
     turn: Moment,
+    /// When the watchdog thread last looked; `None` where there is none.
+    watched: Option<Moment>,
+    /// Looks in a row at which a lane's queue had no consumer.
+    unconsumed: [u32; 3],
 }
 
 impl Health {
     /// A service that has proved nothing yet.
-    pub fn new(limits: Limits, engines: usize, now: Moment) -> Health {
+    pub fn new(limits: Limits, engines: usize, tokenizers: usize, now: Moment) -> Health {
         Health {
             limits,
-            ledger: Ledger::new(engines),
+            ledger: Ledger::new(engines, tokenizers),
             connected: false,
             proof: None,
             blocked_since: None,
@@ -132,12 +166,29 @@ impl Health {
             pet: None,
             ready: false,
             turn: now,
+            watched: None,
+            unconsumed: [0; 3],
         }
     }
 
     /// The loop turned.
     pub fn turned(&mut self, now: Moment) {
         self.turn = now;
+    }
+
+    /// The watchdog thread looked at `at`: a ring that no longer watches is no ring.
+    pub fn watched(&mut self, at: Moment) {
+        self.watched = Some(at);
+    }
+
+    /// The broker told of a queue of ours: `waits` says that it has messages it could deliver. True if our
+    /// consumer has been missing so often that the session is lost, whatever else it says.
+    pub fn queue_seen(&mut self, lane: Lane, waits: bool, consumers: usize, now: Moment) -> bool {
+        self.broker_proof(now);
+        self.ledger.queue_seen(lane, waits && consumers > 0, now);
+        let missed = &mut self.unconsumed[lane as usize];
+        *missed = if consumers == 0 { *missed + 1 } else { 0 };
+        *missed == UNCONSUMED_MAX
     }
 
     /// New limits hold from now on.
@@ -156,6 +207,7 @@ impl Health {
         self.connected = false;
         self.blocked_since = None;
         self.canary_brokered = false;
+        self.unconsumed = [0; 3];
         self.ledger.session_lost();
     }
 
@@ -217,30 +269,48 @@ impl Health {
         self.blocked_since
     }
 
-    /// The loss of a session is judged by its age, a stall by the ledger, a wrong vector at once.
+    /// Every condition of being believed, at this moment.
+    pub fn conditions(&self, now: Moment) -> [(Condition, bool); 7] {
+        let stall = self.limits.liveness_max_stall;
+        let fresh = |proof: Moment| now.since(proof) < self.limits.disconnect_kill;
+        [
+            (Condition::Wanted, self.draining_since.is_none()),
+            (Condition::EngineRight, !self.canary_wrong),
+            (Condition::LoopTurns, now.since(self.turn) < stall),
+            (
+                Condition::Watched,
+                self.watched
+                    .is_none_or(|at| now.since(at) < stall + self.limits.watchdog_interval),
+            ),
+            (Condition::Progress, self.stalled(now).is_none()),
+            (Condition::BrokerProven, self.proof.is_some_and(fresh)),
+            (Condition::Connected, self.connected),
+        ]
+    }
+
+    /// The first condition that does not hold decides. The loss of a session is judged by its age, a stall
+    /// by the ledger, a wrong vector at once.
     pub fn verdict(&self, now: Moment) -> Verdict {
-        if let Some(since) = self.draining_since {
-            return if now.since(since) >= self.limits.drain {
-                Verdict::Kill(KillReason::DrainTimeout)
-            } else {
-                Verdict::Unproven
-            };
-        }
-        if self.canary_wrong {
-            return Verdict::Kill(KillReason::EngineCorrupt);
-        }
-        if now.since(self.turn) >= self.limits.liveness_max_stall {
-            return Verdict::Kill(KillReason::NoProgress(Stage::Received));
-        }
-        if let Some(stage) = self.stalled(now) {
-            return Verdict::Kill(KillReason::NoProgress(stage));
-        }
-        match self.proof {
-            Some(proof) if now.since(proof) >= self.limits.disconnect_kill => {
-                Verdict::Kill(KillReason::BrokerDisconnected)
-            }
-            Some(_) if self.connected => Verdict::Proven,
-            _ => Verdict::Unproven,
+        let broken = self.conditions(now).into_iter().find(|(_, holds)| !holds);
+        let Some((broken, _)) = broken else {
+            return Verdict::Proven;
+        };
+        match broken {
+            Condition::Wanted => match self.draining_since {
+                Some(since) if now.since(since) >= self.limits.drain => {
+                    Verdict::Kill(KillReason::DrainTimeout)
+                }
+                _ => Verdict::Unproven,
+            },
+            Condition::EngineRight => Verdict::Kill(KillReason::EngineCorrupt),
+            Condition::LoopTurns => Verdict::Kill(KillReason::LoopHung),
+            Condition::Watched => Verdict::Kill(KillReason::WatchdogHung),
+            Condition::Progress => self.stalled(now).map_or(Verdict::Unproven, |stage| {
+                Verdict::Kill(KillReason::NoProgress(stage))
+            }),
+            // A broker that was never there is waited for.
+            Condition::BrokerProven if self.proof.is_some() => Verdict::Kill(KillReason::BrokerDisconnected),
+            Condition::BrokerProven | Condition::Connected => Verdict::Unproven,
         }
     }
 
@@ -296,16 +366,14 @@ impl Health {
         first
     }
 
-    /// Whether a canary is due; if so it counts as sent. `None` if not due, else whether the broker
-    /// is to carry it.
-    pub fn canary_due(&mut self, now: Moment) -> Option<bool> {
+    /// Whether a canary is due, at once if it is `urgent`; if so it counts as sent. `None` if not due, else
+    /// whether the broker is to carry it.
+    pub fn canary_due(&mut self, urgent: bool, now: Moment) -> Option<bool> {
         if !self.connected || self.is_draining() || self.canary_under_way() {
             return None;
         }
-        if self
-            .round
-            .is_some_and(|last| now.since(last) < self.limits.canary_interval)
-        {
+        let recent = |last: Moment| now.since(last) < self.limits.canary_interval;
+        if !urgent && self.round.is_some_and(recent) {
             return None;
         }
         let through_broker = self.blocked_since.is_none();
@@ -354,5 +422,80 @@ impl Health {
         let canary = self.round.filter(|_| self.connected && !self.canary_under_way());
         let canary = canary.map_or(now + TURN_MAX, |last| last + self.limits.canary_interval);
         canary.max(now + Duration::from_millis(1)).min(now + TURN_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Moment {
+        Moment::from_millis(ms)
+    }
+
+    /// All is well at `now`, and something has just gone all the way round.
+    fn proven(now: Moment) -> Health {
+        let mut health = Health::new(Limits::shipped(), 1, 1, at(0));
+        health.broker_up(now);
+        health.turned(now);
+        health.watched(now);
+        health.round_completed(now);
+        health
+    }
+
+    /// Each condition alone withholds the pet: taking any one of them out of the gate fails here.
+    #[test]
+    fn every_condition_alone_withholds_the_pet() {
+        let now = at(60_000);
+        let spoil: [(Condition, fn(&mut Health)); 7] = [
+            (Condition::Wanted, |health| health.drain(at(60_000))),
+            (Condition::EngineRight, Health::canary_wrong),
+            (Condition::LoopTurns, |health| health.turn = at(30_000)),
+            (Condition::Watched, |health| health.watched(at(29_000))),
+            (Condition::Progress, |health| {
+                health.ledger.enter(Stage::Published, 1, at(30_000));
+            }),
+            (Condition::BrokerProven, |health| health.broker_proof(at(50_000))),
+            (Condition::Connected, |health| health.connected = false),
+        ];
+        assert!(proven(now).may_pet(Duration::ZERO, now));
+        for (condition, spoil) in spoil {
+            let mut health = proven(now);
+            spoil(&mut health);
+            let broken: Vec<Condition> = (health.conditions(now).into_iter())
+                .filter(|(_, holds)| !holds)
+                .map(|(condition, _)| condition)
+                .collect();
+            assert_eq!(broken, [condition]);
+            assert!(
+                !health.may_pet(Duration::ZERO, now),
+                "a pet without {condition:?}"
+            );
+        }
+    }
+
+    /// No round, an old round, a pet just sent: each withholds it too.
+    #[test]
+    fn a_pet_needs_a_round_of_this_very_moment_and_room_since_the_last() {
+        let now = at(60_000);
+        let mut health = proven(now);
+        assert!(!health.may_pet(Duration::ZERO, at(60_001)));
+        assert!(health.may_pet(Duration::from_secs(5), now));
+        health.round_completed(at(64_999));
+        health.broker_proof(at(64_999));
+        assert!(!health.may_pet(Duration::from_secs(5), at(64_999)));
+        health.round_completed(at(65_000));
+        assert!(health.may_pet(Duration::from_secs(5), at(65_000)));
+    }
+
+    /// A consumer that is missing once or twice may be the broker's own confusion; three times is a loss.
+    #[test]
+    fn a_missing_consumer_is_a_lost_broker_at_the_third_look() {
+        let mut health = proven(at(0));
+        let seen: Vec<bool> = [0, 0, 1, 0, 0, 0, 0]
+            .into_iter()
+            .map(|consumers| health.queue_seen(Lane::Bulk, true, consumers, at(10)))
+            .collect();
+        assert_eq!(seen, [false, false, false, false, false, true, false]);
     }
 }

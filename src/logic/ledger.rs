@@ -1,6 +1,7 @@
 //! The stage ledger: how much is inside each stage of a job's life, and when something last left it.
 
 use crate::clock::Moment;
+use crate::job::Lane;
 use std::fmt;
 use std::time::Duration;
 
@@ -85,19 +86,25 @@ impl Cell {
     }
 }
 
-/// All stages. `Computed` is kept per engine: one stuck engine must not hide behind a busy one.
+/// All stages. `Computed` is kept per engine, `Admitted` per tokenizer and `Received` per queue as well: one
+/// that is stuck must not hide behind a busy one.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     stages: [Cell; 6],
     engines: Vec<Cell>,
+    tokenizers: Vec<Cell>,
+    /// Per lane, whether the broker has messages for us that it does not deliver.
+    queues: [Cell; 3],
 }
 
 impl Ledger {
-    /// Empty stages, with `engines` places to compute.
-    pub fn new(engines: usize) -> Ledger {
+    /// Empty stages, with `engines` places to compute and `tokenizers` to tokenize.
+    pub fn new(engines: usize, tokenizers: usize) -> Ledger {
         Ledger {
             stages: [Cell::default(); 6],
             engines: vec![Cell::default(); engines],
+            tokenizers: vec![Cell::default(); tokenizers],
+            queues: [Cell::default(); 3],
         }
     }
 
@@ -123,14 +130,36 @@ impl Ledger {
         self.stages[Stage::Computed as usize].leave(n, now);
     }
 
+    /// A tokenizer took up a job.
+    pub fn tokenizer_began(&mut self, tokenizer: usize, now: Moment) {
+        self.tokenizers[tokenizer].enter(1, now);
+    }
+
+    /// A tokenizer got further in its job, or, with one, to its end.
+    pub fn tokenizer_moved(&mut self, tokenizer: usize, ended: usize, now: Moment) {
+        self.tokenizers[tokenizer].leave(ended, now);
+    }
+
     /// A delivery came. Any is progress of the way here, but only a canary's own coming ends its waiting:
-    /// a probe queue that delivers nothing must not hide behind the others.
-    pub fn received(&mut self, canary: bool, now: Moment) {
+    /// a probe queue that delivers nothing must not hide behind the others, nor they behind it.
+    pub fn received(&mut self, lane: Lane, now: Moment) {
+        self.queues[lane as usize].left = Some(now);
         let cell = &mut self.stages[Stage::Received as usize];
-        if canary {
+        if lane == Lane::Probe {
             cell.inside = cell.inside.saturating_sub(1);
         }
         cell.left = Some(now);
+    }
+
+    /// The broker was asked how a lane's queue stands: `waits` says that it has messages which it could
+    /// deliver to us.
+    pub fn queue_seen(&mut self, lane: Lane, waits: bool, now: Moment) {
+        let cell = &mut self.queues[lane as usize];
+        if !waits {
+            cell.inside = 0;
+        } else if cell.inside == 0 {
+            cell.enter(1, now);
+        }
     }
 
     /// `n` things are taken out of a stage other than `Computed` without its having done anything for
@@ -149,6 +178,9 @@ impl Ledger {
     /// The stage's stall clock starts anew.
     pub fn restart(&mut self, stage: Stage, now: Moment) {
         self.stages[stage as usize].occupied_since = now;
+        if stage == Stage::Received {
+            self.queues.iter_mut().for_each(|cell| cell.occupied_since = now);
+        }
     }
 
     /// The session is gone, and with it all that was not in an engine.
@@ -158,6 +190,7 @@ impl Ledger {
                 self.stages[stage as usize].inside = 0;
             }
         }
+        self.queues.iter_mut().for_each(|cell| cell.inside = 0);
     }
 
     /// What is inside a stage.
@@ -165,24 +198,16 @@ impl Ledger {
         self.stages[stage as usize].inside
     }
 
-    /// How long something has been waiting in a stage without anything leaving it. Inputs that wait for
-    /// a batch while every engine is busy are judged by the engines.
+    /// How long something has been waiting in a stage without anything leaving it. What waits for a batch
+    /// or for a tokenizer while all of those are busy is judged by them.
     pub fn waiting_for(&self, stage: Stage, now: Moment) -> Duration {
+        let own = &self.stages[stage as usize];
         match stage {
-            Stage::Computed => self
-                .engines
-                .iter()
-                .map(|cell| cell.waiting(now))
-                .max()
-                .unwrap_or_default(),
-            Stage::Batched => {
-                if self.engines.iter().all(|cell| cell.inside > 0) {
-                    return Duration::ZERO;
-                }
-                let freed = self.stages[Stage::Computed as usize].left.unwrap_or(Moment::ZERO);
-                self.stages[stage as usize].waiting(now).min(now.since(freed))
-            }
-            _ => self.stages[stage as usize].waiting(now),
+            Stage::Received => longest(&self.queues, now).max(own.waiting(now)),
+            Stage::Admitted => longest(&self.tokenizers, now).max(waiting_before(&self.tokenizers, own, now)),
+            Stage::Batched => waiting_before(&self.engines, own, now),
+            Stage::Computed => longest(&self.engines, now),
+            Stage::Published | Stage::Acked => own.waiting(now),
         }
     }
 
@@ -190,6 +215,21 @@ impl Ledger {
     pub fn last_left(&self) -> Option<Moment> {
         self.stages.iter().filter_map(|cell| cell.left).max()
     }
+}
+
+/// The longest that something has been waiting in any of these places.
+fn longest(places: &[Cell], now: Moment) -> Duration {
+    let waiting = places.iter().map(|cell| cell.waiting(now));
+    waiting.max().unwrap_or_default()
+}
+
+/// How long something has been waiting in `stage` although one of the `places` behind it was free.
+fn waiting_before(places: &[Cell], stage: &Cell, now: Moment) -> Duration {
+    if places.iter().all(|cell| cell.inside > 0) {
+        return Duration::ZERO;
+    }
+    let moved = places.iter().filter_map(|cell| cell.left).max();
+    stage.waiting(now).min(now.since(moved.unwrap_or(Moment::ZERO)))
 }
 
 #[cfg(test)]
@@ -202,7 +242,7 @@ mod tests {
 
     #[test]
     fn an_empty_stage_never_waits() {
-        let mut ledger = Ledger::new(1);
+        let mut ledger = Ledger::new(1, 1);
         assert_eq!(ledger.waiting_for(Stage::Published, at(99)), Duration::ZERO);
         ledger.enter(Stage::Published, 2, at(10));
         assert_eq!(
@@ -221,7 +261,7 @@ mod tests {
     /// A stuck engine is seen although its neighbour works on.
     #[test]
     fn engines_are_judged_one_by_one() {
-        let mut ledger = Ledger::new(2);
+        let mut ledger = Ledger::new(2, 1);
         ledger.compute(0, 4, at(0));
         ledger.compute(1, 4, at(0));
         ledger.computed(1, 4, at(30));
@@ -237,7 +277,7 @@ mod tests {
     /// Waiting for a batch is no stall of its own while the engines are busy.
     #[test]
     fn a_full_next_stage_takes_the_blame() {
-        let mut ledger = Ledger::new(1);
+        let mut ledger = Ledger::new(1, 1);
         ledger.compute(0, 1, at(0));
         ledger.enter(Stage::Batched, 5, at(0));
         assert_eq!(ledger.waiting_for(Stage::Batched, at(100)), Duration::ZERO);
@@ -246,5 +286,45 @@ mod tests {
             ledger.waiting_for(Stage::Batched, at(130)),
             Duration::from_millis(30)
         );
+    }
+
+    /// A stuck tokenizer is seen although its neighbour works on, and a slow one that moves is not stuck.
+    #[test]
+    fn tokenizers_are_judged_one_by_one() {
+        let mut ledger = Ledger::new(1, 2);
+        ledger.enter(Stage::Admitted, 2, at(0));
+        ledger.tokenizer_began(0, at(0));
+        ledger.tokenizer_began(1, at(0));
+        ledger.leave(Stage::Admitted, 1, at(60));
+        ledger.tokenizer_moved(1, 1, at(60));
+        assert_eq!(
+            ledger.waiting_for(Stage::Admitted, at(100)),
+            Duration::from_millis(100)
+        );
+        ledger.tokenizer_moved(0, 0, at(90));
+        assert_eq!(
+            ledger.waiting_for(Stage::Admitted, at(100)),
+            Duration::from_millis(10)
+        );
+    }
+
+    /// Messages that the broker has and does not deliver are a stall of the way here.
+    #[test]
+    fn an_undelivered_queue_waits_until_it_delivers_or_is_empty() {
+        let mut ledger = Ledger::new(1, 1);
+        ledger.queue_seen(Lane::Bulk, true, at(10));
+        ledger.queue_seen(Lane::Bulk, true, at(40));
+        ledger.received(Lane::Interactive, at(50));
+        assert_eq!(
+            ledger.waiting_for(Stage::Received, at(60)),
+            Duration::from_millis(50)
+        );
+        ledger.received(Lane::Bulk, at(70));
+        assert_eq!(
+            ledger.waiting_for(Stage::Received, at(75)),
+            Duration::from_millis(5)
+        );
+        ledger.queue_seen(Lane::Bulk, false, at(80));
+        assert_eq!(ledger.waiting_for(Stage::Received, at(99)), Duration::ZERO);
     }
 }

@@ -7,7 +7,9 @@
 
 pub mod admission;
 pub mod batch;
+mod compute;
 pub mod event;
+pub mod faults;
 pub mod health;
 pub mod lane;
 pub mod ledger;
@@ -18,8 +20,9 @@ use crate::clock::Moment;
 use crate::config::Limits;
 use crate::job::{ErrorType, JobKey, Lane, Refusal};
 use admission::{Admission, Pace, Rate};
-use batch::{Batcher, Draw};
-use event::{Action, BatchId, Confirmation, EngineId, Event, Item, Outcome, Ticket};
+use batch::Batcher;
+use event::{Action, Confirmation, Event, ModelId, Outcome, Ticket};
+use faults::Faults;
 use health::{Health, Verdict};
 use lane::Lanes;
 use ledger::Stage;
@@ -33,6 +36,10 @@ pub struct Setup {
     pub limits: Limits,
     /// Engine threads.
     pub engines: usize,
+    /// Tokenizer threads.
+    pub tokenizers: usize,
+    /// Deliveries that may be unacknowledged, per lane in the order of [`Lane::ALL`].
+    pub prefetch: [usize; 3],
     /// Token budget of one batch.
     pub batch_tokens: usize,
     /// Per model, its own bound on the interactive lane where it has one.
@@ -50,9 +57,12 @@ pub struct Logic {
     lanes: Lanes,
     batcher: Batcher,
     health: Health,
+    faults: Faults,
     inputs: Rate,
     pace: Pace,
     next_local: u64,
+    /// The model whose turn it is to be tried by a canary.
+    next_canary: usize,
     drained: bool,
     killed: bool,
 }
@@ -68,10 +78,12 @@ impl Logic {
             admission: Admission::new(setup.limits),
             lanes: Lanes::default(),
             batcher: Batcher::new(setup.engines),
-            health: Health::new(setup.limits, setup.engines, now),
+            health: Health::new(setup.limits, setup.engines, setup.tokenizers, now),
+            faults: Faults::new(setup.engines),
             inputs: Rate::default(),
             pace: Pace::default(),
             next_local: LOCAL_KEYS,
+            next_canary: 0,
             drained: false,
             killed: false,
             setup,
@@ -84,9 +96,7 @@ impl Logic {
         self.take(event, now, actions);
         self.expire(now, actions);
         self.fill_engines(now, actions);
-        if let Some(through_broker) = self.health.canary_due(now) {
-            actions.push(Action::SendCanary { through_broker });
-        }
+        self.send_canary(now, actions);
         self.finish_drain(actions);
         if let Verdict::Kill(reason) = self.health.verdict(now)
             && !self.killed
@@ -103,6 +113,11 @@ impl Logic {
         self.jobs
             .next_deadline()
             .map_or(health, |deadline| deadline.min(health))
+    }
+
+    /// The watchdog thread looked at `at`; the loop tells it before each turn.
+    pub fn watched(&mut self, at: Moment) {
+        self.health.watched(at);
     }
 
     /// The health truth, for the watchdog thread and for people.
@@ -129,6 +144,11 @@ impl Logic {
             Event::BrokerUp => self.health.broker_up(now),
             Event::BrokerDown => self.session_lost(now, actions),
             Event::BrokerProof => self.health.broker_proof(now),
+            Event::QueueSeen {
+                lane,
+                ready,
+                consumers,
+            } => self.queue_seen(lane, ready, consumers, now, actions),
             Event::BrokerBlocked => self.health.broker_blocked(true, now),
             Event::BrokerUnblocked => self.health.broker_blocked(false, now),
             Event::Delivered {
@@ -139,6 +159,9 @@ impl Logic {
             } => {
                 self.delivered(job, lane, arrival, answerable, now, actions);
             }
+            Event::TokenizerBegan { tokenizer } => self.health.ledger.tokenizer_began(tokenizer.0, now),
+            Event::TokenizerStep { tokenizer } => self.health.ledger.tokenizer_moved(tokenizer.0, 0, now),
+            Event::TokenizerEnded { tokenizer } => self.health.ledger.tokenizer_moved(tokenizer.0, 1, now),
             Event::Tokenized { job, result } => self.tokenized(job, result, now, actions),
             Event::BatchStep { engine } => self.health.ledger.computed(engine.0, 0, now),
             Event::BatchDone {
@@ -159,6 +182,42 @@ impl Logic {
         }
     }
 
+    /// A queue of ours as the broker sees it: it may have messages that it should deliver and does not, and it
+    /// may have lost our consumer.
+    fn queue_seen(
+        &mut self,
+        lane: Lane,
+        ready: usize,
+        consumers: usize,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        if self.health.is_draining() || !self.health.is_connected() {
+            return;
+        }
+        let held = |job: &&settle::Job| job.lane == lane && !job.local;
+        let credit = self.setup.prefetch[lane as usize] > self.jobs.values().filter(held).count();
+        if self.health.queue_seen(lane, ready > 0 && credit, consumers, now) {
+            actions.push(Action::Reconnect { lane });
+        }
+    }
+
+    /// A canary if one is due: of a model that has just failed at something, else of the next in turn.
+    fn send_canary(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        let Some(through_broker) = self.health.canary_due(self.faults.wants_check(), now) else {
+            return;
+        };
+        let model = self.faults.take_check().unwrap_or_else(|| {
+            let turn = ModelId(self.next_canary % self.setup.max_queue.len());
+            self.next_canary += 1;
+            turn
+        });
+        actions.push(Action::SendCanary {
+            through_broker,
+            model,
+        });
+    }
+
     fn delivered(
         &mut self,
         key: JobKey,
@@ -170,7 +229,7 @@ impl Logic {
     ) {
         let local = key.0 > LOCAL_KEYS;
         if !local {
-            self.health.ledger.received(lane == Lane::Probe, now);
+            self.health.ledger.received(lane, now);
             self.health.broker_proof(now);
         }
         if self.health.is_draining() && local {
@@ -262,121 +321,6 @@ impl Logic {
                 self.lanes.remove(lane, key);
             }
             _ => {}
-        }
-    }
-
-    fn fill_engines(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        while !self.lanes.is_empty() && self.batcher.has_room() {
-            let Some(draw) = self.draw() else { return };
-            let waiting: usize = draw.window.iter().map(|item| item.tokens).sum();
-            let budget = self.setup.batch_tokens;
-            let Some(engine) = self.batcher.free_engine(waiting, budget) else {
-                return;
-            };
-            let share = self.batcher.share(waiting, budget);
-            let items: Vec<Item> = batch::compose(&draw.window, share)
-                .into_iter()
-                .map(|place| draw.window[place])
-                .collect();
-            self.lanes.drawn(draw.lead);
-            for item in &items {
-                self.jobs.deadline_met(item.job);
-                let job = self.jobs.get_mut(item.job).expect("a waiting job is here");
-                job.draw(item.input, now);
-                if job.undrawn == 0 {
-                    let lane = job.lane;
-                    self.lanes.remove(lane, item.job);
-                }
-            }
-            self.health.ledger.leave(Stage::Batched, items.len(), now);
-            self.health.ledger.compute(engine.0, items.len(), now);
-            let batch = self.batcher.start(engine, items.clone());
-            actions.push(Action::StartBatch {
-                engine,
-                batch,
-                model: draw.model,
-                items,
-            });
-        }
-    }
-
-    /// The inputs among which the next batch is chosen: of the model of the first job in line, and of no
-    /// more jobs at once than `max_inflight` allows. `None` if that bound leaves nothing.
-    fn draw(&self) -> Option<Draw> {
-        let mut begun = self.inflight();
-        let mut draw: Option<Draw> = None;
-        let enough = self.setup.batch_tokens * batch::WINDOW_BUDGETS;
-        let mut total = 0;
-        for key in self.lanes.in_order() {
-            let job = self.jobs.get(key).expect("a waiting job is here");
-            let new = job.phase == Phase::Waiting;
-            if new && job.lane != Lane::Probe && begun >= self.setup.limits.max_inflight {
-                continue;
-            }
-            let draw = draw.get_or_insert_with(|| Draw {
-                model: job.ticket.model,
-                lead: job.lane,
-                window: Vec::new(),
-            });
-            if draw.model != job.ticket.model {
-                continue;
-            }
-            begun += usize::from(new);
-            for input in job.undrawn_inputs() {
-                draw.window.push(Item {
-                    job: key,
-                    input,
-                    tokens: job.tokens[input],
-                });
-                total += job.tokens[input];
-                if total >= enough {
-                    break;
-                }
-            }
-            if total >= enough {
-                break;
-            }
-        }
-        draw
-    }
-
-    fn batch_done(
-        &mut self,
-        engine: EngineId,
-        batch: BatchId,
-        results: Vec<Result<(), String>>,
-        now: Moment,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(running) = self.batcher.finish(batch) else {
-            return;
-        };
-        assert_eq!(
-            running.items.len(),
-            results.len(),
-            "an engine answers for each item of its batch"
-        );
-        self.health.ledger.computed(engine.0, running.items.len(), now);
-        self.inputs.count(running.items.len() as f64, now);
-        for (item, result) in running.items.into_iter().zip(results) {
-            let Some(job) = self.jobs.get_mut(item.job) else {
-                continue;
-            };
-            job.computed(result, item.input);
-            if job.failure.is_some() {
-                self.leave_lane(item.job);
-            }
-            let job = self
-                .jobs
-                .get_mut(item.job)
-                .expect("the job was here a moment ago");
-            if job.computing > 0 || job.undrawn > 0 {
-                continue;
-            }
-            match job.failure.take() {
-                Some(refusal) => self.refuse(item.job, refusal, now, actions),
-                None => self.answer(item.job, now, actions),
-            }
         }
     }
 

@@ -42,6 +42,11 @@ pub fn stopping(line: &str) {
     send(&[NotifyState::Stopping, NotifyState::Status(&one_line(line))]);
 }
 
+/// Whether systemd, or whoever plays its part, listens.
+pub fn is_service() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// systemd's watchdog period, if it watches us.
 pub fn period() -> Option<Duration> {
     sd_notify::watchdog_enabled()

@@ -3,24 +3,35 @@
 
 use crate::clock::{Clock, Moment};
 use crate::logic::health::{Health, KillReason, Verdict};
-use crate::logic::ledger::Stage;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// The latest health truth, written by the loop after each turn.
+/// The latest health truth, written by the loop after each turn, and when the thread last looked at it.
 #[derive(Clone, Debug)]
-pub struct Truth(Arc<Mutex<Option<Health>>>);
+pub struct Truth {
+    health: Arc<Mutex<Option<Health>>>,
+    look_ms: Arc<AtomicU64>,
+}
 
 impl Truth {
-    /// Shares `health`.
-    pub fn new(health: Health) -> Truth {
-        Truth(Arc::new(Mutex::new(Some(health))))
+    /// Shares `health`, as if it had been looked at `now`.
+    pub fn new(health: Health, now: Moment) -> Truth {
+        Truth {
+            health: Arc::new(Mutex::new(Some(health))),
+            look_ms: Arc::new(AtomicU64::new(now.as_millis())),
+        }
+    }
+
+    /// When the thread last looked: the loop watches the watchdog.
+    pub fn last_look(&self) -> Moment {
+        Moment::from_millis(self.look_ms.load(Ordering::Relaxed))
     }
 
     /// The loop's view after a turn.
     pub fn update(&self, health: &Health) {
-        if let Ok(mut shared) = self.0.lock()
+        if let Ok(mut shared) = self.health.lock()
             && let Some(shared) = shared.as_mut()
         {
             shared.clone_from(health);
@@ -29,7 +40,7 @@ impl Truth {
 
     /// All is settled and the process only closes its doors: there is nothing left to judge.
     pub fn retire(&self) {
-        if let Ok(mut shared) = self.0.lock() {
+        if let Ok(mut shared) = self.health.lock() {
             *shared = None;
         }
     }
@@ -50,8 +61,9 @@ pub fn spawn(
         loop {
             thread::sleep(interval);
             let now = clock.now();
+            truth.look_ms.store(now.as_millis(), Ordering::Relaxed);
             // Only a try: the thread that holds the lock may be the one that hangs.
-            let seen = truth.0.try_lock().ok().map(|health| health.clone());
+            let seen = truth.health.try_lock().ok().map(|health| health.clone());
             match seen {
                 Some(None) => return,
                 Some(Some(health)) => {
@@ -60,9 +72,7 @@ pub fn spawn(
                         kill(reason, Some(&health), now);
                     }
                 }
-                None if now.since(readable) >= stall_max => {
-                    kill(KillReason::NoProgress(Stage::Received), None, now)
-                }
+                None if now.since(readable) >= stall_max => kill(KillReason::LoopHung, None, now),
                 None => {}
             }
         }

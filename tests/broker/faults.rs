@@ -148,3 +148,56 @@ async fn a_deleted_queue_comes_back() {
     assert_eq!(caller.depth(&caller.names.dead).await.0, 0);
     assert!(service.exited().is_none());
 }
+
+/// Goal: a broker that has messages and delivers none, while it answers everything else and canaries go
+/// round, is a stall of the stage `received`. Method: deliveries of one lane get lost on the way, more of
+/// them than the prefetch, so that some stay ready.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_undelivered_queue_is_a_stall() {
+    let Some(bench) = bench("undelivered") else { return };
+    let proxy = Proxy::to(bench.node.address());
+    let limits = "liveness_max_stall_ms = 3000\nwatchdog_interval_ms = 200\ncanary_interval_ms = 500\nmax_inflight = 1\ndisconnect_kill_ms = 5000";
+    let mut service = bench.start(&bench.node.url_at(proxy.address), limits);
+    service.ready();
+    proxy.lose_deliveries("bulk");
+    let mut caller = Caller::connect(&bench).await;
+    for n in 0..10 {
+        let (properties, _) = caller.properties();
+        let body = json!({"input": format!("job {n}")}).to_string();
+        caller
+            .publish(&caller.names.bulk, body.as_bytes(), properties)
+            .await;
+    }
+    let (code, after) = service.exit(SOON);
+    assert_eq!(code, Some(71), "{}", service.log());
+    assert!(after >= Duration::from_millis(2500), "after {after:?}");
+    // Each queue is looked at every third time, once a tenth of disconnect_kill_ms.
+    assert!(
+        after <= Duration::from_millis(3200 + 1500) + SLACK,
+        "after {after:?}"
+    );
+    let log = service.log();
+    assert!(log.contains("no_progress") && log.contains("received"), "{log}");
+}
+
+/// Goal: a broker that no longer knows our consumer, and never told us, is left and found again; nobody dies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_consumer_begins_a_new_session() {
+    let Some(bench) = bench("unconsumed") else { return };
+    let proxy = Proxy::to(bench.node.address());
+    let mut service = bench.start(
+        &bench.node.url_at(proxy.address),
+        "disconnect_kill_ms = 4000\nwatchdog_interval_ms = 200",
+    );
+    service.ready();
+    proxy.deny_consumers(true);
+    let clock = embeddings::clock::Clock::start();
+    while !service.log().contains("our consumer is missing from its queue") {
+        assert!(clock.now().since(embeddings::clock::Moment::ZERO) < SOON);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    proxy.deny_consumers(false);
+    let mut caller = Caller::connect(&bench).await;
+    caller.ask(&json!({"input": "here again"})).await.vectors();
+    assert!(service.exited().is_none());
+}

@@ -21,6 +21,7 @@ impl World {
     pub(super) fn connect(&mut self) {
         self.session += 1;
         (self.up, self.link, self.blocked) = (true, true, false);
+        self.unconsumed = [false; 3];
         self.disturbed();
         self.plan(0, Next::Probe(self.session));
         self.step(Event::BrokerUp);
@@ -62,6 +63,9 @@ impl World {
         }
         for lane in Lane::ALL {
             if lane == Lane::Probe && self.blocked {
+                continue;
+            }
+            if self.unconsumed[lane as usize] || self.undelivering[lane as usize] {
                 continue;
             }
             let on_the_wire = |letter: &&Letter| self.lane_of(**letter) == lane;

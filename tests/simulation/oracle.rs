@@ -59,6 +59,17 @@ pub struct Oracle {
     gone: HashSet<JobKey>,
     engines: Vec<Vec<(BatchId, Vec<Item>)>>,
     engine_since: Vec<Moment>,
+    /// Per engine, jobs in a row whose batches failed wholly, and the last of them.
+    failures: Vec<(u32, Option<JobKey>)>,
+    /// Since when each tokenizer has been at its job without getting on.
+    tokenizers: Vec<Option<Moment>>,
+    tokenizers_moved: Moment,
+    /// Per lane, since when the broker has had messages that it does not deliver.
+    undelivered: [Option<Moment>; 3],
+    unconsumed: [u32; 3],
+    reconnect_now: bool,
+    /// When the watchdog thread last looked, where there is one.
+    pub look: Option<Moment>,
     since: [Moment; 6],
     before: [usize; 6],
     engines_before: Vec<usize>,
@@ -79,13 +90,20 @@ pub struct Oracle {
 
 impl Oracle {
     pub fn new(setup: Setup) -> Oracle {
-        let engines = setup.engines;
+        let (engines, tokenizers) = (setup.engines, setup.tokenizers);
         Oracle {
             setup,
             jobs: BTreeMap::new(),
             gone: HashSet::new(),
             engines: vec![Vec::new(); engines],
             engine_since: vec![Moment::ZERO; engines],
+            failures: vec![(0, None); engines],
+            tokenizers: vec![None; tokenizers],
+            tokenizers_moved: Moment::ZERO,
+            undelivered: [None; 3],
+            unconsumed: [0; 3],
+            reconnect_now: false,
+            look: None,
             since: [Moment::ZERO; 6],
             before: [0; 6],
             engines_before: vec![0; engines],
@@ -118,6 +136,7 @@ impl Oracle {
     pub fn before(&mut self, event: &Event, now: Moment) {
         self.round_now = false;
         self.withdrawn_now = false;
+        self.reconnect_now = false;
         match event {
             Event::Tick => {}
             Event::BrokerUp => {
@@ -129,13 +148,50 @@ impl Oracle {
                 self.blocked = false;
                 self.canary_on_its_way = false;
                 self.withdrawn_now = true;
+                self.undelivered = [None; 3];
+                self.unconsumed = [0; 3];
             }
             Event::BrokerProof => self.proof = Some(now),
+            Event::QueueSeen {
+                lane,
+                ready,
+                consumers,
+            } if self.connected && self.draining.is_none() => {
+                self.proof = Some(now);
+                let at = *lane as usize;
+                let held = |seen: &&Seen| seen.lane == *lane && !seen.local;
+                let credit = self.jobs.values().filter(held).count() < self.setup.prefetch[at];
+                if *ready > 0 && credit && *consumers > 0 {
+                    self.undelivered[at].get_or_insert(now);
+                } else {
+                    self.undelivered[at] = None;
+                }
+                self.unconsumed[at] = if *consumers == 0 {
+                    self.unconsumed[at] + 1
+                } else {
+                    0
+                };
+                self.reconnect_now = self.unconsumed[at] == 3;
+            }
+            Event::QueueSeen { .. } => {}
+            Event::TokenizerBegan { tokenizer } => {
+                let before = self.tokenizers[tokenizer.0].replace(now);
+                assert!(before.is_none(), "a tokenizer with two jobs");
+            }
+            Event::TokenizerStep { tokenizer } => {
+                self.tokenizers[tokenizer.0] = Some(now);
+                self.tokenizers_moved = now;
+            }
+            Event::TokenizerEnded { tokenizer } => {
+                self.tokenizers[tokenizer.0] = None;
+                self.tokenizers_moved = now;
+            }
             Event::BrokerBlocked => self.blocked = true,
             Event::BrokerUnblocked => {
                 if self.blocked {
                     self.progress(Stage::Published, now);
                     self.progress(Stage::Received, now);
+                    self.undelivered = self.undelivered.map(|since| since.map(|_| now));
                 }
                 self.blocked = false;
             }
@@ -146,6 +202,8 @@ impl Oracle {
                 if !local {
                     self.proof = Some(now);
                     self.progress(Stage::Received, now);
+                    let undelivered = &mut self.undelivered[*lane as usize];
+                    *undelivered = undelivered.map(|_| now);
                     if *lane == Lane::Probe {
                         self.canary_on_its_way = false;
                     }
@@ -234,6 +292,13 @@ impl Oracle {
             .expect("a batch that runs");
         let (_, items) = held.remove(at);
         self.engine_since[engine] = now;
+        let (jobs, last) = &mut self.failures[engine];
+        if results.iter().any(Result::is_ok) {
+            (*jobs, *last) = (0, None);
+        } else if *last != Some(items[0].job) {
+            (*jobs, *last) = (*jobs + 1, Some(items[0].job));
+        }
+        self.corrupt |= *jobs >= 3;
         for (item, result) in items.iter().zip(results) {
             if let Some(seen) = self.jobs.get_mut(&item.job) {
                 seen.done += 1;
@@ -249,6 +314,10 @@ impl Oracle {
             self.action(action, now);
         }
         self.nothing_forgotten(now);
+        assert!(
+            !self.reconnect_now,
+            "a consumer is missing, and the session goes on"
+        );
         let inside = self.inside();
         for (at, (stage, count)) in logic.health().inside().into_iter().enumerate() {
             assert_eq!(count, inside[at], "the ledger and the world disagree on {stage}");
@@ -366,7 +435,7 @@ impl Oracle {
                 seen.settled = true;
             }
             Action::Forget { job, outcome } => self.forget(*job, *outcome, action, now),
-            Action::SendCanary { through_broker } => {
+            Action::SendCanary { through_broker, .. } => {
                 assert!(self.connected && self.draining.is_none());
                 assert_eq!(*through_broker, !self.blocked);
                 let mine = |seen: &Seen| seen.lane == Lane::Probe && seen.local != *through_broker;
@@ -396,6 +465,10 @@ impl Oracle {
                     .is_none_or(|last| now.since(last) >= self.setup.pet_spacing);
                 assert!(spaced, "two pets too close");
                 self.pet = Some(now);
+            }
+            Action::Reconnect { .. } => {
+                assert!(self.reconnect_now, "a session given up for nothing");
+                self.reconnect_now = false;
             }
             Action::Drained => {
                 assert!(self.draining.is_some() && !self.drained);
@@ -528,9 +601,22 @@ impl Oracle {
             reasons.push(KillReason::EngineCorrupt);
         }
         let inside = self.inside();
+        let stalled = |since: Moment| now.since(since) >= limits.liveness_max_stall;
+        if self.tokenizers.iter().flatten().any(|&since| stalled(since)) {
+            reasons.push(KillReason::NoProgress(Stage::Admitted));
+        }
+        if !self.blocked && self.undelivered.iter().flatten().any(|&since| stalled(since)) {
+            reasons.push(KillReason::NoProgress(Stage::Received));
+        }
+        let watching = limits.liveness_max_stall + limits.watchdog_interval;
+        if self.look.is_some_and(|look| now.since(look) >= watching) {
+            reasons.push(KillReason::WatchdogHung);
+        }
         for stage in [Stage::Received, Stage::Admitted, Stage::Published, Stage::Acked] {
             let at = stage as usize;
-            let excused = self.blocked && matches!(stage, Stage::Received | Stage::Published);
+            let busy = stage == Stage::Admitted
+                && (self.tokenizers.iter().all(Option::is_some) || !stalled(self.tokenizers_moved));
+            let excused = busy || self.blocked && matches!(stage, Stage::Received | Stage::Published);
             // What became occupied in this very step has not waited yet.
             let old = self.before[at] > 0;
             if inside[at] > 0 && old && !excused && now.since(self.since[at]) >= limits.liveness_max_stall {

@@ -40,7 +40,7 @@ impl World {
         }
         let session = self.session;
         let engine = self.rng.below(self.setup.engines);
-        match self.rng.below(64) {
+        match self.rng.below(72) {
             0..6 if self.up => self.plan(0, Next::Down(session)),
             6..9 if self.link => {
                 // Half open: nothing passes, and nobody says so, for a while or for ever.
@@ -65,8 +65,11 @@ impl World {
                 self.engines[engine].slow ^= true;
             }
             25..27 => self.engines[engine].stuck = true,
-            27 => self.tokenizer_stuck = true,
-            28..33 => {
+            27..29 => {
+                let at = self.rng.below(self.setup.tokenizers);
+                self.tokenizers[at].stuck = true;
+            }
+            29..33 => {
                 self.tokenizer_slow ^= true;
             }
             33..36 => {
@@ -86,7 +89,17 @@ impl World {
                 self.disturbed();
             }
             46 if self.rng.one_in(4) => self.step(Event::CanaryWrong),
-            47..52 => self.wrong_letters ^= true,
+            47 => self.engines[engine].broken = true,
+            48 => self.watchdog_stuck = Some(self.now),
+            // The broker loses our consumer, or forgets to deliver, and says nothing.
+            49..52 if self.link => {
+                let lane = self.rng.below(3);
+                self.unconsumed[lane] = true;
+            }
+            64..67 if self.link => {
+                let lane = self.rng.below(3);
+                self.undelivering[lane] = true;
+            }
             52..56 => {
                 self.tokenizer_slow = false;
                 self.engines.iter_mut().for_each(|engine| engine.slow = false);
@@ -100,7 +113,7 @@ impl World {
     pub(super) fn heal(&mut self) {
         self.trouble = false;
         self.tokenizer_slow = false;
-        self.wrong_letters = false;
+        self.undelivering = [false; 3];
         self.engines.iter_mut().for_each(|engine| engine.slow = false);
         if self.link && self.blocked {
             self.unblock();
@@ -114,9 +127,13 @@ impl World {
 
     /// In calm times pets come, whether the broker blocks publishing or not.
     pub(super) fn expect_pets(&mut self) {
-        let slow =
-            |engine: &Engine| engine.stuck || (!engine.held.is_empty() && engine.step_ms > CALM_STEP_MS);
-        let calm = !self.tokenizer_stuck
+        let slow = |engine: &Engine| {
+            engine.stuck || engine.broken || (!engine.held.is_empty() && engine.step_ms > CALM_STEP_MS)
+        };
+        let calm = !self.tokenizers.iter().any(|tokenizer| tokenizer.stuck)
+            && self.watchdog_stuck.is_none()
+            && !self.unconsumed.contains(&true)
+            && !self.undelivering.contains(&true)
             && self.slow_until <= self.now
             && self.link
             && self.intake
@@ -161,6 +178,8 @@ pub(super) fn draw_setup(rng: &mut Rng, models: usize) -> Setup {
     Setup {
         limits: draw_limits(rng),
         engines: rng.range(1, 4) as usize,
+        tokenizers: rng.range(1, 4) as usize,
+        prefetch: PREFETCH,
         batch_tokens: rng.range(100, 800) as usize,
         max_queue: (0..models)
             .map(|_| rng.one_in(3).then(|| rng.range(1, 30) as usize))

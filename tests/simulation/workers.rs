@@ -3,10 +3,58 @@
 use super::*;
 
 impl World {
-    pub(super) fn tokenized(&mut self, job: JobKey) {
-        if self.tokenizer_stuck {
+    /// A tokenizer that is free and not frozen takes up the next job.
+    pub(super) fn take_up(&mut self) {
+        let free = |tokenizer: &Tokenizer| tokenizer.job.is_none() && !tokenizer.stuck;
+        let Some(at) = self.tokenizers.iter().position(free) else {
+            return;
+        };
+        let Some(job) = self.to_tokenize.pop_front() else {
+            return;
+        };
+        let stall = self.setup.limits.liveness_max_stall.as_millis() as u64;
+        let (steps, most) = if self.tokenizer_slow {
+            (self.rng.range(1, 4), stall / 2)
+        } else {
+            (1, 20)
+        };
+        let step_ms = self.rng.range(0, most);
+        if self.tokenizer_slow {
+            self.slow_until = self.slow_until.max(self.now + steps * step_ms);
+        }
+        let tokenizer = &mut self.tokenizers[at];
+        (tokenizer.job, tokenizer.steps_left, tokenizer.step_ms) = (Some(job), steps, step_ms);
+        self.plan(step_ms, Next::TokenizerStep(at, job));
+        self.step(Event::TokenizerBegan {
+            tokenizer: TokenizerId(at),
+        });
+    }
+
+    pub(super) fn tokenizer_step(&mut self, at: usize, job: JobKey) {
+        let stall = self.setup.limits.liveness_max_stall.as_millis() as u64;
+        let tokenizer = &mut self.tokenizers[at];
+        if tokenizer.stuck || tokenizer.job != Some(job) {
             return;
         }
+        tokenizer.steps_left -= 1;
+        if tokenizer.steps_left > 0 {
+            // A reload may have lowered the limit below the step that was agreed on.
+            let step_ms = tokenizer.step_ms.min(stall * 3 / 4);
+            self.plan(step_ms, Next::TokenizerStep(at, job));
+            self.step(Event::TokenizerStep {
+                tokenizer: TokenizerId(at),
+            });
+            return;
+        }
+        tokenizer.job = None;
+        self.plan(0, Next::Tokenize);
+        self.tokenized(job);
+        self.step(Event::TokenizerEnded {
+            tokenizer: TokenizerId(at),
+        });
+    }
+
+    fn tokenized(&mut self, job: JobKey) {
         let result = match self.deliveries.get(&job).map(|delivery| delivery.letter) {
             Some(Letter::Client(number)) => Ok(self.messages[number].tokens.clone()),
             _ => Ok(vec![4]),
@@ -63,8 +111,9 @@ impl World {
         let lane = |item: &Item| self.deliveries.get(&item.job).map(|delivery| delivery.lane);
         let real: Vec<bool> = items.iter().map(|item| lane(item) != Some(Lane::Probe)).collect();
         let mut results = Vec::new();
+        let broken = self.engines[at].broken;
         for real in real {
-            let fails = real && self.rng.one_in(80);
+            let fails = broken || real && self.rng.one_in(80);
             results.push(if fails { Err("not a number".into()) } else { Ok(()) });
         }
         self.start_engine(at);

@@ -10,8 +10,10 @@ use super::rng::Rng;
 use embeddings::clock::Moment;
 use embeddings::config::Limits;
 use embeddings::job::{ErrorType, JobKey, Lane, Refusal};
-use embeddings::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Ticket};
-use embeddings::logic::health::KillReason;
+use embeddings::logic::event::{
+    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome, Ticket, TokenizerId,
+};
+use embeddings::logic::health::{Condition, KillReason};
 use embeddings::logic::{Logic, Setup};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -65,7 +67,9 @@ enum Next {
     Unblock(u64),
     Arrive(u64, Letter),
     LocalCanary,
-    Tokenized(JobKey),
+    /// A free tokenizer looks for work.
+    Tokenize,
+    TokenizerStep(usize, JobKey),
     EngineStep(usize, u64),
     Published(u64, JobKey, bool),
     Acked(u64, JobKey),
@@ -77,6 +81,16 @@ struct Engine {
     steps_left: u64,
     step_ms: u64,
     slow: bool,
+    stuck: bool,
+    /// Every batch fails.
+    broken: bool,
+}
+
+#[derive(Default)]
+struct Tokenizer {
+    job: Option<JobKey>,
+    steps_left: u64,
+    step_ms: u64,
     stuck: bool,
 }
 
@@ -94,10 +108,30 @@ pub struct Counts {
     pub drain_timeouts: u64,
     pub canaries: u64,
     pub refused: u64,
+    pub reconnects: u64,
+}
+
+/// A fault put into the logic on purpose, to see that the judge finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// Pets come from a timer, as so many services send them.
+    TimerPet,
+    /// Pets are sent although this one condition does not hold.
+    Without(Condition),
+    /// Nothing is ever killed.
+    NoKill,
+    /// Steps inside a batch or a text are not taken for progress.
+    DeafToSteps,
+    /// No canary is ever sent.
+    NoCanary,
+    /// A job is acknowledged twice.
+    AcksTwice,
 }
 
 /// All of it.
 pub struct World {
+    /// The fault, if there is to be one.
+    pub mutant: Option<Mutant>,
     rng: Rng,
     now: u64,
     trouble: bool,
@@ -109,9 +143,16 @@ pub struct World {
     oracle: Oracle,
     setup: Setup,
     engines: Vec<Engine>,
-    tokenizer_stuck: bool,
+    tokenizers: Vec<Tokenizer>,
+    to_tokenize: VecDeque<JobKey>,
     tokenizer_slow: bool,
-    wrong_letters: bool,
+    /// Since when the watchdog thread has been frozen.
+    watchdog_stuck: Option<u64>,
+    /// Per lane, whether the broker has lost our consumer, and whether it does not deliver.
+    unconsumed: [bool; 3],
+    undelivering: [bool; 3],
+    /// Which queue is looked at next.
+    look_at: usize,
     messages: Vec<Message>,
     queues: [VecDeque<Letter>; 3],
     deliveries: BTreeMap<JobKey, Delivery>,
@@ -142,6 +183,7 @@ impl World {
         let models = rng.range(1, 3) as usize;
         let setup = trouble::draw_setup(&mut rng, models);
         let mut world = World {
+            mutant: None,
             rng,
             now: 0,
             trouble: true,
@@ -153,9 +195,13 @@ impl World {
             oracle: Oracle::new(setup.clone()),
             setup,
             engines: Vec::new(),
-            tokenizer_stuck: false,
+            tokenizers: Vec::new(),
+            to_tokenize: VecDeque::new(),
             tokenizer_slow: false,
-            wrong_letters: false,
+            watchdog_stuck: None,
+            unconsumed: [false; 3],
+            undelivering: [false; 3],
+            look_at: 0,
             messages: Vec::new(),
             queues: Default::default(),
             deliveries: BTreeMap::new(),
@@ -266,7 +312,13 @@ impl World {
             Next::Probe(session) if session == self.session && self.link => {
                 let pause = (self.setup.limits.disconnect_kill.as_millis() as u64 / 10).clamp(50, 2000);
                 self.plan(pause, Next::Probe(session));
-                self.step(Event::BrokerProof);
+                let lane = Lane::ALL[self.look_at % 3];
+                self.look_at += 1;
+                self.step(Event::QueueSeen {
+                    lane,
+                    ready: self.queues[lane as usize].len(),
+                    consumers: usize::from(!self.unconsumed[lane as usize]),
+                });
             }
             Next::Unblock(session) if session == self.session && self.link && self.blocked => self.unblock(),
             Next::Arrive(session, letter) if session == self.session && self.link => self.arrive(letter),
@@ -279,7 +331,8 @@ impl World {
                 };
                 self.delivered(job, delivery, Ok(canary_ticket()), true);
             }
-            Next::Tokenized(job) => self.tokenized(job),
+            Next::Tokenize => self.take_up(),
+            Next::TokenizerStep(tokenizer, job) => self.tokenizer_step(tokenizer, job),
             Next::EngineStep(engine, batch) => self.engine_step(engine, batch),
             Next::Published(session, job, dead) if session == self.session && self.link => {
                 self.published(job, dead);
@@ -311,8 +364,11 @@ impl World {
         self.oracle = Oracle::new(self.setup.clone());
         self.check = self.now;
         self.engines = (0..self.setup.engines).map(|_| Engine::default()).collect();
-        self.tokenizer_stuck = false;
+        self.tokenizers = (0..self.setup.tokenizers).map(|_| Tokenizer::default()).collect();
+        self.to_tokenize.clear();
         self.tokenizer_slow = false;
+        self.watchdog_stuck = None;
+        self.undelivering = [false; 3];
         self.slow_until = 0;
         self.intake = true;
         self.disturbed();
@@ -354,8 +410,18 @@ impl World {
         self.counts.events += 1;
         self.oracle.before(&event, now);
         let told = self.trace.then(|| format!("{event:?}"));
+        let fed = event.clone();
+        let look = self.watchdog_stuck.map_or(now, Moment::from_millis);
+        self.oracle.look = Some(look);
+        logic.watched(look);
         let mut actions = Vec::new();
-        logic.step(event, now, &mut actions);
+        let deaf = matches!(event, Event::BatchStep { .. } | Event::TokenizerStep { .. });
+        if !(deaf && self.mutant == Some(Mutant::DeafToSteps)) {
+            logic.step(event, now, &mut actions);
+        }
+        if let Some(mutant) = self.mutant {
+            mutate(mutant, &fed, logic, now, &mut actions);
+        }
         if let Some(told) = told {
             eprintln!("{} {told} -> {actions:?}", self.now);
         }
@@ -376,17 +442,8 @@ impl World {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Tokenize { job } => {
-                let stall = self.setup.limits.liveness_max_stall.as_millis() as u64;
-                let slow = self.rng.range(0, stall / 2);
-                let delay = if self.tokenizer_slow {
-                    slow
-                } else {
-                    self.rng.range(0, 20)
-                };
-                if self.tokenizer_slow {
-                    self.slow_until = self.slow_until.max(self.now + delay);
-                }
-                self.plan(delay, Next::Tokenized(job));
+                self.to_tokenize.push_back(job);
+                self.plan(0, Next::Tokenize);
             }
             Action::StartBatch {
                 engine, batch, items, ..
@@ -418,7 +475,7 @@ impl World {
                 let delivery = self.deliveries.remove(&job);
                 assert!(delivery.is_some(), "{job:?} forgotten twice");
             }
-            Action::SendCanary { through_broker } => {
+            Action::SendCanary { through_broker, .. } => {
                 self.counts.canaries += 1;
                 if !through_broker {
                     self.plan(0, Next::LocalCanary);
@@ -431,8 +488,41 @@ impl World {
             Action::Kill(KillReason::BrokerDisconnected) => self.counts.disconnects += 1,
             Action::Kill(KillReason::EngineCorrupt) => self.counts.corrupt += 1,
             Action::Kill(KillReason::DrainTimeout) => self.counts.drain_timeouts += 1,
+            Action::Kill(KillReason::LoopHung | KillReason::WatchdogHung) => self.counts.stalls += 1,
+            Action::Reconnect { .. } => {
+                self.counts.reconnects += 1;
+                self.plan(0, Next::Down(self.session));
+            }
             Action::Drained | Action::Ready => {}
         }
+    }
+}
+
+/// What a logic with this fault would have answered.
+fn mutate(mutant: Mutant, event: &Event, logic: &Logic, now: Moment, actions: &mut Vec<Action>) {
+    let conditions = logic.health().conditions(now);
+    match mutant {
+        Mutant::TimerPet if *event == Event::Tick => actions.push(Action::Pet),
+        Mutant::Without(missing) => {
+            let vectors = |outcome: &Outcome| matches!(outcome, Outcome::Answered | Outcome::Returned);
+            let round = actions
+                .iter()
+                .any(|action| matches!(action, Action::Forget { outcome, .. } if vectors(outcome)));
+            let only = conditions
+                .iter()
+                .all(|(condition, holds)| *holds != (*condition == missing));
+            if round && only {
+                actions.push(Action::Pet);
+            }
+        }
+        Mutant::NoKill => actions.retain(|action| !matches!(action, Action::Kill(_))),
+        Mutant::NoCanary => actions.retain(|action| !matches!(action, Action::SendCanary { .. })),
+        Mutant::AcksTwice => {
+            if let Some(ack) = actions.iter().find(|action| matches!(action, Action::Ack { .. })) {
+                actions.push(ack.clone());
+            }
+        }
+        Mutant::TimerPet | Mutant::DeafToSteps => {}
     }
 }
 

@@ -36,6 +36,8 @@ pub fn setup() -> Setup {
     Setup {
         limits: limits(),
         engines: 1,
+        tokenizers: 2,
+        prefetch: [8, 320, 16],
         batch_tokens: 512,
         max_queue: vec![None],
         pet_spacing: Duration::from_secs(1),

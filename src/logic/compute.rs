@@ -1,0 +1,133 @@
+//! What goes into the engines, and what comes out of them.
+
+use super::batch::{self, Draw};
+use super::event::{Action, BatchId, EngineId, Item};
+use super::settle::Phase;
+use super::{Logic, Stage};
+use crate::clock::Moment;
+use crate::job::Lane;
+
+impl Logic {
+    pub(super) fn fill_engines(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        while !self.lanes.is_empty() && self.batcher.has_room() {
+            let Some(draw) = self.draw() else { return };
+            let waiting: usize = draw.window.iter().map(|item| item.tokens).sum();
+            let budget = self.setup.batch_tokens;
+            let Some(engine) = self.batcher.free_engine(waiting, budget) else {
+                return;
+            };
+            let share = self.batcher.share(waiting, budget);
+            let items: Vec<Item> = batch::compose(&draw.window, share)
+                .into_iter()
+                .map(|place| draw.window[place])
+                .collect();
+            self.lanes.drawn(draw.lead);
+            for item in &items {
+                self.jobs.deadline_met(item.job);
+                let job = self.jobs.get_mut(item.job).expect("a waiting job is here");
+                job.draw(item.input, now);
+                if job.undrawn == 0 {
+                    let lane = job.lane;
+                    self.lanes.remove(lane, item.job);
+                }
+            }
+            self.health.ledger.leave(Stage::Batched, items.len(), now);
+            self.health.ledger.compute(engine.0, items.len(), now);
+            let batch = self.batcher.start(engine, draw.model, items.clone());
+            actions.push(Action::StartBatch {
+                engine,
+                batch,
+                model: draw.model,
+                items,
+            });
+        }
+    }
+
+    /// The inputs among which the next batch is chosen: of the model of the first job in line, and of no
+    /// more jobs at once than `max_inflight` allows. `None` if that bound leaves nothing.
+    fn draw(&self) -> Option<Draw> {
+        let mut begun = self.inflight();
+        let mut draw: Option<Draw> = None;
+        let enough = self.setup.batch_tokens * batch::WINDOW_BUDGETS;
+        let mut total = 0;
+        for key in self.lanes.in_order() {
+            let job = self.jobs.get(key).expect("a waiting job is here");
+            let new = job.phase == Phase::Waiting;
+            if new && job.lane != Lane::Probe && begun >= self.setup.limits.max_inflight {
+                continue;
+            }
+            let draw = draw.get_or_insert_with(|| Draw {
+                model: job.ticket.model,
+                lead: job.lane,
+                window: Vec::new(),
+            });
+            if draw.model != job.ticket.model {
+                continue;
+            }
+            begun += usize::from(new);
+            for input in job.undrawn_inputs() {
+                draw.window.push(Item {
+                    job: key,
+                    input,
+                    tokens: job.tokens[input],
+                });
+                total += job.tokens[input];
+                if total >= enough {
+                    break;
+                }
+            }
+            if total >= enough {
+                break;
+            }
+        }
+        draw
+    }
+
+    pub(super) fn batch_done(
+        &mut self,
+        engine: EngineId,
+        batch: BatchId,
+        results: Vec<Result<(), String>>,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(running) = self.batcher.finish(batch) else {
+            return;
+        };
+        assert_eq!(
+            running.items.len(),
+            results.len(),
+            "an engine answers for each item of its batch"
+        );
+        self.health.ledger.computed(engine.0, running.items.len(), now);
+        self.inputs.count(running.items.len() as f64, now);
+        let failed = results.iter().filter(|result| result.is_err()).count();
+        let lead = running.items[0].job;
+        if self
+            .faults
+            .batch_done(engine, running.model, lead, failed, running.items.len())
+        {
+            self.health.canary_wrong();
+        }
+        for (item, result) in running.items.into_iter().zip(results) {
+            let Some(job) = self.jobs.get_mut(item.job) else {
+                continue;
+            };
+            job.computed(result, item.input);
+            if job.failure.is_some() {
+                self.leave_lane(item.job);
+            }
+            let job = self
+                .jobs
+                .get_mut(item.job)
+                .expect("the job was here a moment ago");
+            if job.computing > 0 || job.undrawn > 0 {
+                continue;
+            }
+            match job.failure.take() {
+                Some(refusal) => self.refuse(item.job, refusal, now, actions),
+                None => self.answer(item.job, now, actions),
+            }
+        }
+    }
+}
