@@ -79,13 +79,6 @@ no_more_threads() {
   inside prlimit --pid "$(property MainPID)" --nproc=1:1
   inside python3 /chaos/load.py large
 }
-no_more_memory() {
-  local pid=$(property MainPID) pages
-  read -r pages _ < <(inside cat "/proc/$pid/statm")
-  inside prlimit --pid "$pid" --as=$((pages * 4096 + 1048576))
-  inside python3 /chaos/load.py large
-}
-
 # Below cgroup v2 the limit is that of the unit itself, and systemd knows who killed; below v1 it knows of no
 # memory controller, and sees a SIGKILL.
 kernel_kills_for_memory() {
@@ -114,7 +107,8 @@ journald_deaf() {
   journald_stopped
   inside python3 /chaos/fill_journal.py
 }
-journald_deaf_and_engines_frozen() { journald_deaf; at=$EPOCHREALTIME; engines_frozen; }
+# In this order, since systemd itself becomes slow.
+engines_frozen_and_journald_deaf() { engines_frozen; at=$EPOCHREALTIME; journald_deaf; }
 
 configuration_broken() { echo 'max_queue = "plenty"' | inside tee /etc/embeddings/conf.d/bad.toml >/dev/null; }
 configuration_mended() { inside rm /etc/embeddings/conf.d/bad.toml; }
