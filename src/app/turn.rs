@@ -14,7 +14,7 @@ use crate::job::request::{Number, decode};
 use crate::job::{ErrorType, JobKey, Lane, Refusal};
 use crate::logic::Logic;
 use crate::logic::event::{
-    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome, TokenizerId,
+    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome, TokenizerId, Worker,
 };
 use crate::telemetry::Logging;
 use crate::watchdog::{notify, thread::Truth};
@@ -41,6 +41,8 @@ const CLOSE_MAX: Duration = Duration::from_secs(3);
 pub enum Done {
     /// An engine finished a layer.
     Step(EngineId),
+    /// An idle engine answered.
+    Tried(EngineId),
     /// An engine finished a batch.
     Batch(EngineId, BatchId, BatchResult),
     /// A tokenizer took up a job, got on in it, or is through with it.
@@ -52,11 +54,11 @@ pub enum Done {
 /// Carries the tokenizers' reports to the loop, as [`report`] does for the engines.
 pub fn report_tokenizers(done: mpsc::Sender<Done>) -> tokenize::Report {
     Arc::new(move |tokenizer, progress| {
-        let done_what = Done::Tokenizer(TokenizerId(tokenizer), progress);
+        let said = Done::Tokenizer(TokenizerId(tokenizer), progress);
         if progress == Progress::Step {
-            let _ = done.try_send(done_what);
+            let _ = done.try_send(said);
         } else {
-            let _ = done.blocking_send(done_what);
+            let _ = done.blocking_send(said);
         }
     })
 }
@@ -67,6 +69,9 @@ pub fn report(done: mpsc::Sender<Done>) -> Report {
     Arc::new(move |event| match event {
         PoolEvent::Step { engine, .. } => {
             let _ = done.try_send(Done::Step(EngineId(engine)));
+        }
+        PoolEvent::Tried { engine } => {
+            let _ = done.blocking_send(Done::Tried(EngineId(engine)));
         }
         PoolEvent::Done {
             engine,
@@ -222,6 +227,8 @@ impl Loop {
                 through_broker,
                 model,
             } => return self.send_canary(through_broker, model, now),
+            Action::Try(Worker::Engine(engine)) => self.parts.pool.ask(engine.0),
+            Action::Try(Worker::Tokenizer(tokenizer)) => self.parts.tokenizers.ask(tokenizer.0),
             Action::Reconnect { lane } => {
                 warn!(lane = lane.name(), "our consumer is missing from its queue");
                 self.command(Command::Reconnect { lane });
@@ -345,6 +352,8 @@ impl Loop {
     fn work_done(&mut self, done: Done) -> Option<Event> {
         Some(match done {
             Done::Step(engine) => Event::BatchStep { engine },
+            Done::Tried(engine) => Event::Tried(Worker::Engine(engine)),
+            Done::Tokenizer(tokenizer, Progress::Tried) => Event::Tried(Worker::Tokenizer(tokenizer)),
             Done::Tokenizer(tokenizer, Progress::Began) => Event::TokenizerBegan { tokenizer },
             Done::Tokenizer(tokenizer, Progress::Step) => Event::TokenizerStep { tokenizer },
             Done::Tokenizer(tokenizer, Progress::Ended) => Event::TokenizerEnded { tokenizer },
