@@ -106,3 +106,59 @@ fn stopped(unit: Option<&Unit>, around: &Around) -> Vec<String> {
     }
     hints
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    fn unit(active: &str, result: &str, exit: u64) -> Unit {
+        Unit {
+            active_state: active.into(),
+            result: result.into(),
+            exit_status: Some(exit),
+            watchdog_ms: Some(40_000),
+            ..Unit::default()
+        }
+    }
+
+    fn around() -> Around {
+        Around {
+            socket: PathBuf::from("/run/x"),
+            limits: Some(crate::config::Limits::default()),
+            wrong: vec!["max_queue: wrong".into()],
+            process: Some("T (stopped)".into()),
+        }
+    }
+
+    #[test]
+    fn whoever_finds_it_stopped_is_told_what_to_do() {
+        let said = |unit: Unit| stopped(Some(&unit), &around()).join("\n");
+        assert!(said(unit("failed", "exit-code", 78)).contains("max_queue: wrong\nmend it"));
+        assert!(said(unit("failed", "start-limit-hit", 71)).contains("reset-failed"));
+        assert!(said(unit("failed", "signal", 9)).contains("journalctl"));
+        assert!(said(unit("activating", "success", 70)).contains("starts it again by itself"));
+        let mut off = unit("inactive", "success", 0);
+        off.unit_file_state = "disabled".into();
+        assert!(said(off).contains("systemctl start embeddings` starts it\nit does not start at boot"));
+        assert!(stopped(None, &around())[0].contains("/run/x"));
+    }
+
+    /// A loop that hangs is ended by the process itself, a frozen process only from outside.
+    #[test]
+    fn whoever_finds_it_hung_is_told_which_ring_ends_it() {
+        let report = |line: &str, systemd| Report {
+            state: State::Degraded,
+            line: line.into(),
+            pid: Some(7),
+            systemd,
+            ..Report::default()
+        };
+        let said = |line, unit| of_silence(&report(line, unit), &around()).join("\n");
+        let frozen = said("not a word in 3 s", Some(unit("active", "success", 0)));
+        assert!(frozen.contains("T (stopped)") && frozen.contains("40 s after"), "{frozen}");
+        assert!(!frozen.contains("ring 1"), "{frozen}");
+        assert!(said("not a word in 3 s", None).contains("kill -KILL 7"));
+        assert!(said("takes questions", None).contains("30 s after the last turn"));
+    }
+}

@@ -51,8 +51,15 @@ fn head(report: &Report, paint: Paint) -> String {
     let parts: Vec<&str> = report.line.split(SEPARATOR).collect();
     let parts = parts.strip_prefix(&[parts[0]]).filter(|_| said.contains(&parts[0])).unwrap_or(&parts);
     let mut out = String::new();
-    let first = [opening.as_str()].into_iter().chain(parts.iter().copied());
-    push_wrapped(&mut out, "", "  ", first.filter(|part| !part.is_empty()), SEPARATOR);
+    let parts = parts.iter().copied().filter(|part| !part.is_empty());
+    let all: Vec<&str> = [opening.as_str()].into_iter().chain(parts).collect();
+    let cause_fits = all.iter().take(2).map(|part| part.chars().count() + SEPARATOR.len()).sum::<usize>() <= COLUMNS;
+    if cause_fits {
+        push_wrapped(&mut out, "", "  ", all.into_iter(), SEPARATOR);
+    } else {
+        // The first line is the answer: a long cause begins in it.
+        push_wrapped(&mut out, "", "  ", all.join(SEPARATOR).split(' '), " ");
+    }
     out = out.replacen(&opening, &paint.paint(colour, &opening), 1);
     let process = report.pid.map(|pid| match report.host.as_str() {
         "" => format!("pid {pid}"),
@@ -112,7 +119,7 @@ fn broker(report: &Report) -> Vec<String> {
 fn round(report: &Report) -> Vec<String> {
     let round = report.round_age_ms.map(|age| format!("last went all the way {} ago", span(age)));
     let latency = report.last_job_latency_ms.map(|ms| format!("last job {ms} ms"));
-    let mean = report.avg_job_ms.map(|ms| format!("mean of computing {ms} ms"));
+    let mean = report.avg_job_ms.map(|ms| format!("mean {ms} ms"));
     let parts: Vec<String> = [round, latency, mean].into_iter().flatten().collect();
     if parts.is_empty() { parts } else { vec![parts.join(SEPARATOR)] }
 }
@@ -163,7 +170,7 @@ fn deaths(report: &Report, paint: Paint) -> String {
         (Some(why), _) => section(&mut out, "deaths", vec![why.clone()]),
         (None, []) => section(&mut out, "deaths", vec!["none on record".into()]),
         (None, kills) => {
-            out.push_str("deaths, the newest first\n");
+            out.push_str("\ndeaths, the newest first\n");
             let rows: Vec<Vec<String>> = kills.iter().map(|kill| row(kill, report.at_unix_ms)).collect();
             for (line, kill) in table(&rows).lines().zip(kills) {
                 out.push_str(&format!("  {line}\n"));
