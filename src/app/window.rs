@@ -181,12 +181,7 @@ impl Window {
 }
 
 /// What the loop says.
-pub fn report(
-    logic: &Logic,
-    outcomes: &HashMap<(Lane, Outcome), u64>,
-    line: String,
-    now: Moment,
-) -> Report {
+pub fn report(logic: &Logic, outcomes: &HashMap<(Lane, Outcome), u64>, line: String, now: Moment) -> Report {
     let seen = logic.snapshot(now);
     let (ready, live) = (seen.readiness.is_ok(), seen.stalled.is_none());
     let mut jobs = BTreeMap::<String, BTreeMap<String, u64>>::new();
@@ -195,7 +190,11 @@ pub fn report(
         of_lane.insert(outcome.name().into(), count);
     }
     Report {
-        state: if ready && live { State::Running } else { State::Degraded },
+        state: if ready && live {
+            State::Running
+        } else {
+            State::Degraded
+        },
         activity: seen.state.name().into(),
         line,
         ready,

@@ -90,7 +90,9 @@ fn look(inputs: &Inputs) -> Result<Report, String> {
     let system = socket.starts_with(SYSTEM_RUNTIME);
     let unit = system.then(unit::ask).flatten();
     // By systemd's account there may be a process that could not open its socket.
-    let there = pid.is_some() || activity == "hung" || unit.as_ref().is_some_and(|unit| unit.active_state == "active");
+    let there = pid.is_some()
+        || activity == "hung"
+        || unit.as_ref().is_some_and(|unit| unit.active_state == "active");
     let (limits, wrong) = match config::load(inputs) {
         Ok(loaded) => (Some(loaded.config.limits), Vec::new()),
         Err(ConfigErrors(errors)) => (None, errors.iter().map(ToString::to_string).collect()),
@@ -107,7 +109,12 @@ fn look(inputs: &Inputs) -> Result<Report, String> {
     };
     let mut report = Report {
         state: if there { State::Degraded } else { State::Stopped },
-        activity: if there && activity == "stopped" { "hung" } else { activity }.into(),
+        activity: if there && activity == "stopped" {
+            "hung"
+        } else {
+            activity
+        }
+        .into(),
         line: line.into(),
         pid: pid.or_else(|| unit.as_ref().and_then(|unit| unit.main_pid)),
         systemd: unit,

@@ -18,7 +18,10 @@ pub fn recent(state: &Path, max: usize) -> Result<Vec<Kill>, String> {
     match tail(&state.join(FILE)) {
         Ok(bytes) => {
             let text = String::from_utf8_lossy(&bytes);
-            let kills = text.lines().rev().filter_map(|line| serde_json::from_str(line).ok());
+            let kills = text
+                .lines()
+                .rev()
+                .filter_map(|line| serde_json::from_str(line).ok());
             Ok(kills.take(max).collect())
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),

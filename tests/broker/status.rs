@@ -30,18 +30,29 @@ fn report(service: &Service) -> Value {
 async fn status_follows_the_service() {
     let Some(bench) = bench("status") else { return };
     let mut service = bench.serve("");
-    let death = r#"{"kill_id":"k","reason":"no_progress","stage":"computed","at_unix_ms":1,"uptime_ms":5000}"#;
+    let death =
+        r#"{"kill_id":"k","reason":"no_progress","stage":"computed","at_unix_ms":1,"uptime_ms":5000}"#;
     std::fs::write(service.dir().join("kills.jsonl"), death).unwrap();
-    Caller::connect(&bench).await.ask(&json!({"input": "a text"})).await.vectors();
+    Caller::connect(&bench)
+        .await
+        .ask(&json!({"input": "a text"}))
+        .await
+        .vectors();
 
     let (code, text) = status(&service);
     assert_eq!(code, Some(0), "{text}");
-    assert!(text.starts_with("● embeddings is running · all-MiniLM-L6-v2 on cpu · "), "{text}");
+    assert!(
+        text.starts_with("● embeddings is running · all-MiniLM-L6-v2 on cpu · "),
+        "{text}"
+    );
     assert!(text.contains("no_progress/computed  after 5.0 s"), "{text}");
     assert!(!text.contains('\x1b'), "no terminal, no colour");
 
     let told = report(&service);
-    assert_eq!((&told["state"], &told["ready"], &told["live"]), (&json!("running"), &json!(true), &json!(true)));
+    assert_eq!(
+        (&told["state"], &told["ready"], &told["live"]),
+        (&json!("running"), &json!(true), &json!(true))
+    );
     assert_eq!(told["model"], "all-MiniLM-L6-v2");
     assert_eq!(told["device"], "cpu");
     assert_eq!(told["queue_max"], 256);
@@ -53,12 +64,25 @@ async fn status_follows_the_service() {
     assert_eq!(told["retrying"], json!([]));
     assert_eq!(told["stages"].as_array().unwrap().len(), 6);
     assert!(told["rss_bytes"].as_u64().unwrap() > 1 << 20);
-    for field in ["pid", "uptime_ms", "at_unix_ms", "round_age_ms", "progress_age_ms", "last_job_latency_ms"] {
+    for field in [
+        "pid",
+        "uptime_ms",
+        "at_unix_ms",
+        "round_age_ms",
+        "progress_age_ms",
+        "last_job_latency_ms",
+    ] {
         assert!(told[field].is_u64(), "{field}: {}", told[field]);
     }
     let conditions = told["conditions"].as_array().unwrap();
-    assert!(conditions.iter().all(|condition| condition["ok"] == true), "{conditions:?}");
-    let proven = conditions.iter().find(|condition| condition["name"] == "broker_proven").unwrap();
+    assert!(
+        conditions.iter().all(|condition| condition["ok"] == true),
+        "{conditions:?}"
+    );
+    let proven = conditions
+        .iter()
+        .find(|condition| condition["name"] == "broker_proven")
+        .unwrap();
     assert_eq!(proven["limit"], 10_000);
 
     service.signal(libc::SIGSTOP);
@@ -67,7 +91,10 @@ async fn status_follows_the_service() {
     assert!(clock.now().since(Moment::ZERO) < Duration::from_secs(4));
     assert_eq!(code, Some(1), "{text}");
     assert!(text.starts_with("◐ embeddings is hung"), "{text}");
-    assert!(text.contains("T (stopped)") && text.contains("no_progress/computed"), "{text}");
+    assert!(
+        text.contains("T (stopped)") && text.contains("no_progress/computed"),
+        "{text}"
+    );
     service.signal(libc::SIGCONT);
     assert_eq!(status(&service).0, Some(0));
 
@@ -92,10 +119,19 @@ fn a_service_without_a_broker_is_degraded_and_says_so() {
     service.tells("waiting for the broker");
     let (code, text) = status(&service);
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.starts_with("◐ embeddings is starting · waiting for the broker at "), "{text}");
+    assert!(
+        text.starts_with("◐ embeddings is starting · waiting for the broker at"),
+        "{text}"
+    );
     let told = report(&service);
-    assert_eq!((&told["activity"], &told["not_ready"]), (&json!("starting"), &json!("starting")));
-    assert!(told["broker"]["waiting"].as_str().unwrap().contains("attempt"), "{told}");
+    assert_eq!(
+        (&told["activity"], &told["not_ready"]),
+        (&json!("starting"), &json!("starting"))
+    );
+    assert!(
+        told["broker"]["waiting"].as_str().unwrap().contains("attempt"),
+        "{told}"
+    );
     assert_eq!(told["broker"]["connected"], false);
     assert!(!told.to_string().contains("guest:guest"), "no password: {told}");
 }

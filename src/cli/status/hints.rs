@@ -24,7 +24,8 @@ pub fn of_answer(report: &Report) -> Vec<String> {
             left("disconnect_kill_ms", report.broker.proof_age_ms)
         ),
         Some("blocked") => {
-            "free memory or disk of the broker (`rabbitmq-diagnostics alarms`); meanwhile nothing is lost".into()
+            "free memory or disk of the broker (`rabbitmq-diagnostics alarms`); meanwhile nothing is lost"
+                .into()
         }
         Some("saturated") => "callers are told when to come back; more workers take more".into(),
         Some("draining") => format!("it ends within drain_ms ({})", text::span(limit("drain_ms"))),
@@ -83,14 +84,21 @@ fn stopped(unit: Option<&Unit>, around: &Around) -> Vec<String> {
     let Some(unit) = unit else {
         let mut hints = vec![format!("nobody listens at {}", around.socket.display())];
         hints.extend(around.wrong.iter().map(|error| format!("configuration: {error}")));
-        hints.push("`sudo systemctl start embeddings` starts the installed service, `embeddings serve` one by hand".into());
+        hints.push(
+            "`sudo systemctl start embeddings` starts the installed service, `embeddings serve` one by hand"
+                .into(),
+        );
         return hints;
     };
     let mut hints: Vec<String> = match (unit.active_state.as_str(), unit.result.as_str()) {
         ("activating", _) => vec!["systemd starts it again by itself".into(), JOURNAL.into()],
         ("deactivating", _) => vec!["systemd is stopping it".into()],
         ("failed", _) if unit.exit_status == Some(78) => {
-            let mut hints: Vec<String> = around.wrong.iter().map(|error| format!("configuration: {error}")).collect();
+            let mut hints: Vec<String> = around
+                .wrong
+                .iter()
+                .map(|error| format!("configuration: {error}"))
+                .collect();
             hints.push("mend it (`sudo embeddings check`), then `sudo systemctl restart embeddings`".into());
             hints
         }
@@ -98,7 +106,10 @@ fn stopped(unit: Option<&Unit>, around: &Around) -> Vec<String> {
             "it died so often that systemd gave up; the deaths below say of what".into(),
             "then `sudo systemctl reset-failed embeddings; sudo systemctl start embeddings`".into(),
         ],
-        ("failed", _) => vec![JOURNAL.into(), "`sudo systemctl restart embeddings` starts it".into()],
+        ("failed", _) => vec![
+            JOURNAL.into(),
+            "`sudo systemctl restart embeddings` starts it".into(),
+        ],
         _ => vec!["it was stopped; `sudo systemctl start embeddings` starts it".into()],
     };
     if unit.unit_file_state == "disabled" {
@@ -156,7 +167,10 @@ mod tests {
         };
         let said = |line, unit| of_silence(&report(line, unit), &around()).join("\n");
         let frozen = said("not a word in 3 s", Some(unit("active", "success", 0)));
-        assert!(frozen.contains("T (stopped)") && frozen.contains("40 s after"), "{frozen}");
+        assert!(
+            frozen.contains("T (stopped)") && frozen.contains("40 s after"),
+            "{frozen}"
+        );
         assert!(!frozen.contains("ring 1"), "{frozen}");
         assert!(said("not a word in 3 s", None).contains("kill -KILL 7"));
         assert!(said("takes questions", None).contains("30 s after the last turn"));

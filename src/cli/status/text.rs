@@ -49,12 +49,17 @@ fn head(report: &Report, paint: Paint) -> String {
     // The line's first word says the same as ours.
     let said = ["ready", "degraded", "draining", "starting"];
     let parts: Vec<&str> = report.line.split(SEPARATOR).collect();
-    let parts = parts.strip_prefix(&[parts[0]]).filter(|_| said.contains(&parts[0])).unwrap_or(&parts);
+    let parts = parts
+        .strip_prefix(&[parts[0]])
+        .filter(|_| said.contains(&parts[0]))
+        .unwrap_or(&parts);
     let mut out = String::new();
     let parts = parts.iter().copied().filter(|part| !part.is_empty());
+    // What comes first in the line is the cause.
+    let cause = parts.clone().next().unwrap_or_default();
+    let width = [opening.as_str(), SEPARATOR, cause].map(|part| part.chars().count());
     let all: Vec<&str> = [opening.as_str()].into_iter().chain(parts).collect();
-    let cause_fits = all.iter().take(2).map(|part| part.chars().count() + SEPARATOR.len()).sum::<usize>() <= COLUMNS;
-    if cause_fits {
+    if width.iter().sum::<usize>() <= COLUMNS {
         push_wrapped(&mut out, "", "  ", all.into_iter(), SEPARATOR);
     } else {
         // The first line is the answer: a long cause begins in it.
@@ -79,8 +84,17 @@ fn head(report: &Report, paint: Paint) -> String {
 }
 
 fn stages(report: &Report, paint: Paint) -> String {
-    let limit = report.limits.get("liveness_max_stall_ms").copied().unwrap_or(u64::MAX);
-    let mut out = format!("{:<LABEL$}{:>7}  no progress for (limit {})\n", "stage", "inside", span(limit));
+    let limit = report
+        .limits
+        .get("liveness_max_stall_ms")
+        .copied()
+        .unwrap_or(u64::MAX);
+    let mut out = format!(
+        "{:<LABEL$}{:>7}  no progress for (limit {})\n",
+        "stage",
+        "inside",
+        span(limit)
+    );
     for stage in &report.stages {
         let waiting = match (stage.inside, stage.waiting_ms) {
             (0, _) => "-".to_owned(),
@@ -112,29 +126,41 @@ fn broker(report: &Report) -> Vec<String> {
     if let Some(limit) = report.limits.get("disconnect_kill_ms") {
         line.push_str(&format!(" (limit {})", span(*limit)));
     }
-    let blocked = broker.blocked_ms.map(|ms| format!("blocks publishing since {} (memory or disk alarm)", span(ms)));
+    let blocked = broker
+        .blocked_ms
+        .map(|ms| format!("blocks publishing since {} (memory or disk alarm)", span(ms)));
     [Some(line), blocked].into_iter().flatten().collect()
 }
 
 fn round(report: &Report) -> Vec<String> {
-    let round = report.round_age_ms.map(|age| format!("last went all the way {} ago", span(age)));
+    let round = report
+        .round_age_ms
+        .map(|age| format!("last went all the way {} ago", span(age)));
     let latency = report.last_job_latency_ms.map(|ms| format!("last job {ms} ms"));
     let mean = report.avg_job_ms.map(|ms| format!("mean {ms} ms"));
     let parts: Vec<String> = [round, latency, mean].into_iter().flatten().collect();
-    if parts.is_empty() { parts } else { vec![parts.join(SEPARATOR)] }
+    if parts.is_empty() {
+        parts
+    } else {
+        vec![parts.join(SEPARATOR)]
+    }
 }
 
 fn jobs(jobs: &BTreeMap<String, BTreeMap<String, u64>>) -> Vec<String> {
     let lane = |(lane, outcomes): (&String, &BTreeMap<String, u64>)| {
-        let outcomes: Vec<String> =
-            outcomes.iter().map(|(outcome, count)| format!("{count} {}", outcome.replace('_', "-"))).collect();
+        let outcomes: Vec<String> = outcomes
+            .iter()
+            .map(|(outcome, count)| format!("{count} {}", outcome.replace('_', "-")))
+            .collect();
         format!("{lane}: {}", outcomes.join(", "))
     };
     jobs.iter().map(lane).collect()
 }
 
 fn systemd(report: &Report) -> Vec<String> {
-    let Some(unit) = &report.systemd else { return Vec::new() };
+    let Some(unit) = &report.systemd else {
+        return Vec::new();
+    };
     let mut first = format!("{} ({})", unit.active_state, unit.sub_state);
     if !unit.since.is_empty() {
         first.push_str(&format!(" since {}", unit.since));
@@ -154,7 +180,10 @@ fn systemd(report: &Report) -> Vec<String> {
 
 fn retrying(report: &Report) -> Vec<String> {
     let line = |job: &crate::report::Retrying| {
-        let wait = job.retry_in_ms.map(|ms| format!(" in {}", span(ms))).unwrap_or_default();
+        let wait = job
+            .retry_in_ms
+            .map(|ms| format!(" in {}", span(ms)))
+            .unwrap_or_default();
         format!("{} attempt {}{wait}: {}", job.job, job.attempt, job.last_error)
     };
     match report.retrying.as_slice() {
@@ -195,7 +224,8 @@ fn row(kill: &Kill, now_ms: u64) -> Vec<String> {
             .filter(|&at| now_ms > at)
             .map_or_else(String::new, |at| format!("{} ago", span(now_ms - at))),
         stage.map_or_else(|| kill.reason.clone(), |stage| format!("{}/{stage}", kill.reason)),
-        kill.uptime_ms.map_or_else(String::new, |ms| format!("after {}", span(ms))),
+        kill.uptime_ms
+            .map_or_else(String::new, |ms| format!("after {}", span(ms))),
     ]
 }
 
@@ -258,7 +288,11 @@ fn moment(unix_ms: u64) -> String {
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let from_march = (5 * of_year + 2) / 153;
     let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let month = if from_march < 10 {
+        from_march + 3
+    } else {
+        from_march - 9
+    };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")

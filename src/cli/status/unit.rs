@@ -68,7 +68,10 @@ fn span_ms(text: &str) -> Option<u64> {
             "h" => 3_600_000,
             _ => return None,
         };
-        digits.parse::<f64>().ok().map(|number| sum + (number * f64::from(ms)) as u64)
+        digits
+            .parse::<f64>()
+            .ok()
+            .map(|number| sum + (number * f64::from(ms)) as u64)
     })
 }
 

@@ -21,8 +21,9 @@ fn running() -> Report {
     Report {
         state: State::Running,
         activity: "working".into(),
-        line: "ready · all-MiniLM-L6-v2 on cpu · 812 inputs/s · queue 3/256 · inflight 8 · last proof 0.4 s ago"
-            .into(),
+        line:
+            "ready · all-MiniLM-L6-v2 on cpu · 812 inputs/s · queue 3/256 · inflight 8 · last proof 0.4 s ago"
+                .into(),
         ready: true,
         live: true,
         pid: Some(4711),
@@ -31,7 +32,11 @@ fn running() -> Report {
         uptime_ms: Some(8_040_000),
         at_unix_ms: 1_700_000_060_000,
         rss_bytes: Some(212 << 20),
-        stages: vec![stage("batched", 12, 3), stage("computed", 64, 16_000), stage("acked", 0, 0)],
+        stages: vec![
+            stage("batched", 12, 3),
+            stage("computed", 64, 16_000),
+            stage("acked", 0, 0),
+        ],
         round_age_ms: Some(400),
         last_job_latency_ms: Some(41),
         broker: Broker {
@@ -40,8 +45,16 @@ fn running() -> Report {
             proof_age_ms: Some(400),
             ..Broker::default()
         },
-        jobs: [("bulk".into(), [("answered".into(), 7), ("dead_lettered".into(), 1)].into())].into(),
-        limits: [("liveness_max_stall_ms".into(), 30_000), ("disconnect_kill_ms".into(), 10_000)].into(),
+        jobs: [(
+            "bulk".into(),
+            [("answered".into(), 7), ("dead_lettered".into(), 1)].into(),
+        )]
+        .into(),
+        limits: [
+            ("liveness_max_stall_ms".into(), 30_000),
+            ("disconnect_kill_ms".into(), 10_000),
+        ]
+        .into(),
         kills: vec![Kill {
             reason: "no_progress".into(),
             stage: Some("computed".into()),
@@ -82,7 +95,8 @@ deaths, the newest first
 
 #[test]
 fn a_starting_service_says_what_it_waits_for() {
-    let waiting = "waiting for the broker at amqp://user:***@broker.example:5672/%2f · attempt 3: connection refused";
+    let waiting =
+        "waiting for the broker at amqp://user:***@broker.example:5672/%2f · attempt 3: connection refused";
     let report = Report {
         state: State::Degraded,
         activity: "starting".into(),
@@ -99,7 +113,10 @@ fn a_starting_service_says_what_it_waits_for() {
         ),
         "{text}"
     );
-    assert!(text.ends_with("deaths    not readable: run as root or as embeddings\n"), "{text}");
+    assert!(
+        text.ends_with("deaths    not readable: run as root or as embeddings\n"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -143,8 +160,14 @@ fn colour_adds_nothing_but_colour() {
         last_error: "a batch failed".into(),
     });
     let coloured = people(&report, Paint { on: true });
-    assert!(coloured.starts_with("\x1b[32m● embeddings is running\x1b[0m · all-"), "{coloured}");
-    assert!(coloured.contains("\x1b[33mcomputed"), "half of its limit: {coloured}");
+    assert!(
+        coloured.starts_with("\x1b[32m● embeddings is running\x1b[0m · all-"),
+        "{coloured}"
+    );
+    assert!(
+        coloured.contains("\x1b[33mcomputed"),
+        "half of its limit: {coloured}"
+    );
     let mut stripped = coloured;
     for code in ["\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"] {
         stripped = stripped.replace(code, "");
@@ -158,7 +181,13 @@ fn moments_and_spans() {
     assert_eq!(moment(0), "1970-01-01 00:00:00Z");
     assert_eq!(moment(951_827_696_789), "2000-02-29 12:34:56Z");
     assert_eq!(moment(1_735_689_599_000), "2024-12-31 23:59:59Z");
-    let spans = [(0, "0.0 s"), (9_999, "10.0 s"), (119_999, "119 s"), (7_199_000, "119 min"), (7_200_000, "2 h 0 min")];
+    let spans = [
+        (0, "0.0 s"),
+        (9_999, "10.0 s"),
+        (119_999, "119 s"),
+        (7_199_000, "119 min"),
+        (7_200_000, "2 h 0 min"),
+    ];
     for (ms, said) in spans {
         assert_eq!(span(ms), said);
     }
