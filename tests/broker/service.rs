@@ -199,6 +199,11 @@ impl Service {
         }
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
     /// Its directory for everything.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -212,7 +217,8 @@ impl Service {
     /// Starts `embeddings status`.
     pub fn spawn_status(&self, arguments: &[&str]) -> Child {
         Command::new(env!("CARGO_BIN_EXE_embeddings"))
-            .arg("status")
+            .args(["status", "--config"])
+            .arg(&self.config)
             .args(arguments)
             .env("RUNTIME_DIRECTORY", self.dir())
             .env("STATE_DIRECTORY", self.dir())
