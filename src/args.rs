@@ -26,6 +26,8 @@ pub enum Command {
     Model(ModelCommand),
     /// Print every setting, its value and where it came from
     Config(ConfigArgs),
+    /// Ask the service how it is: ● running (exit 0), ◐ degraded (1), ○ stopped (3)
+    Status(StatusArgs),
     /// Test configuration, broker, permissions, topology, model and device; say what to mend
     Check(CheckArgs),
 }
@@ -185,6 +187,17 @@ pub struct ConfigArgs {
     /// Print the commented default configuration file instead
     #[arg(long)]
     pub default_file: bool,
+}
+
+/// `embeddings status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented on the type")]
+    pub config: ConfigFlags,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `embeddings check`

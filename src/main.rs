@@ -31,6 +31,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Embed(args) => cli::embed::run(&args),
         Command::Model(command) => cli::model::run(&command),
         Command::Config(args) => cli::config::run(&args),
+        Command::Status(args) => cli::status::run(&args),
         Command::Check(args) => cli::check::run(&args),
         Command::Serve(args) => Ok(app::serve(&Inputs::from_process(
             args.config.config,

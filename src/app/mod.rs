@@ -7,6 +7,7 @@ mod catalogue;
 mod desk;
 mod show;
 mod turn;
+mod window;
 
 use crate::broker::{self, BrokerEvent, Command, DisconnectKill};
 use crate::clock::{Clock, Moment};
@@ -28,6 +29,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
+use window::Window;
 
 /// systemd gives up on a start that says nothing for this long; each step of loading says something.
 const LOAD_STEP_MAX: Duration = Duration::from_secs(60);
@@ -108,7 +110,11 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
         );
         limits.max_queue = MAX_QUEUE_MAX;
     }
-    let catalogue = Catalogue::load(config, &mut |line| notify::extend_start(LOAD_STEP_MAX, line))?;
+    let window = Window::open(clock, host(), config);
+    let catalogue = Catalogue::load(config, &mut |line| {
+        notify::extend_start(LOAD_STEP_MAX, line);
+        window.loading(line);
+    })?;
     let default = catalogue.default_entry();
     let model = default.name.clone();
     let engines = if config.engine.threads == 0 {
@@ -201,6 +207,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             tokenizers,
             work_done,
             to_broker,
+            questions: window.turning(),
         };
         turn::Loop::new(parts)
             .run(broker_events, work_events, session)
@@ -211,15 +218,19 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     code
 }
 
+fn host() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .or_else(|_| std::fs::read_to_string("/etc/hostname"))
+        .unwrap_or_else(|_| "localhost".into());
+    host.trim().to_owned()
+}
+
 fn broker_setup(
     config: &Config,
     catalogue: &Catalogue,
     prefetch: [u16; 3],
     disconnect_kill: DisconnectKill,
 ) -> broker::Setup {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .or_else(|_| std::fs::read_to_string("/etc/hostname"))
-        .unwrap_or_else(|_| "localhost".into());
     broker::Setup {
         config: config.broker.clone(),
         prefetch,
@@ -228,7 +239,7 @@ fn broker_setup(
             body_bytes_max: BODY_BYTES_MAX,
         },
         disconnect_kill,
-        name: format!("embeddings@{}.{}", host.trim(), std::process::id()),
+        name: format!("embeddings@{}.{}", host(), std::process::id()),
     }
 }
 

@@ -4,6 +4,7 @@ use super::catalogue::{self, Catalogue};
 use super::desk::{Desk, Held};
 use super::die;
 use super::show::Show;
+use super::window::{self, Question};
 use crate::broker::{Arrival, BrokerEvent, Command, DisconnectKill, Published};
 use crate::clock::{Clock, Moment};
 use crate::config::{self, Config, Inputs};
@@ -99,6 +100,8 @@ pub struct Parts {
     pub tokenizers: Tokenizers,
     pub work_done: mpsc::Sender<Done>,
     pub to_broker: mpsc::Sender<Command>,
+    /// Those who ask for the status.
+    pub questions: mpsc::Receiver<Question>,
 }
 
 /// The loop and what it owns.
@@ -112,6 +115,8 @@ pub struct Loop {
     draining: bool,
     drained: bool,
     show: Show,
+    /// What the last attempt to reach the broker came to, while there is no session.
+    waiting: Option<String>,
 }
 
 impl Loop {
@@ -126,6 +131,7 @@ impl Loop {
             ready: false,
             draining: false,
             drained: false,
+            waiting: None,
         }
     }
 
@@ -143,6 +149,8 @@ impl Loop {
             // Cancelling any of these loses nothing: `recv` and `next` are cancel-safe.
             let event = tokio::select! {
                 biased;
+                // First, and no flood: one thread asks, waits for the answer, and pauses.
+                Some(question) = self.parts.questions.recv() => self.answer(question),
                 Some(done) = work.recv() => self.work_done(done),
                 Some(signal) = signals.next() => self.signalled(signal),
                 event = broker.recv() => match event {
@@ -157,6 +165,8 @@ impl Loop {
         }
         // Closing the command channel ends the session, and with it what is left unacknowledged.
         drop(self.parts.to_broker);
+        // Whoever asks now is told that the doors are being closed.
+        drop(self.parts.questions);
         let _ = tokio::time::timeout(CLOSE_MAX, session).await;
         let total = |outcome| {
             Lane::ALL
@@ -171,6 +181,19 @@ impl Loop {
             "stopped"
         );
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Says how things are. That the loop does so is half of the answer; its tick is a turn like any other,
+    /// so that those who ask keep nothing from being looked at.
+    fn answer(&self, question: Question) -> Option<Event> {
+        let now = self.parts.clock.now();
+        let waiting = self.waiting.as_deref().filter(|_| !self.ready);
+        let line = waiting.map_or_else(|| self.show.present(&self.parts.logic, now), str::to_owned);
+        let mut report = window::report(&self.parts.logic, &self.outcomes, line, now);
+        (report.model, report.device) = (self.show.model().into(), self.show.device().into());
+        report.broker.waiting.clone_from(&self.waiting);
+        question.answer(report);
+        Some(Event::Tick)
     }
 
     /// One turn of the logic, and of what follows from it at once.
@@ -412,16 +435,18 @@ impl Loop {
                 pause,
             } => {
                 warn!(attempts, %cause, pause_ms = pause.as_millis() as u64, "no broker");
+                let line = format!(
+                    "waiting for the broker at {} · attempt {attempts}: {cause}",
+                    self.parts.config.broker.shown()
+                );
                 if !self.ready {
-                    let line = format!(
-                        "waiting for the broker at {} · attempt {attempts}: {cause}",
-                        self.parts.config.broker.shown()
-                    );
                     notify::extend_start(ATTEMPT_MAX + pause, &line);
                 }
+                self.waiting = Some(line);
                 return None;
             }
             BrokerEvent::Up => {
+                self.waiting = None;
                 if self.draining {
                     self.command(Command::StopIntake);
                 }

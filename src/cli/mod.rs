@@ -7,6 +7,7 @@ pub mod check;
 pub mod config;
 pub mod embed;
 pub mod model;
+pub mod status;
 pub mod submit;
 
 use crate::args::ConfigFlags;

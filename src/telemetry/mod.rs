@@ -1,6 +1,8 @@
 //! Logging, and the record of a death. On a terminal readable lines; under systemd structured records in
 //! the journal, where `KILL_REASON=` can be asked for.
 
+pub mod kills;
+
 use std::io::IsTerminal;
 use std::time::Duration;
 use tracing::Level;

@@ -15,5 +15,6 @@ mod refusals;
 mod replies;
 mod service;
 mod settle;
+mod status;
 mod stop;
 mod submit;

@@ -5,7 +5,7 @@ use embeddings::clock::{Clock, Moment};
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -197,6 +197,36 @@ impl Service {
             assert!(waited < limit, "still running after {limit:?}");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// Its directory for everything.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Runs `embeddings status` as its user would.
+    pub fn status(&self, arguments: &[&str]) -> Output {
+        self.spawn_status(arguments).wait_with_output().unwrap()
+    }
+
+    /// Starts `embeddings status`.
+    pub fn spawn_status(&self, arguments: &[&str]) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_embeddings"))
+            .args(["status", "--config"])
+            .arg(&self.config)
+            .args(arguments)
+            .env("RUNTIME_DIRECTORY", self.dir())
+            .env("STATE_DIRECTORY", self.dir())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
     }
 
     /// What it has logged.
