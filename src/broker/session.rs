@@ -1,5 +1,6 @@
 //! One session with the broker: two connections and all that runs on them, from opening to the first fault.
 
+use super::announce::{self, Notice};
 use super::intake::{self, Origin};
 use super::publish::{self, Blocked, Publication};
 use super::{ACK_MAX, BrokerError, BrokerEvent, Command, DisconnectKill, Published, Setup, topology, within};
@@ -35,7 +36,7 @@ const PUBLISH_QUEUE: usize = 4096;
 pub(super) struct Session {
     number: u64,
     consuming: Connection,
-    publishing: Connection,
+    publishing: Arc<Connection>,
     control: Channel,
     publisher: Channel,
     consumers: Vec<(Lane, Arc<str>, Channel, Consumer)>,
@@ -91,7 +92,7 @@ pub(super) async fn open(setup: &Setup, number: u64) -> Result<Session, BrokerEr
     Ok(Session {
         number,
         consuming,
-        publishing,
+        publishing: Arc::new(publishing),
         control,
         publisher,
         consumers,
@@ -163,6 +164,14 @@ impl Session {
             queue,
             events.clone(),
         ));
+        let (notices, queue) = mpsc::channel(announce::NOTICES);
+        tasks.spawn(announce::run(
+            self.publishing.clone(),
+            self.names.clone(),
+            self.setup.config.declare,
+            self.blocked.clone(),
+            queue,
+        ));
         tasks.spawn(probe(
             self.control.clone(),
             self.names.interactive.clone(),
@@ -194,6 +203,10 @@ impl Session {
                     Some(Command::SendCanary { body }) => {
                         let (queue, id) = (self.probe_queue.clone(), self.canary.clone());
                         tasks.spawn(send_canary(self.publisher.clone(), self.blocked.clone(), queue, id, body));
+                    }
+                    Some(Command::Event { kind, routing_key, body }) => {
+                        // One too many is dropped: the next says more.
+                        let _ = notices.try_send(Notice { kind, routing_key, body });
                     }
                     Some(command) => if let Err(fault) = self.perform(command, events, &publications).await {
                         break Err(fault);

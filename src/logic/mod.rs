@@ -11,6 +11,7 @@ pub mod event;
 pub mod health;
 pub mod lane;
 pub mod ledger;
+pub mod monitor;
 pub mod settle;
 pub mod status;
 
