@@ -12,6 +12,7 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -82,7 +83,8 @@ impl Drop for Running {
 /// A monitor with a place of its own.
 struct Ring {
     dir: tempfile::TempDir,
-    notify: UnixDatagram,
+    /// What it tells systemd. A thread reads it: whoever tells systemd waits while nobody listens.
+    heard: mpsc::Receiver<String>,
     process: Running,
 }
 
@@ -90,21 +92,28 @@ impl Ring {
     fn start() -> Ring {
         let dir = tempfile::tempdir().unwrap();
         let notify = UnixDatagram::bind(dir.path().join("notify")).unwrap();
-        notify.set_read_timeout(Some(SOON)).unwrap();
+        let (tell, heard) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(bytes) = notify.recv(&mut buffer) {
+                if tell.send(String::from_utf8_lossy(&buffer[..bytes]).into_owned()).is_err() {
+                    return;
+                }
+            }
+        });
         let process = monitor(dir.path());
-        let ring = Ring { dir, notify, process };
+        let ring = Ring { dir, heard, process };
         ring.tells("READY=1");
         ring
     }
 
     /// Waits until it tells systemd a message with these words in it.
     fn tells(&self, words: &str) -> String {
-        let mut buffer = [0; 4096];
         loop {
-            let bytes = self.notify.recv(&mut buffer).unwrap_or_else(|_| panic!("never said {words:?}: {}", self.log()));
-            let message = String::from_utf8_lossy(&buffer[..bytes]);
-            if message.contains(words) {
-                return message.into_owned();
+            match self.heard.recv_timeout(SOON) {
+                Ok(message) if message.contains(words) => return message,
+                Ok(_) => {}
+                Err(_) => panic!("never said {words:?}: {}", self.log()),
             }
         }
     }
@@ -201,7 +210,7 @@ fn beating_workers_live_as_long_as_they_have_their_broker() {
     assert_eq!(cut_off.ends().0.signal(), Some(SIGTERM));
     let sentence = ring.sentence(cut_off.pid()).expect("a sentence");
     assert!(sentence["detail"].as_str().is_some_and(|text| text.contains("broker lost")), "{sentence}");
-    // Asleep for far longer than the bound, it blames nobody for what it did not hear.
+    // Stopped for far longer than the bound, it blames nobody for what it did not hear.
     ring.process.signal(SIGSTOP);
     std::thread::sleep(Duration::from_millis(3 * SILENCE_MS));
     ring.process.signal(SIGCONT);

@@ -178,8 +178,14 @@ impl Session {
             self.setup.disconnect_kill.clone(),
             events.clone(),
         ));
+        // A channel that the broker closes here is missed by those who publish on it, and one of them only
+        // publishes notices.
+        let of_the_connection = |event: &Event| {
+            let soft = matches!(event, Event::Error(error) if error.is_amqp_soft_error());
+            futures_util::future::ready(!soft)
+        };
         tasks.spawn(watch(
-            self.publishing.events_listener(),
+            self.publishing.events_listener().filter(of_the_connection),
             self.blocked.clone(),
             events.clone(),
         ));

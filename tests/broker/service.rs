@@ -73,7 +73,7 @@ impl Bench {
             .args(["serve", "--config"])
             .arg(&service.config)
             .env("NOTIFY_SOCKET", &socket)
-            .env("RUNTIME_DIRECTORY", service.dir.path())
+            .env("RUNTIME_DIRECTORY", service.dir.path().join("embeddings"))
             .env("STATE_DIRECTORY", service.dir.path())
             .env("CACHE_DIRECTORY", service.dir.path())
             .env_remove("WATCHDOG_USEC")
@@ -197,6 +197,16 @@ impl Service {
             assert!(waited < limit, "still running after {limit:?}");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// Where its heartbeat monitor would be.
+    pub fn monitor_dir(&self) -> PathBuf {
+        self.dir.path().join("embeddings-monitor")
     }
 
     /// What it has logged.
