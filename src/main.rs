@@ -40,7 +40,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         #[cfg(target_os = "linux")]
         Command::Monitor(args) => cli::monitor::run(&args),
         #[cfg(not(target_os = "linux"))]
-        Command::Monitor(_) => anyhow::bail!("the monitor needs Linux: it holds processes by their descriptors"),
+        Command::Monitor(_) => {
+            anyhow::bail!("the monitor needs Linux: it holds processes by their descriptors")
+        }
     }
 }
 

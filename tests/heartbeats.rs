@@ -31,7 +31,12 @@ enum Turn {
 
 fn turns() -> impl Strategy<Value = Vec<Turn>> {
     let pid = 1u32..4;
-    let beat = (pid.clone(), prop::bool::weighted(0.6), prop::bool::weighted(0.1), prop::option::weighted(0.2, 0usize..6));
+    let beat = (
+        pid.clone(),
+        prop::bool::weighted(0.6),
+        prop::bool::weighted(0.1),
+        prop::option::weighted(0.2, 0usize..6),
+    );
     let turn = prop_oneof![
         6 => (1..=STEP_MS).prop_map(Turn::Wait),
         1 => Just(Turn::Wait(STEP_MS)),
@@ -72,7 +77,11 @@ impl Account {
         self.heard = now;
         self.had_broker |= connected;
         self.draining = draining;
-        self.lost_at = if connected || !self.had_broker { None } else { self.lost_at.or(Some(now)) };
+        self.lost_at = if connected || !self.had_broker {
+            None
+        } else {
+            self.lost_at.or(Some(now))
+        };
         self.stalled_at = stalled.map(|stage| match self.stalled_at {
             Some((before, since)) if before == stage => (stage, since),
             _ => (stage, now),
@@ -81,7 +90,9 @@ impl Account {
 
     fn is_due(&self, now: u64) -> bool {
         let lost = self.lost_at.is_some_and(|since| now - since >= ms(BOUNDS.lost));
-        let stalled = self.stalled_at.is_some_and(|(_, since)| now - since >= ms(BOUNDS.stall));
+        let stalled = self
+            .stalled_at
+            .is_some_and(|(_, since)| now - since >= ms(BOUNDS.stall));
         now - self.heard >= ms(BOUNDS.silence) || (!self.draining && (lost || stalled))
     }
 }

@@ -28,7 +28,11 @@ fn a_worker_of_the_other_tests() {
     let plan: Value = serde_json::from_str(&plan).unwrap();
     let text = |key: &str| (!plan[key].is_null()).then(|| plan[key].to_string());
     if plan["stubborn"] == true {
-        signal_hook::flag::register(SIGTERM, std::sync::Arc::<std::sync::atomic::AtomicBool>::default()).unwrap();
+        signal_hook::flag::register(
+            SIGTERM,
+            std::sync::Arc::<std::sync::atomic::AtomicBool>::default(),
+        )
+        .unwrap();
     }
     let socket = UnixDatagram::unbound().unwrap();
     let path = plan["socket"].as_str().unwrap();
@@ -96,7 +100,10 @@ impl Ring {
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(bytes) = notify.recv(&mut buffer) {
-                if tell.send(String::from_utf8_lossy(&buffer[..bytes]).into_owned()).is_err() {
+                if tell
+                    .send(String::from_utf8_lossy(&buffer[..bytes]).into_owned())
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -144,10 +151,19 @@ impl Ring {
 }
 
 fn monitor(dir: &Path) -> Running {
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).unwrap();
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(dir.join("log"))
+        .unwrap();
     let child = Command::new(env!("CARGO_BIN_EXE_embeddings"))
         .args(["monitor", "--config", "/dev/null"])
-        .args(["--set", "heartbeat_interval_ms=100", "--set", "disconnect_kill_ms=1000"])
+        .args([
+            "--set",
+            "heartbeat_interval_ms=100",
+            "--set",
+            "disconnect_kill_ms=1000",
+        ])
         .env("HEARTBEAT_TIMEOUT", SILENCE_MS.to_string())
         .env("RUNTIME_DIRECTORY", dir.join("embeddings"))
         .env("NOTIFY_SOCKET", dir.join("notify"))
@@ -169,13 +185,27 @@ fn a_silent_worker_is_terminated() {
     assert_eq!(status.signal(), Some(SIGTERM));
     assert!(waited < Duration::from_millis(SILENCE_MS + 1000), "{waited:?}");
     let sentence = ring.sentence(worker.pid()).expect("a sentence");
-    assert_eq!((&sentence["pid"], &sentence["reason"]), (&json!(worker.pid()), &json!("heartbeat_timeout")));
+    assert_eq!(
+        (&sentence["pid"], &sentence["reason"]),
+        (&json!(worker.pid()), &json!("heartbeat_timeout"))
+    );
     assert!(sentence["silent_ms"].as_u64() >= Some(SILENCE_MS), "{sentence}");
-    assert!(sentence["detail"].as_str().is_some_and(|text| text.contains("no heartbeat")), "{sentence}");
+    assert!(
+        sentence["detail"]
+            .as_str()
+            .is_some_and(|text| text.contains("no heartbeat")),
+        "{sentence}"
+    );
     ring.tells("watching 0 workers ");
     let log = ring.log();
-    assert!(log.contains("a worker is ended: no heartbeat") && log.contains("queue=42"), "{log}");
-    assert!(!log.to_lowercase().contains("kill_reason"), "the record of the death is another's: {log}");
+    assert!(
+        log.contains("is ended: no heartbeat") && log.contains("queue=42"),
+        "{log}"
+    );
+    assert!(
+        !log.to_lowercase().contains("kill_reason"),
+        "the record of the death is another's: {log}"
+    );
 }
 
 #[test]
@@ -209,7 +239,12 @@ fn beating_workers_live_as_long_as_they_have_their_broker() {
     let mut cut_off = ring.worker(json!({"first": well, "then": lost}));
     assert_eq!(cut_off.ends().0.signal(), Some(SIGTERM));
     let sentence = ring.sentence(cut_off.pid()).expect("a sentence");
-    assert!(sentence["detail"].as_str().is_some_and(|text| text.contains("broker lost")), "{sentence}");
+    assert!(
+        sentence["detail"]
+            .as_str()
+            .is_some_and(|text| text.contains("broker lost")),
+        "{sentence}"
+    );
     // Stopped for far longer than the bound, it blames nobody for what it did not hear.
     ring.process.signal(SIGSTOP);
     std::thread::sleep(Duration::from_millis(3 * SILENCE_MS));
@@ -229,7 +264,9 @@ fn nonsense_is_not_watched() {
     let ring = Ring::start();
     let socket = UnixDatagram::unbound().unwrap();
     for nonsense in [&b"{"[..], b"null", &[b' '; 5000]] {
-        socket.send_to(nonsense, ring.place().join("heartbeat.sock")).unwrap();
+        socket
+            .send_to(nonsense, ring.place().join("heartbeat.sock"))
+            .unwrap();
     }
     ring.tells("WATCHDOG=1");
     assert!(ring.tells("STATUS=").contains("watching 0 workers"));

@@ -33,7 +33,13 @@ pub struct Pulse {
 
 impl Pulse {
     /// No beat yet.
-    pub fn new(clock: Clock, limits: &Limits, dirs: &Directories, host: String, catalogue: &Catalogue) -> Pulse {
+    pub fn new(
+        clock: Clock,
+        limits: &Limits,
+        dirs: &Directories,
+        host: String,
+        catalogue: &Catalogue,
+    ) -> Pulse {
         let entry = catalogue.default_entry();
         Pulse {
             clock,
@@ -59,7 +65,12 @@ impl Pulse {
         }
         self.looked = Some(now);
         let truth = logic.snapshot(now);
-        let told = (truth.state, truth.connected, truth.readiness.is_ok(), truth.stalled);
+        let told = (
+            truth.state,
+            truth.connected,
+            truth.readiness.is_ok(),
+            truth.stalled,
+        );
         let is_news = |&(last, before): &(Moment, Told)| before != told || now.since(last) >= self.interval;
         if !self.sent.as_ref().is_none_or(is_news) {
             return None;

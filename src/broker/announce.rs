@@ -6,7 +6,7 @@ use super::{BrokerError, session, topology, within};
 use crate::job::Names;
 use crate::job::reply::APP_ID;
 use lapin::options::BasicPublishOptions;
-use lapin::{BasicProperties, Connection};
+use lapin::{BasicProperties, Channel, Connection};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -32,50 +32,40 @@ pub(super) struct Notice {
     pub body: Vec<u8>,
 }
 
-/// Publishes what comes, on a channel of its own, until `queue` is closed or the session ends.
+/// Publishes what comes until `queue` is closed or the session ends.
 pub(super) async fn run(
+    mut channel: Channel,
     connection: Arc<Connection>,
     names: Names,
     declare: bool,
     blocked: Blocked,
     mut queue: mpsc::Receiver<Notice>,
 ) -> Result<(), BrokerError> {
-    let mut first = true;
-    loop {
-        let opened = async {
-            let channel = session::channel(&connection).await?;
-            if !first {
-                // The exchange may be what was missing.
-                topology::events(&channel, &names, declare).await?;
-            }
-            Ok(channel)
-        };
-        let fault = match opened.await {
-            Ok(channel) => loop {
-                let Some(notice) = queue.recv().await else {
-                    return Ok(());
-                };
-                // A broker that blocks publishing would only be sent old news afterwards.
-                if blocked.load(Ordering::Relaxed) {
-                    continue;
-                }
-                if let Err(fault) = send(&channel, &names.events, notice).await {
-                    break fault;
-                }
-            },
-            Err(fault) => fault,
+    while let Some(notice) = queue.recv().await {
+        // A broker that blocks publishing would only be sent old news afterwards.
+        if blocked.load(Ordering::Relaxed) {
+            continue;
+        }
+        let Err(fault) = send(&channel, &names.events, notice).await else {
+            continue;
         };
         // A connection that is gone ends the session, and with it this task.
         if connection.status().connected() {
             warn!(exchange = names.events, cause = %fault, "heartbeats and other notices are not published");
         }
-        first = false;
         sleep(REOPEN_PAUSE).await;
         while queue.try_recv().is_ok() {}
+        // If this fails so does the next notice, and it is tried again.
+        if let Ok(opened) = session::channel(&connection).await {
+            channel = opened;
+            // The exchange may be what was missing.
+            let _ = topology::events(&channel, &names, declare).await;
+        }
     }
+    Ok(())
 }
 
-async fn send(channel: &lapin::Channel, exchange: &str, notice: Notice) -> Result<(), BrokerError> {
+async fn send(channel: &Channel, exchange: &str, notice: Notice) -> Result<(), BrokerError> {
     let properties = BasicProperties::default()
         .with_app_id(APP_ID.into())
         .with_type(notice.kind.into())

@@ -39,6 +39,8 @@ pub(super) struct Session {
     publishing: Arc<Connection>,
     control: Channel,
     publisher: Channel,
+    /// For notices. Held here too, or dropping it while the connection closes would be an error in the log.
+    announcer: Channel,
     consumers: Vec<(Lane, Arc<str>, Channel, Consumer)>,
     names: Names,
     probe_queue: String,
@@ -64,6 +66,7 @@ pub(super) async fn open(setup: &Setup, number: u64) -> Result<Session, BrokerEr
         publisher.confirm_select(ConfirmSelectOptions::default()),
     )
     .await?;
+    let announcer = channel(&publishing).await?;
     let mut consumers = Vec::new();
     for lane in Lane::ALL {
         let queue = match lane {
@@ -95,6 +98,7 @@ pub(super) async fn open(setup: &Setup, number: u64) -> Result<Session, BrokerEr
         publishing: Arc::new(publishing),
         control,
         publisher,
+        announcer,
         consumers,
         names,
         probe_queue,
@@ -166,6 +170,7 @@ impl Session {
         ));
         let (notices, queue) = mpsc::channel(announce::NOTICES);
         tasks.spawn(announce::run(
+            self.announcer.clone(),
             self.publishing.clone(),
             self.names.clone(),
             self.setup.config.declare,

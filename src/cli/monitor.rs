@@ -110,7 +110,10 @@ impl Post {
             .create(&dir)
             .with_context(|| format!("failed to make {}", dir.display()))?;
         let listener = Listener::bind(&path).with_context(|| match path.exists() {
-            true => format!("failed to listen at {}, where another monitor may be", path.display()),
+            true => format!(
+                "failed to listen at {}, where another monitor may be",
+                path.display()
+            ),
             false => format!("failed to listen at {}", path.display()),
         })?;
         Ok(Post {
@@ -145,7 +148,10 @@ impl Post {
         self.hear(now).context("failed to read heartbeats")?;
         if self.echoes_lost > ECHOES_LOST_MAX {
             let path = self.dirs.heartbeat_socket();
-            anyhow::bail!("nothing arrives at {} any more, not even from here", path.display());
+            anyhow::bail!(
+                "nothing arrives at {} any more, not even from here",
+                path.display()
+            );
         }
         if self.echoes_lost == 0 {
             for verdict in self.logic.judge(now) {
@@ -179,7 +185,7 @@ impl Post {
         self.workers.retain(|&pid, worker| {
             let ended = worker.process.has_ended();
             if ended {
-                info!(worker_pid = pid, "a worker has ended");
+                info!(worker_pid = pid, "worker {pid} has ended");
                 logic.ended(pid);
             }
             !ended
@@ -196,7 +202,9 @@ impl Post {
                 self.heard_ourselves(now);
                 continue;
             }
-            let beat = datagram.bytes.map(|bytes| serde_json::from_slice(&buffer[..bytes]));
+            let beat = datagram
+                .bytes
+                .map(|bytes| serde_json::from_slice(&buffer[..bytes]));
             match beat {
                 Some(Ok(beat)) => self.heard(datagram.pid, beat, now),
                 _ => debug!(sender_pid = datagram.pid, "a datagram is no heartbeat"),
@@ -224,15 +232,22 @@ impl Post {
             Ok(process) => process,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
             Err(error) => {
-                warn!(worker_pid = pid, %error, "cannot take hold of a worker, so it is not watched");
+                warn!(worker_pid = pid, %error, "cannot take hold of worker {pid}, so it is not watched");
                 return;
             }
         };
         if self.logic.heard(pid, &beat, now) == Heard::Refused {
-            warn!(worker_pid = pid, "too many workers, so this one is not watched");
+            warn!(
+                worker_pid = pid,
+                "too many workers, so worker {pid} is not watched"
+            );
             return;
         }
-        info!(worker_pid = pid, claimed_pid = beat.pid, "a worker is watched");
+        info!(
+            worker_pid = pid,
+            claimed_pid = beat.pid,
+            "worker {pid} is watched"
+        );
         // A sentence on an earlier process of this number must not be taken for one on this.
         let _ = std::fs::remove_file(self.dirs.sentence(pid));
         self.workers.insert(pid, Worker { process, beat });
@@ -240,18 +255,25 @@ impl Post {
 
     fn carry_out(&self, verdict: Verdict) {
         let (pid, signal) = match verdict {
-            Verdict::Terminate { pid, cause, lasted, silent } => {
+            Verdict::Terminate {
+                pid,
+                cause,
+                lasted,
+                silent,
+            } => {
                 self.say_why(pid, cause, lasted, silent);
                 (pid, Signal::TERM)
             }
             Verdict::Kill { pid } => {
-                warn!(worker_pid = pid, "a worker does not end by itself: SIGKILL");
+                warn!(worker_pid = pid, "worker {pid} does not end by itself: SIGKILL");
                 (pid, Signal::KILL)
             }
         };
-        let Some(worker) = self.workers.get(&pid) else { return };
+        let Some(worker) = self.workers.get(&pid) else {
+            return;
+        };
         if let Err(error) = worker.process.signal(signal) {
-            error!(worker_pid = pid, %error, "failed to signal a worker");
+            error!(worker_pid = pid, %error, "failed to signal worker {pid}");
         }
     }
 
@@ -265,7 +287,7 @@ impl Post {
             detail: format!("{cause} for {lasted_ms} ms"),
         };
         if let Err(error) = sentence.write(&self.dirs.sentence(pid)) {
-            error!(worker_pid = pid, %error, "failed to write down why a worker is ended");
+            error!(worker_pid = pid, %error, "failed to write down why worker {pid} is ended");
         }
         let Some(Worker { beat, .. }) = self.workers.get(&pid) else {
             return;
@@ -286,7 +308,7 @@ impl Post {
             device = beat.device,
             rss_bytes = beat.rss_bytes,
             version = beat.version,
-            "a worker is ended: {}",
+            "worker {pid} is ended: {}",
             sentence.detail
         );
     }
@@ -317,7 +339,10 @@ impl Post {
     fn status_line(&self) -> String {
         let workers = super::count(self.logic.workers(), "worker");
         match self.logic.silent_for(self.clock.now()) {
-            Some(age) => format!("watching {workers} · last heartbeat {:.1} s ago", age.as_secs_f64()),
+            Some(age) => format!(
+                "watching {workers} · last heartbeat {:.1} s ago",
+                age.as_secs_f64()
+            ),
             None => format!("watching {workers} · no heartbeat yet"),
         }
     }

@@ -197,7 +197,12 @@ impl Monitor {
                     let (cause, lasted) = worker.overdue(&bounds, now)?;
                     worker.fate = Fate::Terminated(now);
                     let silent = now.since(worker.heard);
-                    Some(Verdict::Terminate { pid, cause, lasted, silent })
+                    Some(Verdict::Terminate {
+                        pid,
+                        cause,
+                        lasted,
+                        silent,
+                    })
                 }
                 Fate::Terminated(since) if now.since(since) >= GRACE => {
                     worker.fate = Fate::Killed;
@@ -211,7 +216,10 @@ impl Monitor {
 
     /// When a verdict can fall at the earliest if nothing more is heard.
     pub fn next_check(&self) -> Option<Moment> {
-        self.workers.values().filter_map(|worker| worker.deadline(&self.bounds)).min()
+        self.workers
+            .values()
+            .filter_map(|worker| worker.deadline(&self.bounds))
+            .min()
     }
 
     /// Workers that are watched.
@@ -302,7 +310,12 @@ mod tests {
                     self.hears(pid, beat);
                 }
                 let now = Moment::from_millis(self.now);
-                verdicts.extend(self.monitor.judge(now).into_iter().map(|verdict| (self.now, verdict)));
+                verdicts.extend(
+                    self.monitor
+                        .judge(now)
+                        .into_iter()
+                        .map(|verdict| (self.now, verdict)),
+                );
             }
             verdicts
         }
@@ -319,7 +332,12 @@ mod tests {
 
     fn terminate(pid: u32, cause: Cause, lasted_ms: u64, silent_ms: u64) -> Verdict {
         let (lasted, silent) = (Duration::from_millis(lasted_ms), Duration::from_millis(silent_ms));
-        Verdict::Terminate { pid, cause, lasted, silent }
+        Verdict::Terminate {
+            pid,
+            cause,
+            lasted,
+            silent,
+        }
     }
 
     #[test]
@@ -344,11 +362,18 @@ mod tests {
         let mut watch = Watch::new();
         assert_eq!(watch.pass(600_000, Some((7, &down))), [], "it never had one");
         watch.hears(7, &up);
-        assert_eq!(watch.pass(15_000, Some((7, &down))), [], "one heartbeat more than its own watchdog");
+        assert_eq!(
+            watch.pass(15_000, Some((7, &down))),
+            [],
+            "one heartbeat more than its own watchdog"
+        );
         watch.pass(500, Some((7, &up)));
         let since = watch.now + 500;
         let verdicts = watch.pass(16_000, Some((7, &down)));
-        assert_eq!(verdicts, [(since + 15_000, terminate(7, Cause::BrokerLost, 15_000, 0))]);
+        assert_eq!(
+            verdicts,
+            [(since + 15_000, terminate(7, Cause::BrokerLost, 15_000, 0))]
+        );
     }
 
     #[test]
@@ -358,7 +383,10 @@ mod tests {
         assert_eq!(watch.pass(45_000, Some((7, &stalled(Stage::Computed)))), []);
         assert_eq!(watch.pass(45_000, Some((7, &stalled(Stage::Published)))), []);
         let verdicts = watch.pass(500, Some((7, &stalled(Stage::Published))));
-        assert_eq!(verdicts[0].1, terminate(7, Cause::Stalled(Stage::Published), 45_000, 0));
+        assert_eq!(
+            verdicts[0].1,
+            terminate(7, Cause::Stalled(Stage::Published), 45_000, 0)
+        );
     }
 
     #[test]

@@ -28,7 +28,10 @@ impl Sender {
     /// # Errors
     /// Nobody listens, its queue is full, or the system refuses.
     pub fn send(&self, body: &[u8]) -> io::Result<()> {
-        let socket = self.socket.as_ref().map_err(|error| io::Error::from(error.kind()))?;
+        let socket = self
+            .socket
+            .as_ref()
+            .map_err(|error| io::Error::from(error.kind()))?;
         socket.send_to(body, &self.path).map(drop)
     }
 }

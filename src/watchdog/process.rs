@@ -24,7 +24,11 @@ impl Process {
             other => other.into(),
         })?);
         // One that ended meanwhile is not the one that was meant.
-        if process.has_ended() { Err(gone()) } else { Ok(process) }
+        if process.has_ended() {
+            Err(gone())
+        } else {
+            Ok(process)
+        }
     }
 
     /// Whether it has ended. Its descriptor becomes readable then.

@@ -32,7 +32,11 @@ const KEYS: [&str; 16] = [
 /// A queue of its own on the exchange of events.
 async fn bound_queue(caller: &Caller) -> String {
     let options = QueueDeclareOptions::exclusive();
-    let queue = caller.channel.queue_declare("".into(), options, FieldTable::default()).await.unwrap();
+    let queue = caller
+        .channel
+        .queue_declare("".into(), options, FieldTable::default())
+        .await
+        .unwrap();
     let name = queue.name().to_string();
     caller
         .channel
@@ -78,28 +82,47 @@ async fn heartbeats_arrive_at_the_exchange() {
     assert!(took < Duration::from_secs(6), "4 heartbeats took {took:?}");
     let last = &beats[3];
     assert_eq!((&last["connected"], &last["ready"]), (&json!(true), &json!(true)));
-    assert!(last["avg_job_ms"].is_u64() && last["last_job_latency_ms"].is_u64(), "{last}");
-    let progress = clock.unix_ms().abs_diff(last["last_progress_ts"].as_u64().unwrap());
+    assert!(
+        last["avg_job_ms"].is_u64() && last["last_job_latency_ms"].is_u64(),
+        "{last}"
+    );
+    let progress = clock
+        .unix_ms()
+        .abs_diff(last["last_progress_ts"].as_u64().unwrap());
     assert!(progress < 60_000, "{last}");
 
     // An exchange that is gone costs no session, only the heartbeats until it is declared anew.
     let gone = caller.another_channel().await;
     let options = ExchangeDeleteOptions::default();
-    gone.exchange_delete(caller.names.events.as_str().into(), options).await.unwrap();
+    gone.exchange_delete(caller.names.events.as_str().into(), options)
+        .await
+        .unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
     caller.ask(&json!({"input": "still here"})).await.vectors();
     assert!(!service.log().contains("lost the broker"), "{}", service.log());
     assert!(service.log().contains("are not published"), "{}", service.log());
     let clock = Clock::start();
-    let passive = lapin::options::ExchangeDeclareOptions { passive: true, durable: true, ..Default::default() };
+    let passive = lapin::options::ExchangeDeclareOptions {
+        passive: true,
+        durable: true,
+        ..Default::default()
+    };
     loop {
         let channel = caller.another_channel().await;
         let name = caller.names.events.as_str();
-        let there = channel.exchange_declare(name.into(), lapin::ExchangeKind::Topic, passive, FieldTable::default());
+        let there = channel.exchange_declare(
+            name.into(),
+            lapin::ExchangeKind::Topic,
+            passive,
+            FieldTable::default(),
+        );
         if there.await.is_ok() {
             break;
         }
-        assert!(clock.now().since(Moment::ZERO) < SOON, "the exchange never came back");
+        assert!(
+            clock.now().since(Moment::ZERO) < SOON,
+            "the exchange never came back"
+        );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let queue = bound_queue(&caller).await;
@@ -112,7 +135,10 @@ async fn heartbeats_arrive_at_the_exchange() {
 async fn the_monitor_is_told_and_heeded() {
     let Some(bench) = bench("sentence") else { return };
     // Nobody listens at the port of discard.
-    let mut service = bench.start("amqp://guest:guest@127.0.0.1:9/%2f", "heartbeat_interval_ms = 500");
+    let mut service = bench.start(
+        "amqp://guest:guest@127.0.0.1:9/%2f",
+        "heartbeat_interval_ms = 500",
+    );
     let dir = service.monitor_dir();
     std::fs::create_dir(&dir).unwrap();
     let socket = UnixDatagram::bind(dir.join("heartbeat.sock")).unwrap();
@@ -124,11 +150,21 @@ async fn the_monitor_is_told_and_heeded() {
     };
     for _ in 0..3 {
         let beat = hear();
-        assert_eq!((&beat["state"], &beat["connected"]), (&json!("starting"), &json!(false)));
-        assert_eq!((&beat["ready"], &beat["avg_job_ms"]), (&json!(false), &Value::Null));
+        assert_eq!(
+            (&beat["state"], &beat["connected"]),
+            (&json!("starting"), &json!(false))
+        );
+        assert_eq!(
+            (&beat["ready"], &beat["avg_job_ms"]),
+            (&json!(false), &Value::Null)
+        );
     }
     let sentence = json!({"pid": service.pid(), "reason": "heartbeat_timeout", "silent_ms": 1, "detail": ""});
-    std::fs::write(dir.join(format!("kill-{}.json", service.pid())), sentence.to_string()).unwrap();
+    std::fs::write(
+        dir.join(format!("kill-{}.json", service.pid())),
+        sentence.to_string(),
+    )
+    .unwrap();
     service.signal(libc::SIGTERM);
     service.exit(SOON);
     let status = service.exited().unwrap();
