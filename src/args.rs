@@ -30,6 +30,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Test configuration, broker, permissions, topology, model and device; say what to mend
     Check(CheckArgs),
+    /// Listen to the heartbeats of the workers on this machine and end those that fall silent
+    Monitor(MonitorArgs),
 }
 
 /// Which configuration to use, the same for every command that needs one.
@@ -209,4 +211,12 @@ pub struct CheckArgs {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `embeddings monitor`
+#[derive(Debug, Args)]
+pub struct MonitorArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented on the type")]
+    pub config: ConfigFlags,
 }

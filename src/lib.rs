@@ -9,7 +9,7 @@
 //! | 4 | [`app`] | build all parts from [`config`], start them, turn the loop, drain in reverse order |
 //! | 3 | [`broker`] | connect, consume and decode, encode and publish with confirms; alone names lapin |
 //! | 3 | [`engine`] | text in, vectors out; alone names Candle |
-//! | 3 | [`watchdog`] | the only writer of the notify socket, and the thread that kills |
+//! | 3 | [`watchdog`] | the only writer of the notify socket, the thread that kills, and the monitor's socket and hands |
 //! | 3 | [`telemetry`] | journal and terminal logging, the record of a death |
 //! | 3 | [`control`] | the status socket: whoever asks gets one document |
 //! | 3 | [`cli`] | one small file per command |

@@ -38,6 +38,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             args.config.set,
         ))),
         Command::Submit(args) => cli::submit::run(&args),
+        #[cfg(target_os = "linux")]
+        Command::Monitor(args) => cli::monitor::run(&args),
+        #[cfg(not(target_os = "linux"))]
+        Command::Monitor(_) => {
+            anyhow::bail!("the monitor needs Linux: it holds processes by their descriptors")
+        }
     }
 }
 

@@ -5,13 +5,14 @@
 
 mod catalogue;
 mod desk;
+mod pulse;
 mod show;
 mod turn;
 mod window;
 
 use crate::broker::{self, BrokerEvent, Command, DisconnectKill};
 use crate::clock::{Clock, Moment};
-use crate::config::{self, Config, EXIT_CONFIG, Inputs, Loaded};
+use crate::config::{self, Config, Directories, EXIT_CONFIG, Inputs, Loaded};
 use crate::engine::device;
 use crate::engine::pool::Pool;
 use crate::engine::tokenize::Tokenizers;
@@ -23,6 +24,7 @@ use crate::telemetry::{self, Death, Logging};
 use crate::watchdog::{self, notify, thread};
 use anyhow::Context;
 use catalogue::Catalogue;
+use signal_hook::consts::signal::SIGTERM;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -166,13 +168,18 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
         clock.now(),
     );
     let truth = thread::Truth::new(logic.health().clone(), clock.now());
-    let watched = model.clone();
+    let (watched, dirs) = (model.clone(), config.dirs.clone());
     thread::spawn(
         truth.clone(),
         clock,
         limits.watchdog_interval,
         limits.liveness_max_stall,
-        move |reason, health, now| die(reason, health, &watched, now),
+        move |reason, health, now| {
+            if reason == KillReason::DrainTimeout {
+                heed_sentence(&dirs);
+            }
+            die(reason, health, &watched, now);
+        },
     )
     .context("failed to start the watchdog thread")?;
 
@@ -189,7 +196,8 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
         .context("failed to start the runtime")?;
     let code = runtime.block_on(async {
         let disconnect_kill = DisconnectKill::new(limits.disconnect_kill);
-        let setup = broker_setup(config, &catalogue, prefetch, disconnect_kill.clone());
+        let host = host();
+        let setup = broker_setup(config, &catalogue, prefetch, disconnect_kill.clone(), &host);
         let (to_broker, commands) = mpsc::channel::<Command>(4 * (waiting_max + EVENTS));
         let (from_broker, broker_events) = mpsc::channel::<BrokerEvent>(EVENTS);
         let session = broker::start(setup, from_broker, commands);
@@ -197,6 +205,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             clock,
             inputs: inputs.clone(),
             config: config.clone(),
+            host,
             disconnect_kill,
             max_queue_max: widest,
             logging,
@@ -218,18 +227,12 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     code
 }
 
-fn host() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .or_else(|_| std::fs::read_to_string("/etc/hostname"))
-        .unwrap_or_else(|_| "localhost".into());
-    host.trim().to_owned()
-}
-
 fn broker_setup(
     config: &Config,
     catalogue: &Catalogue,
     prefetch: [u16; 3],
     disconnect_kill: DisconnectKill,
+    host: &str,
 ) -> broker::Setup {
     broker::Setup {
         config: config.broker.clone(),
@@ -239,8 +242,16 @@ fn broker_setup(
             body_bytes_max: BODY_BYTES_MAX,
         },
         disconnect_kill,
-        name: format!("embeddings@{}.{}", host(), std::process::id()),
+        name: format!("embeddings@{host}.{}", std::process::id()),
     }
+}
+
+/// This machine's name.
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .or_else(|_| std::fs::read_to_string("/etc/hostname"))
+        .unwrap_or_else(|_| "localhost".into());
+    name.trim().to_owned()
 }
 
 /// Unacknowledged deliveries per lane, in the order of [`Lane::ALL`]: of interactive jobs as many as may
@@ -251,6 +262,14 @@ fn prefetch(max_queue: usize, max_inflight: usize) -> [u16; 3] {
         Lane::Interactive => (max_queue + REFUSE_ROOM).min(PREFETCH_MAX) as u16,
         Lane::Bulk => (max_inflight * 2).min(PREFETCH_MAX) as u16,
     })
+}
+
+/// A process that the monitor ends does not exit with 0, which would read as the wish of an administrator, and
+/// systemd would leave it at that. It dies of the monitor's signal, and the monitor's sentence is its record.
+fn heed_sentence(dirs: &Directories) {
+    if dirs.sentence(std::process::id()).exists() {
+        let _ = signal_hook::low_level::emulate_default_handler(SIGTERM);
+    }
 }
 
 /// Ends the process at once, with a record and without destructors, which could hang.

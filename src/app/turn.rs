@@ -2,9 +2,10 @@
 
 use super::catalogue::{self, Catalogue};
 use super::desk::{Desk, Held};
-use super::die;
+use super::pulse::Pulse;
 use super::show::Show;
 use super::window::{self, Question};
+use super::{die, heed_sentence};
 use crate::broker::{Arrival, BrokerEvent, Command, DisconnectKill, Published};
 use crate::clock::{Clock, Moment};
 use crate::config::{self, Config, Inputs};
@@ -17,6 +18,7 @@ use crate::logic::Logic;
 use crate::logic::event::{
     Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome, TokenizerId, Worker,
 };
+use crate::logic::health::KillReason;
 use crate::telemetry::Logging;
 use crate::watchdog::{notify, thread::Truth};
 use anyhow::Context;
@@ -89,6 +91,8 @@ pub struct Parts {
     pub clock: Clock,
     pub inputs: Inputs,
     pub config: Config,
+    /// This machine's name.
+    pub host: String,
     pub disconnect_kill: DisconnectKill,
     /// The largest `max_queue` that the prefetch of this process has room for.
     pub max_queue_max: usize,
@@ -117,6 +121,7 @@ pub struct Loop {
     show: Show,
     /// What the last attempt to reach the broker came to, while there is no session.
     waiting: Option<String>,
+    pulse: Pulse,
 }
 
 impl Loop {
@@ -124,6 +129,13 @@ impl Loop {
     pub fn new(parts: Parts) -> Loop {
         Loop {
             show: Show::new(&parts.catalogue),
+            pulse: Pulse::new(
+                parts.clock,
+                &parts.config.limits,
+                &parts.config.dirs,
+                parts.host.clone(),
+                &parts.catalogue,
+            ),
             parts,
             desk: Desk::new(),
             batches: HashMap::new(),
@@ -180,6 +192,7 @@ impl Loop {
             requeued = total(Outcome::Requeued),
             "stopped"
         );
+        heed_sentence(&self.parts.config.dirs);
         Ok(ExitCode::SUCCESS)
     }
 
@@ -212,6 +225,9 @@ impl Loop {
         }
         self.parts.truth.update(self.parts.logic.health());
         self.show.turned(&self.parts.logic, now);
+        if let Some(heartbeat) = self.pulse.turned(&self.parts.logic, now) {
+            self.command(heartbeat);
+        }
     }
 
     fn perform(&mut self, action: Action, now: Moment) -> Option<Event> {
@@ -267,6 +283,9 @@ impl Loop {
                 self.parts.truth.retire();
             }
             Action::Kill(reason) => {
+                if reason == KillReason::DrainTimeout {
+                    heed_sentence(&self.parts.config.dirs);
+                }
                 die(reason, Some(self.parts.logic.health()), self.show.model(), now);
             }
         }
@@ -576,6 +595,7 @@ impl Loop {
                 self.name_what_waits(&loaded.config);
                 limits.max_queue = limits.max_queue.min(self.parts.max_queue_max);
                 self.parts.disconnect_kill.set(limits.disconnect_kill);
+                self.pulse.reload(&limits);
                 Some(Event::Reloaded(limits))
             }
             Err(errors) => {

@@ -7,6 +7,8 @@ pub mod check;
 pub mod config;
 pub mod embed;
 pub mod model;
+#[cfg(target_os = "linux")]
+pub mod monitor;
 pub mod status;
 pub mod submit;
 

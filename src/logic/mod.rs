@@ -13,6 +13,7 @@ pub mod faults;
 pub mod health;
 pub mod lane;
 pub mod ledger;
+pub mod monitor;
 pub mod settle;
 pub mod status;
 

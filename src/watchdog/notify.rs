@@ -24,7 +24,8 @@ pub fn ready(line: &str) {
     send(&[NotifyState::Ready, NotifyState::Status(&one_line(line))]);
 }
 
-/// Real work went all the way round, and the broker is proven. Must never be called for any other reason.
+/// Real work went all the way round, and the broker is proven; or, of the monitor, what it sent to itself
+/// arrived. Must never be called for any other reason.
 pub fn pet() {
     send(&[NotifyState::Watchdog]);
 }

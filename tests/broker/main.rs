@@ -6,6 +6,7 @@
 
 mod caller;
 mod faults;
+mod heartbeats;
 mod hostile;
 mod node;
 mod overload;

@@ -73,7 +73,7 @@ impl Bench {
             .args(["serve", "--config"])
             .arg(&service.config)
             .env("NOTIFY_SOCKET", &socket)
-            .env("RUNTIME_DIRECTORY", service.dir.path())
+            .env("RUNTIME_DIRECTORY", service.dir.path().join("embeddings"))
             .env("STATE_DIRECTORY", service.dir.path())
             .env("CACHE_DIRECTORY", service.dir.path())
             .env_remove("WATCHDOG_USEC")
@@ -227,6 +227,11 @@ impl Service {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap()
+    }
+
+    /// Where its heartbeat monitor would be.
+    pub fn monitor_dir(&self) -> PathBuf {
+        self.dir.path().join("embeddings-monitor")
     }
 
     /// What it has logged.
