@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     // SAFETY: this is the first statement of the process; no other thread exists that could read the
     // environment meanwhile.
     unsafe { std::env::set_var("RUST_MIN_STACK", STACK_BYTES) };
-    telemetry::abort_on_panic();
+    telemetry::dying::abort_on_panic();
     match run(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => report(&error),

@@ -4,6 +4,7 @@ use super::catalogue::{self, Catalogue};
 use super::desk::{Desk, Held};
 use super::die;
 use super::show::Show;
+use super::trace::Trace;
 use crate::broker::{Arrival, BrokerEvent, Command, DisconnectKill, Published};
 use crate::clock::{Clock, Moment};
 use crate::config::{self, Config, Inputs};
@@ -15,6 +16,7 @@ use crate::job::{ErrorType, JobKey, Lane, Refusal};
 use crate::logic::Logic;
 use crate::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome};
 use crate::telemetry::Logging;
+use crate::telemetry::blackbox::Phase;
 use crate::watchdog::{notify, thread::Truth};
 use anyhow::Context;
 use futures_util::StreamExt;
@@ -92,6 +94,7 @@ pub struct Loop {
     draining: bool,
     drained: bool,
     show: Show,
+    trace: Trace,
 }
 
 impl Loop {
@@ -99,6 +102,7 @@ impl Loop {
     pub fn new(parts: Parts) -> Loop {
         Loop {
             show: Show::new(&parts.catalogue),
+            trace: Trace::new(&parts.catalogue.default_entry().name),
             parts,
             desk: Desk::new(),
             batches: HashMap::new(),
@@ -169,6 +173,7 @@ impl Loop {
         }
         self.parts.truth.update(self.parts.logic.health());
         self.show.turned(&self.parts.logic, now);
+        self.trace.turned(&self.parts.logic, &self.desk, now);
     }
 
     fn perform(&mut self, action: Action, now: Moment) -> Option<Event> {
@@ -206,10 +211,14 @@ impl Loop {
             Action::SendCanary { through_broker } => return self.send_canary(through_broker, now),
             Action::Ready => {
                 self.ready = true;
+                self.trace.phase(Phase::Ready);
                 info!(after_ms = now.as_millis(), "ready");
                 self.show.ready(&self.parts.logic, now);
             }
-            Action::Pet => notify::pet(),
+            Action::Pet => {
+                notify::pet();
+                self.trace.pet(now);
+            }
             Action::Drained => {
                 self.drained = true;
                 self.parts.truth.retire();
@@ -244,6 +253,7 @@ impl Loop {
             let result = catalogue::tokenize(&model, &texts, &plan);
             let _ = done.blocking_send(Done::Tokens(job, result));
         });
+        self.trace.begins([job], &self.desk);
         self.parts.tokenizers.submit(task).is_err().then(|| {
             error!("the tokenizers do not take work");
             let refusal = Refusal::new(ErrorType::Internal, "the tokenizers do not take work");
@@ -260,6 +270,7 @@ impl Loop {
             .iter()
             .filter_map(|item| self.desk.get(&item.job)?.sequences.get(item.input).cloned())
             .collect();
+        self.trace.begins(items.iter().map(|item| item.job), &self.desk);
         self.batches.insert(batch, items);
         if self
             .parts
@@ -312,6 +323,7 @@ impl Loop {
         let Some(held) = self.desk.remove(&job) else {
             return;
         };
+        self.trace.gone(job);
         let duration_ms = u64::try_from(now.since(held.arrived).as_millis()).unwrap_or(u64::MAX);
         let (lane, outcome_name) = (held.lane.name(), outcome.name());
         *self.outcomes.entry((held.lane, outcome)).or_default() += 1;
@@ -327,6 +339,7 @@ impl Loop {
         Some(match done {
             Done::Step(engine) => Event::BatchStep { engine },
             Done::Tokens(job, result) => {
+                self.trace.ends(job);
                 let result = result.map(|sequences| {
                     let tokens = sequences.iter().map(|sequence| sequence.ids.len()).collect();
                     if let Some(held) = self.desk.get_mut(&job) {
@@ -338,6 +351,7 @@ impl Loop {
             }
             Done::Batch(engine, batch, result) => {
                 let items = self.batches.remove(&batch)?;
+                items.iter().for_each(|item| self.trace.ends(item.job));
                 let results = match result {
                     Ok(vectors) => items
                         .iter()
@@ -486,6 +500,7 @@ impl Loop {
             return None;
         }
         self.draining = true;
+        self.trace.phase(Phase::Draining);
         info!("stopping: no new jobs, finishing what is in flight");
         self.show
             .stopping("draining · no new jobs, finishing what is in flight");

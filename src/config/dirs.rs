@@ -89,6 +89,12 @@ fn is_model(dir: &Path) -> bool {
     dir.join("config.json").is_file() || dir.join("modules.json").is_file()
 }
 
+/// The directories alone: they depend on no file, so even a process whose configuration is wrong knows
+/// where its death belongs.
+pub fn directories(inputs: &Inputs) -> Directories {
+    choose(inputs).0
+}
+
 /// Chooses the directories: systemd's variable, else for root the service's own place where the package
 /// is installed (so that `sudo embeddings model add` serves the service), else XDG's places.
 pub(super) fn choose(inputs: &Inputs) -> (Directories, [(&'static str, Origin); 3]) {
