@@ -28,6 +28,13 @@ pub enum Command {
     Config(ConfigArgs),
     /// Test configuration, broker, permissions, topology, model and device; say what to mend
     Check(CheckArgs),
+    /// Write the record of a death; systemd calls it when the service has ended (ExecStopPost=)
+    Postmortem,
+    /// Raise the alarm and try again later; systemd calls it when it has given up (OnFailure=)
+    Alarm {
+        /// The unit that has failed
+        unit: String,
+    },
 }
 
 /// Which configuration to use, the same for every command that needs one.

@@ -37,6 +37,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             args.config.set,
         ))),
         Command::Submit(args) => cli::submit::run(&args),
+        Command::Postmortem => cli::postmortem::run(),
+        Command::Alarm { unit } => cli::alarm::run(&unit),
     }
 }
 

@@ -94,7 +94,7 @@ impl Trace {
             total: self.suspects.len(),
             ids: ids
                 .take(SUSPECTS_MAX)
-                .map(|held| clip(&held.id, SUSPECT_BYTES_MAX).into())
+                .map(|held| clip(&held.id, SUSPECT_BYTES_MAX).replace(char::is_control, "_"))
                 .collect(),
         });
     }

@@ -138,7 +138,8 @@ impl Death {
             &mut self.detail,
         ];
         for text in texts {
-            *text = clip(text.trim(), TEXT_BYTES_MAX).into();
+            let plain = text.replace(|c: char| c.is_control() && c != '\n', " ");
+            *text = clip(plain.trim(), TEXT_BYTES_MAX).into();
         }
         self.threads = clip(&self.threads, THREADS_BYTES_MAX).into();
     }
@@ -171,8 +172,7 @@ impl Death {
         let number = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
         let size = |size: Option<usize>| size.map(|size| size.to_string()).unwrap_or_default();
         // A comma parts the ids, so it can be in none of them.
-        let plain = |id: &String| id.replace(|c: char| c == ',' || c.is_control(), "_");
-        let suspects: Vec<String> = self.suspect_jobs.iter().map(plain).collect();
+        let suspects: Vec<String> = self.suspect_jobs.iter().map(|id| id.replace(',', "_")).collect();
         let promised = [
             ("MESSAGE_ID", MESSAGE_ID_KILL.to_owned()),
             ("KILL_REASON", self.kill_reason.clone()),
@@ -239,6 +239,7 @@ mod tests {
         let known = Contents {
             figures: Figures {
                 monotonic_ms: 1000,
+                phase: Phase::Ready,
                 queue: Some(3),
                 progress_age_ms: Some(10),
                 proof_age_ms: Some(20),

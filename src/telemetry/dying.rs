@@ -60,13 +60,17 @@ pub fn end(death: Death, exit_status: u8) -> ! {
     }
     let exit = move || signal_hook::low_level::exit(i32::from(exit_status));
     in_bounded_time(exit);
+    if SERVICE.get().is_some_and(|service| !service.postmortem) {
+        // Before the record: journald learns from a plain line to which unit this process belongs.
+        say(&death.summary());
+    }
     leave(death, "exited", &exit_status.to_string());
     super::flush(PATIENCE);
     exit();
     unreachable!("the process has ended")
 }
 
-/// Leaves the record of a death whose way leads through `main`.
+/// Leaves the record of a death whose way leads through `main`, and which has been told on stderr.
 pub fn record(death: Death, exit_status: u8) {
     if !DYING.swap(true, Ordering::SeqCst) {
         leave(death, "exited", &exit_status.to_string());
@@ -77,7 +81,7 @@ pub fn record(death: Death, exit_status: u8) {
 pub fn abort_on_panic() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if !DYING.swap(true, Ordering::SeqCst) {
+        if SERVICE.get().is_some() && !DYING.swap(true, Ordering::SeqCst) {
             in_bounded_time(std::process::abort);
             let name = thread::current().name().unwrap_or("unnamed").to_owned();
             let mut death = Death::of("panic");
@@ -114,8 +118,6 @@ fn leave(mut death: Death, exit_code: &str, exit_status: &str) {
     if service.postmortem {
         return;
     }
-    // One plain line first: journald learns from it to which unit this process belongs.
-    say(&death.summary());
     let journal = super::to_journal();
     death.unsent = journal && journal::send(Path::new(journal::SOCKET), &death.entry(None), PATIENCE).is_err();
     if let Ok(mut history) = History::open(&service.state) {
