@@ -51,7 +51,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let death = classify(&ending, known.as_ref(), note.as_ref(), Clock::monotonic_ms());
     let state = dir("STATE_DIRECTORY");
     keep(death, state.as_deref(), unit.as_deref(), &var("INVOCATION_ID"));
-    if ending.is_restarted() {
+    if ending.is_restarted() || note.is_some() {
         thread::sleep(Duration::from_millis(rand::random_range(0..=JITTER_MAX_MS)));
     }
     Ok(ExitCode::SUCCESS)
