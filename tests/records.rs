@@ -52,7 +52,9 @@ impl Home {
 
     fn deaths(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path("state/kills.jsonl")).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 }
 
@@ -114,10 +116,15 @@ fn the_catalog_explains_every_record() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut text = String::new();
     sources(&root.join("src"), &mut text);
-    let consts = text.lines().filter(|line| line.starts_with("pub const MESSAGE_ID"));
+    let consts = text
+        .lines()
+        .filter(|line| line.starts_with("pub const MESSAGE_ID"));
     let mut ids: Vec<&str> = consts.filter_map(|line| line.split('"').nth(1)).collect();
     let catalog = std::fs::read_to_string(root.join("packaging/embeddings.catalog")).unwrap();
-    let mut explained: Vec<&str> = catalog.lines().filter_map(|line| line.strip_prefix("-- ")).collect();
+    let mut explained: Vec<&str> = catalog
+        .lines()
+        .filter_map(|line| line.strip_prefix("-- "))
+        .collect();
     ids.sort_unstable();
     explained.sort_unstable();
     assert!(ids.len() >= 3 && ids.iter().all(|id| id.len() == 32), "{ids:?}");

@@ -103,7 +103,9 @@ pub fn serve(inputs: &Inputs) -> ExitCode {
 fn send_the_unsent(state: std::path::PathBuf) {
     let later = move || {
         std::thread::sleep(RESEND_AFTER);
-        if history::last(&state, history::KEPT_MAX).iter().any(|death| death.unsent)
+        if history::last(&state, history::KEPT_MAX)
+            .iter()
+            .any(|death| death.unsent)
             && let Ok(mut history) = history::History::open(&state)
             && history.send_the_unsent(None, RESEND_MAX)
         {

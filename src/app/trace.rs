@@ -5,7 +5,9 @@ use super::desk::Desk;
 use crate::clock::Moment;
 use crate::job::{JobKey, Lane};
 use crate::logic::Logic;
-use crate::telemetry::blackbox::{self, Figures, Phase, SUSPECT_BYTES_MAX, SUSPECTS_MAX, StageFigures, Suspects};
+use crate::telemetry::blackbox::{
+    self, Figures, Phase, SUSPECT_BYTES_MAX, SUSPECTS_MAX, StageFigures, Suspects,
+};
 use crate::telemetry::journal::clip;
 use std::collections::BTreeMap;
 use std::time::Duration;

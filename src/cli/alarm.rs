@@ -49,13 +49,16 @@ struct Count {
 /// systemd does not answer.
 pub fn run(name: &str) -> anyhow::Result<ExitCode> {
     let first = std::env::var("EMBEDDINGS_ALARM_COOLDOWN_S").ok();
-    let first = first.and_then(|text| text.parse().ok()).map_or(COOLDOWN_FIRST, Duration::from_secs);
+    let first = first
+        .and_then(|text| text.parse().ok())
+        .map_or(COOLDOWN_FIRST, Duration::from_secs);
     let mut unit = show(name)?;
     while unit.active_state == "failed" {
         let deaths = recent_deaths(&unit);
         let deaths: Vec<&Death> = deaths.iter().collect();
         // The newest comes first; what ended it last is why systemd gave up.
-        let final_end = unit.result == "exit-code" && deaths.first().is_some_and(|it| it.kill_reason == "config_error");
+        let final_end =
+            unit.result == "exit-code" && deaths.first().is_some_and(|it| it.kill_reason == "config_error");
         let pause = (!final_end).then(|| {
             let count = count_alarm(Clock::start().unix_ms());
             storm::cooldown(first, count, rand::random())
@@ -110,14 +113,18 @@ fn raise(name: &str, unit: &Unit, deaths: &[&Death], pause: Option<Duration>) {
     };
     let kills = if words.is_empty() { &unit.result } else { &words };
     let minutes = STORM.0.as_secs() / 60;
-    let text = format!("{name} has failed, systemd has given up: {kills} within {minutes} min · {next} · {hint}");
+    let text =
+        format!("{name} has failed, systemd has given up: {kills} within {minutes} min · {next} · {hint}");
     let mut entry = Entry::new(Priority::Critical, &text);
     for (field, value) in [
         ("MESSAGE_ID", MESSAGE_ID_ALARM),
         ("OBJECT_SYSTEMD_UNIT", name),
         ("KILLS", &words),
         ("KILLS_TOTAL", &deaths.len().to_string()),
-        ("DOMINATING_REASON", dominating.map_or("", |death| &death.kill_reason)),
+        (
+            "DOMINATING_REASON",
+            dominating.map_or("", |death| &death.kill_reason),
+        ),
         ("HINT", hint),
         ("COOLDOWN_S", &pause.unwrap_or_default().as_secs().to_string()),
         ("SERVICE_RESULT", &unit.result),
@@ -146,7 +153,9 @@ fn count_alarm(now_unix_ms: u64) -> u32 {
     let Some(state) = std::env::var_os("STATE_DIRECTORY").map(PathBuf::from) else {
         return 1;
     };
-    let Ok(folder) = Folder::make(&state) else { return 1 };
+    let Ok(folder) = Folder::make(&state) else {
+        return 1;
+    };
     let before = folder
         .read("alarms.json", COUNT_BYTES_MAX)
         .ok()
@@ -162,7 +171,11 @@ fn count_alarm(now_unix_ms: u64) -> u32 {
 fn next_count(before: Count, now_unix_ms: u64) -> Count {
     let forgotten = now_unix_ms.saturating_sub(before.last_unix_ms) >= DAY_MS;
     Count {
-        alarms: if forgotten { 1 } else { before.alarms.saturating_add(1) },
+        alarms: if forgotten {
+            1
+        } else {
+            before.alarms.saturating_add(1)
+        },
         last_unix_ms: now_unix_ms,
     }
 }
@@ -175,7 +188,11 @@ fn show(name: &str) -> anyhow::Result<Unit> {
 fn parse(text: &str) -> Unit {
     let value = |key: &str| {
         let lines = text.lines().filter_map(|line| line.split_once('='));
-        lines.filter(|(name, _)| *name == key).map(|(_, value)| value.to_owned()).next().unwrap_or_default()
+        lines
+            .filter(|(name, _)| *name == key)
+            .map(|(_, value)| value.to_owned())
+            .next()
+            .unwrap_or_default()
     };
     Unit {
         active_state: value("ActiveState"),
@@ -207,8 +224,13 @@ mod tests {
 
     #[test]
     fn systemds_answer_is_read() {
-        let unit = parse("ActiveState=failed\nNRestarts=5\nResult=signal\nInvocationID=\nStateDirectory=embeddings\n");
-        assert_eq!((unit.active_state.as_str(), unit.state_directory.as_str()), ("failed", "embeddings"));
+        let unit = parse(
+            "ActiveState=failed\nNRestarts=5\nResult=signal\nInvocationID=\nStateDirectory=embeddings\n",
+        );
+        assert_eq!(
+            (unit.active_state.as_str(), unit.state_directory.as_str()),
+            ("failed", "embeddings")
+        );
         assert_eq!((unit.result.as_str(), unit.restarts.as_str()), ("signal", "5"));
     }
 

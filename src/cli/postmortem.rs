@@ -42,11 +42,21 @@ pub fn run() -> anyhow::Result<ExitCode> {
         "this command is systemd's to call (ExecStopPost=): SERVICE_RESULT is not set"
     );
     // Of several directories of one kind the first is the main one.
-    let dir = |name: &str| var(name).split(':').next().filter(|dir| !dir.is_empty()).map(PathBuf::from);
-    let unit = std::fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| unit_of(&text));
+    let dir = |name: &str| {
+        var(name)
+            .split(':')
+            .next()
+            .filter(|dir| !dir.is_empty())
+            .map(PathBuf::from)
+    };
+    let unit = std::fs::read_to_string("/proc/self/cgroup")
+        .ok()
+        .and_then(|text| unit_of(&text));
     let known = dir("RUNTIME_DIRECTORY").and_then(|runtime| blackbox::read(&runtime).ok());
     let known = known.filter(|known| is_of(known, &var("INVOCATION_ID")));
-    let note = known.as_ref().and_then(|known| take_note(known.figures.identity.pid));
+    let note = known
+        .as_ref()
+        .and_then(|known| take_note(known.figures.identity.pid));
 
     let death = classify(&ending, known.as_ref(), note.as_ref(), Clock::monotonic_ms());
     let state = dir("STATE_DIRECTORY");
@@ -112,7 +122,10 @@ fn keep(death: Option<Death>, state: Option<&Path>, unit: Option<&str>, invocati
 }
 
 fn warn_of_a_slow_death(history: &mut History, unit: Option<&str>, now: u64) -> bool {
-    if history.warned_unix_ms().is_some_and(|last| now.saturating_sub(last) < DAY_MS) {
+    if history
+        .warned_unix_ms()
+        .is_some_and(|last| now.saturating_sub(last) < DAY_MS)
+    {
         return false;
     }
     let Some(counts) = storm::chronic(history.deaths(), now) else {
@@ -145,9 +158,14 @@ mod tests {
     #[test]
     fn the_unit_is_read_from_the_cgroup() {
         let unit = |text| unit_of(text).unwrap_or_default();
-        assert_eq!(unit("0::/system.slice/embeddings.service\n"), "embeddings.service");
         assert_eq!(
-            unit("4:memory:/x\n1:name=systemd:/system.slice/system-embeddings.slice/embeddings@a.service/.control\n"),
+            unit("0::/system.slice/embeddings.service\n"),
+            "embeddings.service"
+        );
+        assert_eq!(
+            unit(
+                "4:memory:/x\n1:name=systemd:/system.slice/system-embeddings.slice/embeddings@a.service/.control\n"
+            ),
             "embeddings@a.service"
         );
         assert_eq!(unit("0::/user.slice/session-1.scope\n"), "");

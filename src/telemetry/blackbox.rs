@@ -269,7 +269,11 @@ fn contents(bytes: &[u8]) -> Option<Contents> {
 fn newest<T: DeserializeOwned>(bytes: &[u8], part: usize) -> Option<T> {
     let whole = [0, 1].into_iter().filter_map(|turn| {
         let slot = bytes.get(place(part, turn)..place(part, turn) + SLOT_BYTES)?;
-        let number = |at: usize| Some(u64::from_le_bytes(slot.get(8 * at..8 * (at + 1))?.try_into().ok()?));
+        let number = |at: usize| {
+            Some(u64::from_le_bytes(
+                slot.get(8 * at..8 * (at + 1))?.try_into().ok()?,
+            ))
+        };
         let (sequence, length, sum) = (number(0)?, usize::try_from(number(1)?).ok()?, number(2)?);
         let body = slot.get(HEADER_BYTES..HEADER_BYTES.checked_add(length)?)?;
         (sequence > 0 && checksum(sequence, body) == sum).then_some((sequence, body))

@@ -120,7 +120,11 @@ fn timeout(ending: &Ending, known: Option<&Contents>) -> &'static str {
         Some(known) => matches!(known.figures.phase, Phase::Ready | Phase::Draining),
         None => ending.exit_status == "KILL",
     };
-    if stopping { "drain_timeout" } else { "start_timeout" }
+    if stopping {
+        "drain_timeout"
+    } else {
+        "start_timeout"
+    }
 }
 
 #[cfg(test)]
@@ -178,7 +182,11 @@ mod tests {
             ("exec-condition  ", None),
         ] {
             let death = classify(&ending(seen), None, None, 0);
-            assert_eq!(death.as_ref().map(|death| death.kill_reason.as_str()), reason, "{seen}");
+            assert_eq!(
+                death.as_ref().map(|death| death.kill_reason.as_str()),
+                reason,
+                "{seen}"
+            );
             if let Some(death) = death {
                 assert_eq!(death.service_result, ending(seen).service_result);
             }
@@ -198,9 +206,17 @@ mod tests {
         ] {
             let mut said = Death::of(own);
             said.kill_id = "an id".into();
-            let death = classify(&ending(seen), Some(&known(Phase::Ready, Some(said.clone()))), None, 0);
+            let death = classify(
+                &ending(seen),
+                Some(&known(Phase::Ready, Some(said.clone()))),
+                None,
+                0,
+            );
             let death = death.unwrap();
-            assert_eq!((death.kill_reason.as_str(), death.kill_id.as_str()), (own, "an id"));
+            assert_eq!(
+                (death.kill_reason.as_str(), death.kill_id.as_str()),
+                (own, "an id")
+            );
             said.recorded = true;
             let again = classify(&ending(seen), Some(&known(Phase::Ready, Some(said))), None, 0);
             assert_eq!(again, None);

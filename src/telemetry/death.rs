@@ -89,7 +89,13 @@ impl Death {
         self.broker_proof_age_ms = self.broker_proof_age_ms.or(older(figures.proof_age_ms));
         self.queue = self.queue.or(figures.queue);
         self.inflight = self.inflight.or(figures.inflight);
-        let inside = |name: &str| figures.stages.iter().find(|it| it.stage == name).map(|it| it.inside);
+        let inside = |name: &str| {
+            figures
+                .stages
+                .iter()
+                .find(|it| it.stage == name)
+                .map(|it| it.inside)
+        };
         self.batch_size = self.batch_size.or(inside("computed"));
         if self.model.is_empty() {
             self.model.clone_from(&figures.model);
@@ -98,7 +104,10 @@ impl Death {
             self.stage.clone_from(&figures.stalled);
         }
         if self.inside.is_empty() {
-            let stages = figures.stages.iter().map(|it| format!("{}={}", it.stage, it.inside));
+            let stages = figures
+                .stages
+                .iter()
+                .map(|it| format!("{}={}", it.stage, it.inside));
             self.inside = stages.collect::<Vec<_>>().join(" ");
         }
         if self.suspects == 0 {
@@ -245,13 +254,28 @@ mod tests {
                 proof_age_ms: Some(20),
                 model: "of the box".into(),
                 stages: vec![
-                    StageFigures { stage: "batched".into(), inside: 2, waiting_ms: 5 },
-                    StageFigures { stage: "computed".into(), inside: 7, waiting_ms: 9 },
-                    StageFigures { stage: "acked".into(), inside: 0, waiting_ms: 0 },
+                    StageFigures {
+                        stage: "batched".into(),
+                        inside: 2,
+                        waiting_ms: 5,
+                    },
+                    StageFigures {
+                        stage: "computed".into(),
+                        inside: 7,
+                        waiting_ms: 9,
+                    },
+                    StageFigures {
+                        stage: "acked".into(),
+                        inside: 0,
+                        waiting_ms: 0,
+                    },
                 ],
                 ..Figures::default()
             },
-            suspects: Suspects { total: 20, ids: vec!["a,b".into(), "c".into()] },
+            suspects: Suspects {
+                total: 20,
+                ids: vec!["a,b".into(), "c".into()],
+            },
             death: None,
         };
         let mut death = Death::of("watchdog_timeout");
@@ -261,7 +285,10 @@ mod tests {
         death.blame_the_longest_wait(&known);
         death.seal(42);
         assert_eq!(death.last_progress_age_ms, Some(510));
-        assert_eq!((death.broker_proof_age_ms, death.model.as_str()), (Some(1), "own"));
+        assert_eq!(
+            (death.broker_proof_age_ms, death.model.as_str()),
+            (Some(1), "own")
+        );
         assert_eq!((death.stage.as_str(), death.batch_size), ("computed", Some(7)));
         assert_eq!((death.kill_id.len(), death.unix_ms), (32, 42));
         let entry = death.entry(Some("embeddings.service"));

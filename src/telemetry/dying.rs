@@ -119,7 +119,8 @@ fn leave(mut death: Death, exit_code: &str, exit_status: &str) {
         return;
     }
     let journal = super::to_journal();
-    death.unsent = journal && journal::send(Path::new(journal::SOCKET), &death.entry(None), PATIENCE).is_err();
+    death.unsent =
+        journal && journal::send(Path::new(journal::SOCKET), &death.entry(None), PATIENCE).is_err();
     if let Ok(mut history) = History::open(&service.state) {
         history.add(death.clone());
         let _ = history.save();

@@ -22,7 +22,10 @@ impl Folder {
 
     /// Opens it, and makes it where it is missing.
     pub fn make(path: &Path) -> io::Result<Folder> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o750).create(path)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o750)
+            .create(path)?;
         Folder::open(path)
     }
 
@@ -40,7 +43,12 @@ impl Folder {
     }
 
     /// A new file under this name, whatever was there; it belongs to the owner of the folder.
-    pub fn create(&self, name: &str, mode: u32, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<File> {
+    pub fn create(
+        &self,
+        name: &str,
+        mode: u32,
+        fill: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> io::Result<File> {
         let making = format!(".{name}.{}", std::process::id());
         // What a process with this number left when it was ended halfway.
         let _ = fs::unlinkat(&self.0, &*making, AtFlags::empty());

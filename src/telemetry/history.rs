@@ -25,7 +25,9 @@ const FILE_BYTES_MAX: usize = 4 << 20;
 #[serde(untagged)]
 enum Line {
     /// The warning of a slow death was written.
-    Warned { chronic_warned_unix_ms: u64 },
+    Warned {
+        chronic_warned_unix_ms: u64,
+    },
     Death(Box<Death>),
 }
 
@@ -71,7 +73,9 @@ impl History {
     /// When the warning of a slow death was last written.
     pub fn warned_unix_ms(&self) -> Option<u64> {
         let warned = |line: &Line| match line {
-            Line::Warned { chronic_warned_unix_ms } => Some(*chronic_warned_unix_ms),
+            Line::Warned {
+                chronic_warned_unix_ms,
+            } => Some(*chronic_warned_unix_ms),
             Line::Death(_) => None,
         };
         self.lines.iter().filter_map(warned).next_back()
@@ -139,7 +143,10 @@ pub fn counts_by_reason<'a>(
 pub fn in_words(counts: &BTreeMap<String, usize>) -> String {
     let mut counts: Vec<_> = counts.iter().collect();
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-    let words: Vec<String> = counts.iter().map(|(reason, count)| format!("{reason}={count}")).collect();
+    let words: Vec<String> = counts
+        .iter()
+        .map(|(reason, count)| format!("{reason}={count}"))
+        .collect();
     words.join(" ")
 }
 

@@ -30,7 +30,10 @@ pub fn chronic<'a>(
     let since = now_unix_ms.saturating_sub(DAY_MS);
     let today = |death: &&Death| death.unix_ms > since && death.unix_ms <= now_unix_ms;
     let deaths: Vec<&Death> = deaths.into_iter().filter(today).collect();
-    let hours: BTreeSet<u64> = deaths.iter().map(|it| (now_unix_ms - it.unix_ms) / HOUR_MS).collect();
+    let hours: BTreeSet<u64> = deaths
+        .iter()
+        .map(|it| (now_unix_ms - it.unix_ms) / HOUR_MS)
+        .collect();
     let (window, burst) = STORM;
     let storm = deaths
         .windows(burst)
@@ -42,13 +45,18 @@ pub fn chronic<'a>(
 /// by a quarter to both sides, so that a fleet does not come back in lockstep.
 pub fn cooldown(first: Duration, count: u32, jitter: f64) -> Duration {
     let doubled = first.saturating_mul(1 << count.saturating_sub(1).min(16));
-    doubled.min(COOLDOWN_MAX.max(first)).mul_f64(0.75 + 0.5 * jitter.clamp(0.0, 1.0))
+    doubled
+        .min(COOLDOWN_MAX.max(first))
+        .mul_f64(0.75 + 0.5 * jitter.clamp(0.0, 1.0))
 }
 
 /// The reason that ended it most often; of equals, the one that came last.
 pub fn dominating<'a>(deaths: &[&'a Death]) -> Option<&'a Death> {
     let times = |reason: &str| deaths.iter().filter(|it| it.kill_reason == reason).count();
-    deaths.iter().copied().max_by_key(|death| times(&death.kill_reason))
+    deaths
+        .iter()
+        .copied()
+        .max_by_key(|death| times(&death.kill_reason))
 }
 
 /// What helps against this kind of death.
@@ -57,15 +65,21 @@ pub fn hint(death: Option<&Death>) -> &'static str {
         return "no death is on record: see systemctl status and journalctl -u";
     };
     match (death.kill_reason.as_str(), death.stage.as_str()) {
-        ("broker_disconnected", _) => "look at RabbitMQ and at the network between; or raise disconnect_kill_ms",
+        ("broker_disconnected", _) => {
+            "look at RabbitMQ and at the network between; or raise disconnect_kill_ms"
+        }
         ("no_progress", "published" | "acked" | "received") => {
             "the broker answers and settles nothing: look at its alarms, queues and disk"
         }
         ("no_progress" | "watchdog_timeout" | "heartbeat_timeout" | "drain_timeout", _) => {
             "raise capacity, or lower max_inflight and engine.batch_tokens; is the machine out of CPU?"
         }
-        ("engine_corrupt", _) => "the machine computes wrong numbers: embeddings model check, then memory and device",
-        ("oom_killed", _) => "memory: lower engine.batch_tokens, max_queue or the number of models, or add memory",
+        ("engine_corrupt", _) => {
+            "the machine computes wrong numbers: embeddings model check, then memory and device"
+        }
+        ("oom_killed", _) => {
+            "memory: lower engine.batch_tokens, max_queue or the number of models, or add memory"
+        }
         ("config_error", _) => "run embeddings check",
         ("start_timeout", _) => "loading stands still: look at the disk, and at TimeoutStartSec=",
         ("panic", _) => "a bug: report DETAIL= of the record; SUSPECT_JOBS= may name the job that finds it",
@@ -89,21 +103,34 @@ mod tests {
 
     #[test]
     fn deaths_in_six_hours_of_a_day_are_chronic() {
-        let slow: Vec<Death> = [20.5, 16.5, 12.5, 8.5, 4.5, 0.0].map(|ago| at(ago, "signal")).into();
+        let slow: Vec<Death> = [20.5, 16.5, 12.5, 8.5, 4.5, 0.0]
+            .map(|ago| at(ago, "signal"))
+            .into();
         assert_eq!(chronic(&slow, NOW), Some(BTreeMap::from([("signal".into(), 6)])));
         assert_eq!(chronic(&slow[1..], NOW), None, "five hours");
         let old: Vec<Death> = [50.0, 40.0, 30.0].map(|ago| at(ago, "signal")).into();
-        assert_eq!(chronic(old.iter().chain(&slow[1..]), NOW), None, "of the last day");
+        assert_eq!(
+            chronic(old.iter().chain(&slow[1..]), NOW),
+            None,
+            "of the last day"
+        );
         let crowded: Vec<Death> = [5.9, 5.8, 5.7, 5.6, 3.0, 1.1].map(|ago| at(ago, "signal")).into();
         assert_eq!(chronic(&crowded, NOW), None, "three hours");
         let storm: Vec<Death> = [0.05, 0.04, 0.03, 0.02].map(|ago| at(ago, "panic")).into();
-        assert_eq!(chronic(slow[..5].iter().chain(&storm).chain(&slow[5..]), NOW), None, "a storm");
+        assert_eq!(
+            chronic(slow[..5].iter().chain(&storm).chain(&slow[5..]), NOW),
+            None,
+            "a storm"
+        );
     }
 
     #[test]
     fn the_cooldown_doubles_to_an_hour() {
         let pause = |count, jitter| cooldown(COOLDOWN_FIRST, count, jitter).as_secs();
-        assert_eq!([1, 2, 3, 6, 7, 40].map(|count| pause(count, 0.5)), [60, 120, 240, 1920, 3600, 3600]);
+        assert_eq!(
+            [1, 2, 3, 6, 7, 40].map(|count| pause(count, 0.5)),
+            [60, 120, 240, 1920, 3600, 3600]
+        );
         assert_eq!((pause(1, 0.0), pause(1, 1.0)), (45, 75));
     }
 

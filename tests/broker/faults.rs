@@ -74,7 +74,11 @@ async fn silence_kills_in_time() {
 async fn the_black_box_names_what_is_worked_on() {
     let Some(bench) = bench("blackbox") else { return };
     let mut service = bench.serve("");
-    assert_eq!(service.black_box().suspects.ids, [""; 0], "canaries are no suspects");
+    assert_eq!(
+        service.black_box().suspects.ids,
+        [""; 0],
+        "canaries are no suspects"
+    );
     let mut caller = Caller::connect(&bench).await;
     let text = "one two three four five six seven eight nine ten ".repeat(20);
     let mut sent = BTreeSet::new();
@@ -83,7 +87,11 @@ async fn the_black_box_names_what_is_worked_on() {
     }
     let clock = Clock::start();
     while service.black_box().figures.inflight.unwrap_or(0) == 0 {
-        assert!(clock.now().since(Moment::ZERO) < SOON, "{:?}", service.black_box());
+        assert!(
+            clock.now().since(Moment::ZERO) < SOON,
+            "{:?}",
+            service.black_box()
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     service.signal(libc::SIGKILL);
@@ -92,7 +100,10 @@ async fn the_black_box_names_what_is_worked_on() {
     assert_eq!(left.figures.phase, Phase::Ready);
     assert!(left.figures.connected && left.figures.rss_bytes > 0, "{left:?}");
     assert_eq!(left.suspects.total, left.suspects.ids.len());
-    assert!(!left.suspects.ids.is_empty() && left.suspects.ids.iter().all(|id| sent.contains(id)), "{left:?}");
+    assert!(
+        !left.suspects.ids.is_empty() && left.suspects.ids.iter().all(|id| sent.contains(id)),
+        "{left:?}"
+    );
     assert!(left.death.is_none());
 }
 
