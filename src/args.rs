@@ -32,6 +32,13 @@ pub enum Command {
     Check(CheckArgs),
     /// Listen to the heartbeats of the workers on this machine and end those that fall silent
     Monitor(MonitorArgs),
+    /// Write the record of a death; systemd calls it when the service has ended (ExecStopPost=)
+    Postmortem,
+    /// Raise the alarm and try again later; systemd calls it when it has given up (OnFailure=)
+    Alarm {
+        /// The unit that has failed
+        unit: String,
+    },
 }
 
 /// Which configuration to use, the same for every command that needs one.

@@ -10,7 +10,7 @@
 //! | 3 | [`broker`] | connect, consume and decode, encode and publish with confirms; alone names lapin |
 //! | 3 | [`engine`] | text in, vectors out; alone names Candle |
 //! | 3 | [`watchdog`] | the only writer of the notify socket, the thread that kills, and the monitor's socket and hands |
-//! | 3 | [`telemetry`] | journal and terminal logging, the record of a death |
+//! | 3 | [`telemetry`] | journal and terminal logging, the black box, the records of deaths |
 //! | 3 | [`control`] | the status socket: whoever asks gets one document |
 //! | 3 | [`cli`] | one small file per command |
 //! | 2 | [`logic`] | every decision; no IO, no `async`, no clock read |

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     // SAFETY: this is the first statement of the process; no other thread exists that could read the
     // environment meanwhile.
     unsafe { std::env::set_var("RUST_MIN_STACK", STACK_BYTES) };
-    telemetry::abort_on_panic();
+    telemetry::dying::abort_on_panic();
     match run(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => report(&error),
@@ -44,6 +44,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Monitor(_) => {
             anyhow::bail!("the monitor needs Linux: it holds processes by their descriptors")
         }
+        Command::Postmortem => cli::postmortem::run(),
+        Command::Alarm { unit } => cli::alarm::run(&unit),
     }
 }
 

@@ -6,6 +6,7 @@ use super::pulse::Pulse;
 use super::show::Show;
 use super::window::{self, Question};
 use super::{die, heed_sentence};
+use super::trace::Trace;
 use crate::broker::{Arrival, BrokerEvent, Command, DisconnectKill, Published};
 use crate::clock::{Clock, Moment};
 use crate::config::{self, Config, Inputs};
@@ -20,6 +21,7 @@ use crate::logic::event::{
 };
 use crate::logic::health::KillReason;
 use crate::telemetry::Logging;
+use crate::telemetry::blackbox::Phase;
 use crate::watchdog::{notify, thread::Truth};
 use anyhow::Context;
 use futures_util::StreamExt;
@@ -122,6 +124,7 @@ pub struct Loop {
     /// What the last attempt to reach the broker came to, while there is no session.
     waiting: Option<String>,
     pulse: Pulse,
+    trace: Trace,
 }
 
 impl Loop {
@@ -136,6 +139,7 @@ impl Loop {
                 parts.host.clone(),
                 &parts.catalogue,
             ),
+            trace: Trace::new(&parts.catalogue.default_entry().name),
             parts,
             desk: Desk::new(),
             batches: HashMap::new(),
@@ -228,6 +232,7 @@ impl Loop {
         if let Some(heartbeat) = self.pulse.turned(&self.parts.logic, now) {
             self.command(heartbeat);
         }
+        self.trace.turned(&self.parts.logic, &self.desk, now);
     }
 
     fn perform(&mut self, action: Action, now: Moment) -> Option<Event> {
@@ -274,10 +279,14 @@ impl Loop {
             }
             Action::Ready => {
                 self.ready = true;
+                self.trace.phase(Phase::Ready);
                 info!(after_ms = now.as_millis(), "ready");
                 self.show.ready(&self.parts.logic, now);
             }
-            Action::Pet => notify::pet(),
+            Action::Pet => {
+                notify::pet();
+                self.trace.pet(now);
+            }
             Action::Drained => {
                 self.drained = true;
                 self.parts.truth.retire();
@@ -315,6 +324,7 @@ impl Loop {
             let result = catalogue::tokenize(&model, &texts, &plan, step);
             let _ = done.blocking_send(Done::Tokens(job, result));
         });
+        self.trace.begins([job], &self.desk);
         self.parts.tokenizers.submit(task).is_err().then(|| {
             error!("the tokenizers do not take work");
             let refusal = Refusal::new(ErrorType::Internal, "the tokenizers do not take work");
@@ -331,6 +341,7 @@ impl Loop {
             .iter()
             .filter_map(|item| self.desk.get(&item.job)?.sequences.get(item.input).cloned())
             .collect();
+        self.trace.begins(items.iter().map(|item| item.job), &self.desk);
         self.batches.insert(batch, items);
         if self
             .parts
@@ -380,6 +391,7 @@ impl Loop {
         let Some(held) = self.desk.remove(&job) else {
             return;
         };
+        self.trace.gone(job);
         let duration_ms = u64::try_from(now.since(held.arrived).as_millis()).unwrap_or(u64::MAX);
         let (lane, outcome_name) = (held.lane.name(), outcome.name());
         *self.outcomes.entry((held.lane, outcome)).or_default() += 1;
@@ -400,6 +412,7 @@ impl Loop {
             Done::Tokenizer(tokenizer, Progress::Step) => Event::TokenizerStep { tokenizer },
             Done::Tokenizer(tokenizer, Progress::Ended) => Event::TokenizerEnded { tokenizer },
             Done::Tokens(job, result) => {
+                self.trace.ends(job);
                 let result = result.map(|sequences| {
                     let tokens = sequences.iter().map(|sequence| sequence.ids.len()).collect();
                     if let Some(held) = self.desk.get_mut(&job) {
@@ -411,6 +424,7 @@ impl Loop {
             }
             Done::Batch(engine, batch, result) => {
                 let items = self.batches.remove(&batch)?;
+                items.iter().for_each(|item| self.trace.ends(item.job));
                 let results = match result {
                     Ok(vectors) => items
                         .iter()
@@ -570,6 +584,7 @@ impl Loop {
             return None;
         }
         self.draining = true;
+        self.trace.phase(Phase::Draining);
         info!("stopping: no new jobs, finishing what is in flight");
         self.show
             .stopping("draining · no new jobs, finishing what is in flight");

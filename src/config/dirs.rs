@@ -111,7 +111,8 @@ fn is_model(dir: &Path) -> bool {
     dir.join("config.json").is_file() || dir.join("modules.json").is_file()
 }
 
-/// The directories alone, which no file can change: for what must work beside a bad configuration.
+/// The directories alone: they depend on no file, so even a process whose configuration is wrong knows
+/// where its death belongs.
 pub fn directories(inputs: &Inputs) -> Directories {
     choose(inputs).0
 }

@@ -2,6 +2,7 @@
 
 use crate::node::{self, Node};
 use embeddings::clock::{Clock, Moment};
+use embeddings::telemetry::{blackbox, history};
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -237,6 +238,17 @@ impl Service {
     /// What it has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// The reasons in its history, oldest first.
+    pub fn deaths(&self) -> Vec<String> {
+        let deaths = history::last(self.dir.path(), 10);
+        deaths.into_iter().rev().map(|death| death.kill_reason).collect()
+    }
+
+    /// What its black box holds.
+    pub fn black_box(&self) -> blackbox::Contents {
+        blackbox::read(self.dir.path()).unwrap()
     }
 
     fn log_path(&self) -> PathBuf {
