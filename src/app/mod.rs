@@ -22,7 +22,7 @@ use crate::job::request::RequestLimits;
 use crate::logic::health::{Health, KillReason};
 use crate::logic::{Logic, Setup};
 use crate::telemetry::death::Death;
-use crate::telemetry::{self, Logging, dying, history};
+use crate::telemetry::{self, Logging, dying, history, journal};
 use crate::watchdog::{self, notify, thread};
 use anyhow::Context;
 use catalogue::Catalogue;
@@ -111,7 +111,7 @@ fn send_the_unsent(state: std::path::PathBuf) {
             .iter()
             .any(|death| death.unsent)
             && let Ok(mut history) = history::History::open(&state)
-            && history.send_the_unsent(None, RESEND_MAX)
+            && history.send_the_unsent(std::path::Path::new(journal::SOCKET), None, RESEND_MAX)
         {
             let _ = history.save();
         }

@@ -1,24 +1,25 @@
 //! The loop: every event in, the clock read once per turn, every action done in one `match`.
 
+mod heard;
+mod signals;
+
 use super::catalogue::{self, Catalogue};
 use super::desk::{Desk, Held};
 use super::pulse::Pulse;
 use super::show::Show;
+use super::trace::Trace;
 use super::window::{self, Question};
 use super::{die, heed_sentence};
-use super::trace::Trace;
-use crate::broker::{Arrival, BrokerEvent, Command, DisconnectKill, Published};
+use crate::broker::{BrokerEvent, Command, DisconnectKill};
 use crate::clock::{Clock, Moment};
-use crate::config::{self, Config, Inputs};
+use crate::config::{Config, Inputs};
 use crate::engine::Sequence;
 use crate::engine::pool::{BatchResult, Pool, PoolEvent, Report, Work};
 use crate::engine::tokenize::{self, Progress, Tokenizers};
-use crate::job::request::{Number, decode};
+use crate::job::request::decode;
 use crate::job::{ErrorType, JobKey, Lane, Refusal};
 use crate::logic::Logic;
-use crate::logic::event::{
-    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome, TokenizerId, Worker,
-};
+use crate::logic::event::{Action, BatchId, EngineId, Event, Item, ModelId, Outcome, TokenizerId, Worker};
 use crate::logic::health::KillReason;
 use crate::telemetry::Logging;
 use crate::telemetry::blackbox::Phase;
@@ -35,9 +36,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
-/// While the first broker is awaited, each attempt buys the start this much time over the pause before
-/// the next: more than one attempt can take.
-const ATTEMPT_MAX: Duration = Duration::from_secs(30);
 /// Longest wait for the connections to close after everything is settled.
 const CLOSE_MAX: Duration = Duration::from_secs(3);
 
@@ -458,189 +456,5 @@ impl Loop {
             }
         }
         Ok(())
-    }
-
-    fn heard(&mut self, event: BrokerEvent) -> Option<Event> {
-        Some(match event {
-            BrokerEvent::Waiting {
-                attempts,
-                cause,
-                pause,
-            } => {
-                warn!(attempts, %cause, pause_ms = pause.as_millis() as u64, "no broker");
-                let line = format!(
-                    "waiting for the broker at {} · attempt {attempts}: {cause}",
-                    self.parts.config.broker.shown()
-                );
-                if !self.ready {
-                    notify::extend_start(ATTEMPT_MAX + pause, &line);
-                }
-                self.waiting = Some(line);
-                return None;
-            }
-            BrokerEvent::Up => {
-                self.waiting = None;
-                if self.draining {
-                    self.command(Command::StopIntake);
-                }
-                if !self.ready {
-                    notify::extend_start(ATTEMPT_MAX, "broker reached · first canary under way");
-                }
-                Event::BrokerUp
-            }
-            BrokerEvent::Down { .. } => Event::BrokerDown,
-            BrokerEvent::Proof => Event::BrokerProof,
-            BrokerEvent::QueueSeen {
-                lane,
-                ready,
-                consumers,
-            } => Event::QueueSeen {
-                lane,
-                ready,
-                consumers,
-            },
-            BrokerEvent::Blocked { reason } => {
-                warn!(%reason, "the broker blocks publishing");
-                Event::BrokerBlocked
-            }
-            BrokerEvent::Unblocked => {
-                info!("the broker takes messages again");
-                Event::BrokerUnblocked
-            }
-            BrokerEvent::Arrived(arrival) => self.arrived(*arrival),
-            BrokerEvent::Published { job, outcome } => {
-                let dead = self.desk.get(&job)?.receipt.is_some() && self.parts.logic.is_dead_lettering(job);
-                match (dead, outcome) {
-                    (true, _) => Event::DeadLettered { job },
-                    (false, Published::Routed) => Event::Confirmed {
-                        job,
-                        outcome: Confirmation::Routed,
-                    },
-                    (false, Published::Returned) => Event::Confirmed {
-                        job,
-                        outcome: Confirmation::Returned,
-                    },
-                    (false, Published::Rejected) => Event::Confirmed {
-                        job,
-                        outcome: Confirmation::Rejected,
-                    },
-                }
-            }
-            BrokerEvent::Acked { job } => Event::Acked { job },
-        })
-    }
-
-    fn arrived(&mut self, mut arrival: Arrival) -> Event {
-        let now = self.parts.clock.now();
-        let (job, lane) = (arrival.key, arrival.lane);
-        let answerable = arrival.properties.reply_to.is_some();
-        let request = std::mem::replace(&mut arrival.request, Err(Refusal::invalid("", "")));
-        let missing = || Refusal::invalid("reply_to", "reply_to is missing, there is no place for an answer");
-        let planned = request.and_then(|request| {
-            let plan = self.parts.catalogue.plan(&request)?;
-            Ok((plan, request.input))
-        });
-        let planned = if answerable {
-            planned
-        } else {
-            planned.and(Err(missing()))
-        };
-        let deadline = self.deadline(&arrival, now);
-        let bytes = arrival.bytes;
-        let (arrival_event, plan, texts) = match planned {
-            Ok((plan, texts)) => (Ok(plan.ticket(texts.len(), bytes, deadline)), Some(plan), texts),
-            Err(refusal) => (Err(refusal), None, Vec::new()),
-        };
-        self.desk.insert(job, Held::new(arrival, plan, texts, now));
-        Event::Delivered {
-            job,
-            lane,
-            arrival: arrival_event,
-            answerable,
-        }
-    }
-
-    /// When the caller stops waiting: the budget from when the caller sent, as far as that is known.
-    fn deadline(&self, arrival: &Arrival, now: Moment) -> Option<Moment> {
-        let Number::Value(budget_ms) = arrival.properties.budget_ms else {
-            return None;
-        };
-        let now_ms = self.parts.clock.unix_ms();
-        let sent_ms = match (arrival.properties.sent_at_ms, arrival.properties.timestamp_s) {
-            (Number::Value(ms), _) => ms,
-            (_, Some(seconds)) => seconds.saturating_mul(1000),
-            _ => now_ms,
-        };
-        // A sender whose clock is ahead gets its whole budget, no more.
-        let spent = Duration::from_millis(now_ms.saturating_sub(sent_ms));
-        Some(now + Duration::from_millis(budget_ms).saturating_sub(spent))
-    }
-
-    fn signalled(&mut self, signal: i32) -> Option<Event> {
-        if signal == SIGHUP {
-            return self.reload();
-        }
-        if self.draining {
-            return None;
-        }
-        self.draining = true;
-        self.trace.phase(Phase::Draining);
-        info!("stopping: no new jobs, finishing what is in flight");
-        self.show
-            .stopping("draining · no new jobs, finishing what is in flight");
-        self.command(Command::StopIntake);
-        Some(Event::Drain)
-    }
-
-    /// Reads the configuration again. A bad one changes nothing and says so.
-    fn reload(&mut self) -> Option<Event> {
-        // READY=1 ends a reload, and must not be said by a service that never was ready, or is stopping.
-        let told = self.ready && !self.draining;
-        if told {
-            notify::reloading();
-        }
-        let event = match config::load(&self.parts.inputs) {
-            Ok(loaded) => {
-                if let Err(error) = self.parts.logging.set_level(&loaded.config.log.level) {
-                    error!(%error, "log level kept");
-                }
-                loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
-                info!("limits and log level read again");
-                let mut limits = loaded.config.limits;
-                self.name_what_waits(&loaded.config);
-                limits.max_queue = limits.max_queue.min(self.parts.max_queue_max);
-                self.parts.disconnect_kill.set(limits.disconnect_kill);
-                self.pulse.reload(&limits);
-                Some(Event::Reloaded(limits))
-            }
-            Err(errors) => {
-                error!("configuration kept as it was: {errors}");
-                None
-            }
-        };
-        if told {
-            notify::ready(self.show.line());
-        }
-        event
-    }
-
-    /// Says aloud which changes a reload cannot take over.
-    fn name_what_waits(&self, new: &Config) {
-        let old = &self.parts.config;
-        let changed = [
-            ("default_model", old.default_model != new.default_model),
-            ("models", old.models != new.models),
-            ("broker", old.broker != new.broker),
-            ("engine", old.engine != new.engine),
-            ("max_inputs", old.limits.max_inputs != new.limits.max_inputs),
-            (
-                "watchdog_interval_ms",
-                old.limits.watchdog_interval != new.limits.watchdog_interval,
-            ),
-            ("max_queue", new.limits.max_queue > self.parts.max_queue_max),
-        ];
-        for (key, _) in changed.iter().filter(|(_, changed)| *changed) {
-            warn!(key, "the change of this setting waits for a restart");
-        }
     }
 }

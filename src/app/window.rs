@@ -12,7 +12,7 @@ use crate::job::Lane;
 use crate::logic::Logic;
 use crate::logic::event::Outcome;
 use crate::report::{Broker, Report, Stage, State};
-use crate::telemetry::kills;
+use crate::telemetry::history;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as threads};
@@ -126,7 +126,7 @@ impl Window {
         report.at_unix_ms = self.clock.unix_ms();
         report.rss_bytes = rss_bytes();
         report.broker.address = self.address.to_string();
-        match kills::recent(&self.state_dir, KILLS_MAX) {
+        match history::kills(&self.state_dir, KILLS_MAX) {
             Ok(kills) => report.kills = kills,
             Err(why) => report.kills_unknown = Some(why),
         }

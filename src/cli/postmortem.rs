@@ -110,7 +110,7 @@ fn keep(death: Option<Death>, state: Option<&Path>, unit: Option<&str>, invocati
     let mut changed = died;
     // What could not be sent now is not tried again at once.
     if death.as_ref().is_none_or(|death| !death.unsent) {
-        changed |= history.send_the_unsent(unit, JOURNAL_MAX);
+        changed |= history.send_the_unsent(Path::new(journal::SOCKET), unit, JOURNAL_MAX);
     }
     if let Some(death) = death {
         history.add(death);

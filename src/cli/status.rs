@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::config::{self, ConfigErrors, Inputs, Limits};
 use crate::control::{self, Asked, SOCKET};
 use crate::report::{Report, State};
-use crate::telemetry::kills;
+use crate::telemetry::history;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -121,7 +121,7 @@ fn look(inputs: &Inputs) -> Result<Report, String> {
         at_unix_ms: Clock::start().unix_ms(),
         ..Report::default()
     };
-    match kills::recent(&state_dir, KILLS_MAX) {
+    match history::kills(&state_dir, KILLS_MAX) {
         Ok(kills) => report.kills = kills,
         Err(why) => report.kills_unknown = Some(why),
     }

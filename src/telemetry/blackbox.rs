@@ -62,6 +62,8 @@ pub struct Identity {
     pub invocation_id: String,
     /// Of the program.
     pub version: String,
+    /// When it opened its black box, on the clock that all processes share.
+    pub since_ms: u64,
 }
 
 impl Identity {
@@ -71,6 +73,7 @@ impl Identity {
             pid: std::process::id(),
             invocation_id: std::env::var("INVOCATION_ID").unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").into(),
+            since_ms: Clock::monotonic_ms(),
         }
     }
 }

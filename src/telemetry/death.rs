@@ -2,6 +2,7 @@
 
 use super::blackbox::{Contents, Phase};
 use super::journal::{Entry, Priority, clip};
+use crate::report::Kill;
 use serde::{Deserialize, Serialize};
 
 /// `MESSAGE_ID=` of a death, the same for every reason.
@@ -27,6 +28,8 @@ pub struct Death {
     pub last_progress_age_ms: Option<u64>,
     /// `BROKER_PROOF_AGE_MS=`
     pub broker_proof_age_ms: Option<u64>,
+    /// `UPTIME_MS=`: how long the process had lived.
+    pub uptime_ms: Option<u64>,
     /// `QUEUE=`
     pub queue: Option<usize>,
     /// `INFLIGHT=`
@@ -70,6 +73,28 @@ fn is_false(flag: &bool) -> bool {
     !flag
 }
 
+impl From<Death> for Kill {
+    /// What people are shown of it.
+    fn from(death: Death) -> Kill {
+        let named = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let mut other = match serde_json::to_value(&death) {
+            Ok(serde_json::Value::Object(fields)) => fields.into_iter().collect(),
+            _ => std::collections::BTreeMap::new(),
+        };
+        for shown in ["kill_reason", "stage", "unix_ms", "uptime_ms", "detail"] {
+            other.remove(shown);
+        }
+        Kill {
+            stage: named(&death.stage),
+            at_unix_ms: Some(death.unix_ms),
+            uptime_ms: death.uptime_ms,
+            detail: named(&death.detail),
+            reason: death.kill_reason,
+            other,
+        }
+    }
+}
+
 impl Death {
     /// A death of which only the reason is known.
     pub fn of(kill_reason: &str) -> Death {
@@ -87,6 +112,8 @@ impl Death {
         let older = |age: Option<u64>| age.map(|age| age + since);
         self.last_progress_age_ms = self.last_progress_age_ms.or(older(figures.progress_age_ms));
         self.broker_proof_age_ms = self.broker_proof_age_ms.or(older(figures.proof_age_ms));
+        let since_ms = Some(figures.identity.since_ms).filter(|&ms| ms > 0);
+        self.uptime_ms = self.uptime_ms.or(since_ms.map(|ms| now_ms.saturating_sub(ms)));
         self.queue = self.queue.or(figures.queue);
         self.inflight = self.inflight.or(figures.inflight);
         let inside = |name: &str| {
@@ -196,6 +223,7 @@ impl Death {
         ];
         let more = [
             ("SUSPECTS", self.suspects.to_string()),
+            ("UPTIME_MS", number(self.uptime_ms)),
             ("INSIDE", self.inside.clone()),
             ("BATCH_SIZE", size(self.batch_size)),
             ("THREADS", self.threads.clone()),

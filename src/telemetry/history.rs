@@ -7,6 +7,7 @@
 use super::death::Death;
 use super::folder::Folder;
 use super::journal;
+use crate::report::Kill;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -89,15 +90,15 @@ impl History {
         });
     }
 
-    /// Sends what the journal did not take before. True if there was any that it took now.
-    pub fn send_the_unsent(&mut self, unit: Option<&str>, patience: Duration) -> bool {
+    /// Sends what the journal (at `socket`) did not take before. True if there was any that it took now.
+    pub fn send_the_unsent(&mut self, socket: &Path, unit: Option<&str>, patience: Duration) -> bool {
         let mut sent = false;
         for line in &mut self.lines {
             let Line::Death(death) = line else { continue };
             if !death.unsent {
                 continue;
             }
-            if journal::send(Path::new(journal::SOCKET), &death.entry(unit), patience).is_err() {
+            if journal::send(socket, &death.entry(unit), patience).is_err() {
                 break;
             }
             death.unsent = false;
@@ -120,11 +121,36 @@ impl History {
     }
 }
 
-/// The last `n` deaths of a state directory, newest first; none where nobody died.
+/// The last `n` deaths of a state directory, newest first; none where nobody died or nothing can be read.
 pub fn last(state: &Path, n: usize) -> Vec<Death> {
     Folder::open(state).map_or(Vec::new(), |folder| {
         History::of(folder).deaths().rev().take(n).cloned().collect()
     })
+}
+
+/// As [`last`], for people.
+///
+/// # Errors
+/// What stands in the way, in words.
+pub fn kills(state: &Path, n: usize) -> Result<Vec<Kill>, String> {
+    let opened = Folder::open(state).and_then(|folder| {
+        // A history that is not there is one without deaths; one that cannot be read is not.
+        match folder.read(FILE, 0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(folder),
+        }
+    });
+    match opened {
+        Ok(folder) => {
+            let history = History::of(folder);
+            Ok(history.deaths().rev().take(n).cloned().map(Kill::from).collect())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err("not readable: run as root or as embeddings".into())
+        }
+        Err(error) => Err(format!("not readable: {error}")),
+    }
 }
 
 /// How many died of what since `since_unix_ms`.
@@ -180,6 +206,27 @@ mod tests {
         let all = last(&state, KEPT_MAX);
         let counts = counts_by_reason(&all, 245);
         assert_eq!(in_words(&counts), "panic=3 signal=2");
+    }
+
+    #[test]
+    fn what_the_journal_did_not_take_is_sent_once_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("journal");
+        let mut history = History::open(dir.path()).unwrap();
+        history.add(death(1));
+        history.add(Death {
+            unsent: true,
+            ..death(2)
+        });
+        assert!(!history.send_the_unsent(&socket, None, Duration::ZERO));
+        let journald = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+        assert!(history.send_the_unsent(&socket, None, Duration::ZERO));
+        assert!(!history.send_the_unsent(&socket, None, Duration::ZERO));
+        let mut record = [0; 4096];
+        let bytes = journald.recv(&mut record).unwrap();
+        assert!(String::from_utf8_lossy(&record[..bytes]).contains("KILLED_UNIX_MS=2\n"));
+        journald.set_nonblocking(true).unwrap();
+        journald.recv(&mut record).unwrap_err();
     }
 
     #[test]

@@ -14,8 +14,6 @@ pub mod history;
 pub mod journal;
 pub mod storm;
 
-pub mod kills;
-
 use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::OnceLock;

@@ -31,7 +31,7 @@ async fn status_follows_the_service() {
     let Some(bench) = bench("status") else { return };
     let mut service = bench.serve("");
     let death =
-        r#"{"kill_id":"k","reason":"no_progress","stage":"computed","at_unix_ms":1,"uptime_ms":5000}"#;
+        r#"{"kill_id":"k","kill_reason":"no_progress","stage":"computed","unix_ms":1,"uptime_ms":5000}"#;
     std::fs::write(service.dir().join("kills.jsonl"), death).unwrap();
     Caller::connect(&bench)
         .await
