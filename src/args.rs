@@ -26,8 +26,19 @@ pub enum Command {
     Model(ModelCommand),
     /// Print every setting, its value and where it came from
     Config(ConfigArgs),
+    /// Ask the service how it is: ● running (exit 0), ◐ degraded (1), ○ stopped (3)
+    Status(StatusArgs),
     /// Test configuration, broker, permissions, topology, model and device; say what to mend
     Check(CheckArgs),
+    /// Listen to the heartbeats of the workers on this machine and end those that fall silent
+    Monitor(MonitorArgs),
+    /// Write the record of a death; systemd calls it when the service has ended (ExecStopPost=)
+    Postmortem,
+    /// Raise the alarm and try again later; systemd calls it when it has given up (OnFailure=)
+    Alarm {
+        /// The unit that has failed
+        unit: String,
+    },
 }
 
 /// Which configuration to use, the same for every command that needs one.
@@ -187,6 +198,17 @@ pub struct ConfigArgs {
     pub default_file: bool,
 }
 
+/// `embeddings status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented on the type")]
+    pub config: ConfigFlags,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `embeddings check`
 #[derive(Debug, Args)]
 pub struct CheckArgs {
@@ -196,4 +218,12 @@ pub struct CheckArgs {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `embeddings monitor`
+#[derive(Debug, Args)]
+pub struct MonitorArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented on the type")]
+    pub config: ConfigFlags,
 }

@@ -77,6 +77,14 @@ impl Clock {
             .map(|since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
             .unwrap_or(0)
     }
+
+    /// Milliseconds on the clock that all processes of this machine share, and that never steps back: by it
+    /// one process can tell how old another's words are.
+    pub fn monotonic_ms() -> u64 {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let millis = i128::from(now.tv_sec) * 1000 + i128::from(now.tv_nsec) / 1_000_000;
+        u64::try_from(millis).unwrap_or(0)
+    }
 }
 
 #[cfg(test)]

@@ -9,11 +9,12 @@
 //! | 4 | [`app`] | build all parts from [`config`], start them, turn the loop, drain in reverse order |
 //! | 3 | [`broker`] | connect, consume and decode, encode and publish with confirms; alone names lapin |
 //! | 3 | [`engine`] | text in, vectors out; alone names Candle |
-//! | 3 | [`watchdog`] | the only writer of the notify socket, and the thread that kills |
-//! | 3 | [`telemetry`] | journal and terminal logging, the record of a death |
+//! | 3 | [`watchdog`] | the only writer of the notify socket, the thread that kills, and the monitor's socket and hands |
+//! | 3 | [`telemetry`] | journal and terminal logging, the black box, the records of deaths |
+//! | 3 | [`control`] | the status socket: whoever asks gets one document |
 //! | 3 | [`cli`] | one small file per command |
 //! | 2 | [`logic`] | every decision; no IO, no `async`, no clock read |
-//! | 1 | [`config`], [`job`], [`clock`], [`args`] | plain data: settings, the wire, time, the command line |
+//! | 1 | [`config`], [`job`], [`report`], [`clock`], [`args`] | plain data: settings, the wire, what is said of the service, time, the command line |
 //!
 //! Arrows run only downward, and parts on one floor do not know each other. `tests/tidy.rs` keeps it so.
 
@@ -23,8 +24,10 @@ pub mod broker;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod engine;
 pub mod job;
 pub mod logic;
+pub mod report;
 pub mod telemetry;
 pub mod watchdog;

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     // SAFETY: this is the first statement of the process; no other thread exists that could read the
     // environment meanwhile.
     unsafe { std::env::set_var("RUST_MIN_STACK", STACK_BYTES) };
-    telemetry::abort_on_panic();
+    telemetry::dying::abort_on_panic();
     match run(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => report(&error),
@@ -31,12 +31,21 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Embed(args) => cli::embed::run(&args),
         Command::Model(command) => cli::model::run(&command),
         Command::Config(args) => cli::config::run(&args),
+        Command::Status(args) => cli::status::run(&args),
         Command::Check(args) => cli::check::run(&args),
         Command::Serve(args) => Ok(app::serve(&Inputs::from_process(
             args.config.config,
             args.config.set,
         ))),
         Command::Submit(args) => cli::submit::run(&args),
+        #[cfg(target_os = "linux")]
+        Command::Monitor(args) => cli::monitor::run(&args),
+        #[cfg(not(target_os = "linux"))]
+        Command::Monitor(_) => {
+            anyhow::bail!("the monitor needs Linux: it holds processes by their descriptors")
+        }
+        Command::Postmortem => cli::postmortem::run(),
+        Command::Alarm { unit } => cli::alarm::run(&unit),
     }
 }
 

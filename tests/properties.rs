@@ -185,7 +185,7 @@ impl Life {
                 self.connected = false;
                 // Only what does not need the session outlives it.
                 let inner = |event: &Event| match event {
-                    Event::Tokenized { .. } | Event::BatchDone { .. } => true,
+                    Event::Tokenized { .. } | Event::BatchDone { .. } | Event::Tried(_) => true,
                     Event::Delivered { job, .. } => job.0 > 1 << 63,
                     _ => false,
                 };
@@ -230,6 +230,7 @@ impl Life {
             }
             Action::DeadLetter { job, .. } => Event::DeadLettered { job: *job },
             Action::Ack { job } => Event::Acked { job: *job },
+            Action::Try(worker) => Event::Tried(*worker),
             Action::SendCanary { through_broker, .. } => {
                 let job = if *through_broker {
                     self.next += 1;

@@ -185,6 +185,7 @@ fn decisions_are_pure_and_the_ground_is_plain_data() {
         match source.module.as_str() {
             "logic" => source.must_not_name(&IMPURE, "decisions take events and the moment, nothing else"),
             "job" => source.must_not_name(&IMPURE, "the wire's words are plain data"),
+            "report" => source.must_not_name(&IMPURE, "what is said of the service is plain data"),
             "args" => source.must_not_name(&IMPURE[..4], "the command line is plain data"),
             // Settings are read from files and may hold addresses; clocks are read in one place only.
             "config" => source.must_not_name(

@@ -365,6 +365,7 @@ fn the_pool_computes_in_order_and_refuses_when_full() {
             let (thread, event) = inbox.recv().unwrap();
             assert_eq!(thread.as_deref(), Some("engine-0"));
             match event {
+                PoolEvent::Tried { .. } => {}
                 PoolEvent::Step { batch, .. } => {
                     assert_eq!(batch, expected);
                     steps += 1;

@@ -5,12 +5,15 @@
 
 mod catalogue;
 mod desk;
+mod pulse;
 mod show;
+mod trace;
 mod turn;
+mod window;
 
 use crate::broker::{self, BrokerEvent, Command, DisconnectKill};
 use crate::clock::{Clock, Moment};
-use crate::config::{self, Config, EXIT_CONFIG, Inputs, Loaded};
+use crate::config::{self, Config, Directories, EXIT_CONFIG, Inputs, Loaded};
 use crate::engine::device;
 use crate::engine::pool::Pool;
 use crate::engine::tokenize::Tokenizers;
@@ -18,16 +21,19 @@ use crate::job::Lane;
 use crate::job::request::RequestLimits;
 use crate::logic::health::{Health, KillReason};
 use crate::logic::{Logic, Setup};
-use crate::telemetry::{self, Death, Logging};
+use crate::telemetry::death::Death;
+use crate::telemetry::{self, Logging, dying, history, journal};
 use crate::watchdog::{self, notify, thread};
 use anyhow::Context;
 use catalogue::Catalogue;
+use signal_hook::consts::signal::SIGTERM;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
+use window::Window;
 
 /// systemd gives up on a start that says nothing for this long; each step of loading says something.
 const LOAD_STEP_MAX: Duration = Duration::from_secs(60);
@@ -47,12 +53,20 @@ const IO_THREADS: usize = 2;
 const BLOCKING_THREADS: usize = 4;
 /// Their stacks: headers that are nested as deep as a frame allows are read, copied and dropped by recursion.
 const IO_STACK_BYTES: usize = 64 << 20;
+/// Log lines get this long to reach the journal before the process ends.
+const FLUSH_MAX: Duration = Duration::from_millis(500);
+/// When a start has calmed down: what the journal did not take of earlier deaths is sent again then.
+const RESEND_AFTER: Duration = Duration::from_secs(10);
+/// How long that tries.
+const RESEND_MAX: Duration = Duration::from_secs(2);
 /// Events that wait for the loop; who sends more waits.
 const EVENTS: usize = 1024;
 
 /// Runs the service until it is told to stop. The exit codes are the contract's.
 pub fn serve(inputs: &Inputs) -> ExitCode {
     let clock = Clock::start();
+    let dirs = config::directories(inputs);
+    let boxed = dying::prepare(&dirs.runtime, &dirs.state);
     let loaded = match config::load(inputs) {
         Ok(loaded) => loaded,
         Err(errors) => return refuse_config(&errors.to_string()),
@@ -64,22 +78,45 @@ pub fn serve(inputs: &Inputs) -> ExitCode {
     for warning in &loaded.warnings {
         warn!("{warning}");
     }
+    if let Err(error) = boxed {
+        warn!(%error, dir = %dirs.runtime.display(), "no black box; a sudden death will be told with less detail");
+    }
+    send_the_unsent(dirs.state);
     // A thread of its own for the loop, since the main thread's stack is the system's to choose (design 7).
     let running = std::thread::scope(|scope| {
         let start = std::thread::Builder::new().name("loop".into());
         let turning = start.spawn_scoped(scope, || run(clock, inputs, &loaded, logging))?;
         turning.join().map_err(|_| anyhow::anyhow!("the loop panicked"))?
     });
-    match running {
+    let code = match running {
         Ok(code) => code,
+        Err(failure) if failure.is::<catalogue::CatalogueError>() => refuse_config(&format!("{failure:#}")),
         Err(failure) => {
             error!("{failure:#}");
-            if failure.is::<catalogue::CatalogueError>() {
-                return refuse_config(&format!("{failure:#}"));
-            }
+            let mut death = Death::of("failed");
+            death.detail = format!("{failure:#}");
+            dying::record(death, 1);
             ExitCode::FAILURE
         }
-    }
+    };
+    telemetry::flush(FLUSH_MAX);
+    code
+}
+
+/// Later, and aside: records of earlier deaths that a journal in trouble did not take.
+fn send_the_unsent(state: std::path::PathBuf) {
+    let later = move || {
+        std::thread::sleep(RESEND_AFTER);
+        if history::last(&state, history::KEPT_MAX)
+            .iter()
+            .any(|death| death.unsent)
+            && let Ok(mut history) = history::History::open(&state)
+            && history.send_the_unsent(std::path::Path::new(journal::SOCKET), None, RESEND_MAX)
+        {
+            let _ = history.save();
+        }
+    };
+    let _ = std::thread::Builder::new().name("records".into()).spawn(later);
 }
 
 /// A configuration that cannot work: said where people look, and never restarted (exit 78).
@@ -88,13 +125,9 @@ fn refuse_config(errors: &str) -> ExitCode {
         eprintln!("{line}");
     }
     notify::status(&format!("refused · {errors}"));
-    if telemetry::init("info").is_ok() {
-        telemetry::record_death(&Death {
-            reason: "config_error",
-            inside: errors.to_owned(),
-            ..Default::default()
-        });
-    }
+    let mut death = Death::of("config_error");
+    death.detail = errors.to_owned();
+    dying::record(death, EXIT_CONFIG);
     ExitCode::from(EXIT_CONFIG)
 }
 
@@ -108,7 +141,11 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
         );
         limits.max_queue = MAX_QUEUE_MAX;
     }
-    let catalogue = Catalogue::load(config, &mut |line| notify::extend_start(LOAD_STEP_MAX, line))?;
+    let window = Window::open(clock, host(), config);
+    let catalogue = Catalogue::load(config, &mut |line| {
+        notify::extend_start(LOAD_STEP_MAX, line);
+        window.loading(line);
+    })?;
     let default = catalogue.default_entry();
     let model = default.name.clone();
     let engines = if config.engine.threads == 0 {
@@ -160,13 +197,18 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
         clock.now(),
     );
     let truth = thread::Truth::new(logic.health().clone(), clock.now());
-    let watched = model.clone();
+    let (watched, dirs) = (model.clone(), config.dirs.clone());
     thread::spawn(
         truth.clone(),
         clock,
         limits.watchdog_interval,
         limits.liveness_max_stall,
-        move |reason, health, now| die(reason, health, &watched, now),
+        move |reason, health, now| {
+            if reason == KillReason::DrainTimeout {
+                heed_sentence(&dirs);
+            }
+            die(reason, health, &watched, now);
+        },
     )
     .context("failed to start the watchdog thread")?;
 
@@ -183,7 +225,8 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
         .context("failed to start the runtime")?;
     let code = runtime.block_on(async {
         let disconnect_kill = DisconnectKill::new(limits.disconnect_kill);
-        let setup = broker_setup(config, &catalogue, prefetch, disconnect_kill.clone());
+        let host = host();
+        let setup = broker_setup(config, &catalogue, prefetch, disconnect_kill.clone(), &host);
         let (to_broker, commands) = mpsc::channel::<Command>(4 * (waiting_max + EVENTS));
         let (from_broker, broker_events) = mpsc::channel::<BrokerEvent>(EVENTS);
         let session = broker::start(setup, from_broker, commands);
@@ -191,6 +234,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             clock,
             inputs: inputs.clone(),
             config: config.clone(),
+            host,
             disconnect_kill,
             max_queue_max: widest,
             logging,
@@ -201,6 +245,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             tokenizers,
             work_done,
             to_broker,
+            questions: window.turning(),
         };
         turn::Loop::new(parts)
             .run(broker_events, work_events, session)
@@ -216,10 +261,8 @@ fn broker_setup(
     catalogue: &Catalogue,
     prefetch: [u16; 3],
     disconnect_kill: DisconnectKill,
+    host: &str,
 ) -> broker::Setup {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .or_else(|_| std::fs::read_to_string("/etc/hostname"))
-        .unwrap_or_else(|_| "localhost".into());
     broker::Setup {
         config: config.broker.clone(),
         prefetch,
@@ -228,8 +271,16 @@ fn broker_setup(
             body_bytes_max: BODY_BYTES_MAX,
         },
         disconnect_kill,
-        name: format!("embeddings@{}.{}", host.trim(), std::process::id()),
+        name: format!("embeddings@{host}.{}", std::process::id()),
     }
+}
+
+/// This machine's name.
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .or_else(|_| std::fs::read_to_string("/etc/hostname"))
+        .unwrap_or_else(|_| "localhost".into());
+    name.trim().to_owned()
 }
 
 /// Unacknowledged deliveries per lane, in the order of [`Lane::ALL`]: of interactive jobs as many as may
@@ -242,25 +293,24 @@ fn prefetch(max_queue: usize, max_inflight: usize) -> [u16; 3] {
     })
 }
 
-/// Ends the process at once, with a record and without destructors, which could hang.
-fn die(reason: KillReason, health: Option<&Health>, model: &str, now: Moment) {
-    // The loop and the watchdog thread may find the same reason; a death has one record.
-    static DYING: AtomicBool = AtomicBool::new(false);
-    if DYING.swap(true, Ordering::SeqCst) {
-        loop {
-            std::thread::park();
-        }
+/// A process that the monitor ends does not exit with 0, which would read as the wish of an administrator, and
+/// systemd would leave it at that. It dies of the monitor's signal, and the monitor's sentence is its record.
+fn heed_sentence(dirs: &Directories) {
+    if dirs.sentence(std::process::id()).exists() {
+        let _ = signal_hook::low_level::emulate_default_handler(SIGTERM);
     }
-    let millis =
-        |age: Option<Duration>| age.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-    let inside = health.map(|health| health.inside().map(|(stage, n)| format!("{stage}={n}")).join(" "));
-    telemetry::record_death(&Death {
-        reason: reason.name(),
-        stage: reason.stage().unwrap_or_default(),
-        last_progress_age_ms: millis(health.map(|health| health.progress_age(now))),
-        broker_proof_age_ms: millis(health.and_then(|health| health.proof_age(now))),
-        inside: inside.unwrap_or_default(),
-        model: model.to_owned(),
-    });
-    signal_hook::low_level::exit(i32::from(reason.exit_code()));
+}
+
+/// Ends the process at once, with a record.
+fn die(reason: KillReason, health: Option<&Health>, model: &str, now: Moment) -> ! {
+    let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+    let mut death = Death::of(reason.name());
+    death.stage = reason.stage().unwrap_or_default().into();
+    death.model = model.into();
+    if let Some(health) = health {
+        death.last_progress_age_ms = Some(millis(health.progress_age(now)));
+        death.broker_proof_age_ms = health.proof_age(now).map(millis);
+        death.inside = health.inside().map(|(stage, n)| format!("{stage}={n}")).join(" ");
+    }
+    dying::end(death, reason.exit_code())
 }

@@ -38,6 +38,16 @@ impl Show {
         &self.model
     }
 
+    /// Where it runs.
+    pub fn device(&self) -> &'static str {
+        self.device
+    }
+
+    /// The line as it is now, for one who asks.
+    pub fn present(&self, logic: &Logic, now: Moment) -> String {
+        self.status_line(logic, now)
+    }
+
     /// The last line shown.
     pub fn line(&self) -> &str {
         &self.line

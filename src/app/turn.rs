@@ -1,22 +1,28 @@
 //! The loop: every event in, the clock read once per turn, every action done in one `match`.
 
+mod heard;
+mod signals;
+
 use super::catalogue::{self, Catalogue};
 use super::desk::{Desk, Held};
-use super::die;
+use super::pulse::Pulse;
 use super::show::Show;
-use crate::broker::{Arrival, BrokerEvent, Command, DisconnectKill, Published};
+use super::trace::Trace;
+use super::window::{self, Question};
+use super::{die, heed_sentence};
+use crate::broker::{BrokerEvent, Command, DisconnectKill};
 use crate::clock::{Clock, Moment};
-use crate::config::{self, Config, Inputs};
+use crate::config::{Config, Inputs};
 use crate::engine::Sequence;
 use crate::engine::pool::{BatchResult, Pool, PoolEvent, Report, Work};
 use crate::engine::tokenize::{self, Progress, Tokenizers};
-use crate::job::request::{Number, decode};
+use crate::job::request::decode;
 use crate::job::{ErrorType, JobKey, Lane, Refusal};
 use crate::logic::Logic;
-use crate::logic::event::{
-    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome, TokenizerId,
-};
+use crate::logic::event::{Action, BatchId, EngineId, Event, Item, ModelId, Outcome, TokenizerId, Worker};
+use crate::logic::health::KillReason;
 use crate::telemetry::Logging;
+use crate::telemetry::blackbox::Phase;
 use crate::watchdog::{notify, thread::Truth};
 use anyhow::Context;
 use futures_util::StreamExt;
@@ -30,9 +36,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
-/// While the first broker is awaited, each attempt buys the start this much time over the pause before
-/// the next: more than one attempt can take.
-const ATTEMPT_MAX: Duration = Duration::from_secs(30);
 /// Longest wait for the connections to close after everything is settled.
 const CLOSE_MAX: Duration = Duration::from_secs(3);
 
@@ -41,6 +44,8 @@ const CLOSE_MAX: Duration = Duration::from_secs(3);
 pub enum Done {
     /// An engine finished a layer.
     Step(EngineId),
+    /// An idle engine answered.
+    Tried(EngineId),
     /// An engine finished a batch.
     Batch(EngineId, BatchId, BatchResult),
     /// A tokenizer took up a job, got on in it, or is through with it.
@@ -52,11 +57,11 @@ pub enum Done {
 /// Carries the tokenizers' reports to the loop, as [`report`] does for the engines.
 pub fn report_tokenizers(done: mpsc::Sender<Done>) -> tokenize::Report {
     Arc::new(move |tokenizer, progress| {
-        let done_what = Done::Tokenizer(TokenizerId(tokenizer), progress);
+        let said = Done::Tokenizer(TokenizerId(tokenizer), progress);
         if progress == Progress::Step {
-            let _ = done.try_send(done_what);
+            let _ = done.try_send(said);
         } else {
-            let _ = done.blocking_send(done_what);
+            let _ = done.blocking_send(said);
         }
     })
 }
@@ -67,6 +72,9 @@ pub fn report(done: mpsc::Sender<Done>) -> Report {
     Arc::new(move |event| match event {
         PoolEvent::Step { engine, .. } => {
             let _ = done.try_send(Done::Step(EngineId(engine)));
+        }
+        PoolEvent::Tried { engine } => {
+            let _ = done.blocking_send(Done::Tried(EngineId(engine)));
         }
         PoolEvent::Done {
             engine,
@@ -83,6 +91,8 @@ pub struct Parts {
     pub clock: Clock,
     pub inputs: Inputs,
     pub config: Config,
+    /// This machine's name.
+    pub host: String,
     pub disconnect_kill: DisconnectKill,
     /// The largest `max_queue` that the prefetch of this process has room for.
     pub max_queue_max: usize,
@@ -94,6 +104,8 @@ pub struct Parts {
     pub tokenizers: Tokenizers,
     pub work_done: mpsc::Sender<Done>,
     pub to_broker: mpsc::Sender<Command>,
+    /// Those who ask for the status.
+    pub questions: mpsc::Receiver<Question>,
 }
 
 /// The loop and what it owns.
@@ -107,6 +119,10 @@ pub struct Loop {
     draining: bool,
     drained: bool,
     show: Show,
+    /// What the last attempt to reach the broker came to, while there is no session.
+    waiting: Option<String>,
+    pulse: Pulse,
+    trace: Trace,
 }
 
 impl Loop {
@@ -114,6 +130,14 @@ impl Loop {
     pub fn new(parts: Parts) -> Loop {
         Loop {
             show: Show::new(&parts.catalogue),
+            pulse: Pulse::new(
+                parts.clock,
+                &parts.config.limits,
+                &parts.config.dirs,
+                parts.host.clone(),
+                &parts.catalogue,
+            ),
+            trace: Trace::new(&parts.catalogue.default_entry().name),
             parts,
             desk: Desk::new(),
             batches: HashMap::new(),
@@ -121,6 +145,7 @@ impl Loop {
             ready: false,
             draining: false,
             drained: false,
+            waiting: None,
         }
     }
 
@@ -138,6 +163,8 @@ impl Loop {
             // Cancelling any of these loses nothing: `recv` and `next` are cancel-safe.
             let event = tokio::select! {
                 biased;
+                // First, and no flood: one thread asks, waits for the answer, and pauses.
+                Some(question) = self.parts.questions.recv() => self.answer(question),
                 Some(done) = work.recv() => self.work_done(done),
                 Some(signal) = signals.next() => self.signalled(signal),
                 event = broker.recv() => match event {
@@ -152,6 +179,8 @@ impl Loop {
         }
         // Closing the command channel ends the session, and with it what is left unacknowledged.
         drop(self.parts.to_broker);
+        // Whoever asks now is told that the doors are being closed.
+        drop(self.parts.questions);
         let _ = tokio::time::timeout(CLOSE_MAX, session).await;
         let total = |outcome| {
             Lane::ALL
@@ -165,7 +194,21 @@ impl Loop {
             requeued = total(Outcome::Requeued),
             "stopped"
         );
+        heed_sentence(&self.parts.config.dirs);
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Says how things are. That the loop does so is half of the answer; its tick is a turn like any other,
+    /// so that those who ask keep nothing from being looked at.
+    fn answer(&self, question: Question) -> Option<Event> {
+        let now = self.parts.clock.now();
+        let waiting = self.waiting.as_deref().filter(|_| !self.ready);
+        let line = waiting.map_or_else(|| self.show.present(&self.parts.logic, now), str::to_owned);
+        let mut report = window::report(&self.parts.logic, &self.outcomes, line, now);
+        (report.model, report.device) = (self.show.model().into(), self.show.device().into());
+        report.broker.waiting.clone_from(&self.waiting);
+        question.answer(report);
+        Some(Event::Tick)
     }
 
     /// One turn of the logic, and of what follows from it at once.
@@ -184,6 +227,10 @@ impl Loop {
         }
         self.parts.truth.update(self.parts.logic.health());
         self.show.turned(&self.parts.logic, now);
+        if let Some(heartbeat) = self.pulse.turned(&self.parts.logic, now) {
+            self.command(heartbeat);
+        }
+        self.trace.turned(&self.parts.logic, &self.desk, now);
     }
 
     fn perform(&mut self, action: Action, now: Moment) -> Option<Event> {
@@ -222,21 +269,30 @@ impl Loop {
                 through_broker,
                 model,
             } => return self.send_canary(through_broker, model, now),
+            Action::Try(Worker::Engine(engine)) => self.parts.pool.ask(engine.0),
+            Action::Try(Worker::Tokenizer(tokenizer)) => self.parts.tokenizers.ask(tokenizer.0),
             Action::Reconnect { lane } => {
                 warn!(lane = lane.name(), "our consumer is missing from its queue");
                 self.command(Command::Reconnect { lane });
             }
             Action::Ready => {
                 self.ready = true;
+                self.trace.phase(Phase::Ready);
                 info!(after_ms = now.as_millis(), "ready");
                 self.show.ready(&self.parts.logic, now);
             }
-            Action::Pet => notify::pet(),
+            Action::Pet => {
+                notify::pet();
+                self.trace.pet(now);
+            }
             Action::Drained => {
                 self.drained = true;
                 self.parts.truth.retire();
             }
             Action::Kill(reason) => {
+                if reason == KillReason::DrainTimeout {
+                    heed_sentence(&self.parts.config.dirs);
+                }
                 die(reason, Some(self.parts.logic.health()), self.show.model(), now);
             }
         }
@@ -266,6 +322,7 @@ impl Loop {
             let result = catalogue::tokenize(&model, &texts, &plan, step);
             let _ = done.blocking_send(Done::Tokens(job, result));
         });
+        self.trace.begins([job], &self.desk);
         self.parts.tokenizers.submit(task).is_err().then(|| {
             error!("the tokenizers do not take work");
             let refusal = Refusal::new(ErrorType::Internal, "the tokenizers do not take work");
@@ -282,6 +339,7 @@ impl Loop {
             .iter()
             .filter_map(|item| self.desk.get(&item.job)?.sequences.get(item.input).cloned())
             .collect();
+        self.trace.begins(items.iter().map(|item| item.job), &self.desk);
         self.batches.insert(batch, items);
         if self
             .parts
@@ -331,6 +389,7 @@ impl Loop {
         let Some(held) = self.desk.remove(&job) else {
             return;
         };
+        self.trace.gone(job);
         let duration_ms = u64::try_from(now.since(held.arrived).as_millis()).unwrap_or(u64::MAX);
         let (lane, outcome_name) = (held.lane.name(), outcome.name());
         *self.outcomes.entry((held.lane, outcome)).or_default() += 1;
@@ -345,10 +404,13 @@ impl Loop {
     fn work_done(&mut self, done: Done) -> Option<Event> {
         Some(match done {
             Done::Step(engine) => Event::BatchStep { engine },
+            Done::Tried(engine) => Event::Tried(Worker::Engine(engine)),
+            Done::Tokenizer(tokenizer, Progress::Tried) => Event::Tried(Worker::Tokenizer(tokenizer)),
             Done::Tokenizer(tokenizer, Progress::Began) => Event::TokenizerBegan { tokenizer },
             Done::Tokenizer(tokenizer, Progress::Step) => Event::TokenizerStep { tokenizer },
             Done::Tokenizer(tokenizer, Progress::Ended) => Event::TokenizerEnded { tokenizer },
             Done::Tokens(job, result) => {
+                self.trace.ends(job);
                 let result = result.map(|sequences| {
                     let tokens = sequences.iter().map(|sequence| sequence.ids.len()).collect();
                     if let Some(held) = self.desk.get_mut(&job) {
@@ -360,6 +422,7 @@ impl Loop {
             }
             Done::Batch(engine, batch, result) => {
                 let items = self.batches.remove(&batch)?;
+                items.iter().for_each(|item| self.trace.ends(item.job));
                 let results = match result {
                     Ok(vectors) => items
                         .iter()
@@ -393,185 +456,5 @@ impl Loop {
             }
         }
         Ok(())
-    }
-
-    fn heard(&mut self, event: BrokerEvent) -> Option<Event> {
-        Some(match event {
-            BrokerEvent::Waiting {
-                attempts,
-                cause,
-                pause,
-            } => {
-                warn!(attempts, %cause, pause_ms = pause.as_millis() as u64, "no broker");
-                if !self.ready {
-                    let line = format!(
-                        "waiting for the broker at {} · attempt {attempts}: {cause}",
-                        self.parts.config.broker.shown()
-                    );
-                    notify::extend_start(ATTEMPT_MAX + pause, &line);
-                }
-                return None;
-            }
-            BrokerEvent::Up => {
-                if self.draining {
-                    self.command(Command::StopIntake);
-                }
-                if !self.ready {
-                    notify::extend_start(ATTEMPT_MAX, "broker reached · first canary under way");
-                }
-                Event::BrokerUp
-            }
-            BrokerEvent::Down { .. } => Event::BrokerDown,
-            BrokerEvent::Proof => Event::BrokerProof,
-            BrokerEvent::QueueSeen {
-                lane,
-                ready,
-                consumers,
-            } => Event::QueueSeen {
-                lane,
-                ready,
-                consumers,
-            },
-            BrokerEvent::Blocked { reason } => {
-                warn!(%reason, "the broker blocks publishing");
-                Event::BrokerBlocked
-            }
-            BrokerEvent::Unblocked => {
-                info!("the broker takes messages again");
-                Event::BrokerUnblocked
-            }
-            BrokerEvent::Arrived(arrival) => self.arrived(*arrival),
-            BrokerEvent::Published { job, outcome } => {
-                let dead = self.desk.get(&job)?.receipt.is_some() && self.parts.logic.is_dead_lettering(job);
-                match (dead, outcome) {
-                    (true, _) => Event::DeadLettered { job },
-                    (false, Published::Routed) => Event::Confirmed {
-                        job,
-                        outcome: Confirmation::Routed,
-                    },
-                    (false, Published::Returned) => Event::Confirmed {
-                        job,
-                        outcome: Confirmation::Returned,
-                    },
-                    (false, Published::Rejected) => Event::Confirmed {
-                        job,
-                        outcome: Confirmation::Rejected,
-                    },
-                }
-            }
-            BrokerEvent::Acked { job } => Event::Acked { job },
-        })
-    }
-
-    fn arrived(&mut self, mut arrival: Arrival) -> Event {
-        let now = self.parts.clock.now();
-        let (job, lane) = (arrival.key, arrival.lane);
-        let answerable = arrival.properties.reply_to.is_some();
-        let request = std::mem::replace(&mut arrival.request, Err(Refusal::invalid("", "")));
-        let missing = || Refusal::invalid("reply_to", "reply_to is missing, there is no place for an answer");
-        let planned = request.and_then(|request| {
-            let plan = self.parts.catalogue.plan(&request)?;
-            Ok((plan, request.input))
-        });
-        let planned = if answerable {
-            planned
-        } else {
-            planned.and(Err(missing()))
-        };
-        let deadline = self.deadline(&arrival, now);
-        let bytes = arrival.bytes;
-        let (arrival_event, plan, texts) = match planned {
-            Ok((plan, texts)) => (Ok(plan.ticket(texts.len(), bytes, deadline)), Some(plan), texts),
-            Err(refusal) => (Err(refusal), None, Vec::new()),
-        };
-        self.desk.insert(job, Held::new(arrival, plan, texts, now));
-        Event::Delivered {
-            job,
-            lane,
-            arrival: arrival_event,
-            answerable,
-        }
-    }
-
-    /// When the caller stops waiting: the budget from when the caller sent, as far as that is known.
-    fn deadline(&self, arrival: &Arrival, now: Moment) -> Option<Moment> {
-        let Number::Value(budget_ms) = arrival.properties.budget_ms else {
-            return None;
-        };
-        let now_ms = self.parts.clock.unix_ms();
-        let sent_ms = match (arrival.properties.sent_at_ms, arrival.properties.timestamp_s) {
-            (Number::Value(ms), _) => ms,
-            (_, Some(seconds)) => seconds.saturating_mul(1000),
-            _ => now_ms,
-        };
-        // A sender whose clock is ahead gets its whole budget, no more.
-        let spent = Duration::from_millis(now_ms.saturating_sub(sent_ms));
-        Some(now + Duration::from_millis(budget_ms).saturating_sub(spent))
-    }
-
-    fn signalled(&mut self, signal: i32) -> Option<Event> {
-        if signal == SIGHUP {
-            return self.reload();
-        }
-        if self.draining {
-            return None;
-        }
-        self.draining = true;
-        info!("stopping: no new jobs, finishing what is in flight");
-        self.show
-            .stopping("draining · no new jobs, finishing what is in flight");
-        self.command(Command::StopIntake);
-        Some(Event::Drain)
-    }
-
-    /// Reads the configuration again. A bad one changes nothing and says so.
-    fn reload(&mut self) -> Option<Event> {
-        // READY=1 ends a reload, and must not be said by a service that never was ready, or is stopping.
-        let told = self.ready && !self.draining;
-        if told {
-            notify::reloading();
-        }
-        let event = match config::load(&self.parts.inputs) {
-            Ok(loaded) => {
-                if let Err(error) = self.parts.logging.set_level(&loaded.config.log.level) {
-                    error!(%error, "log level kept");
-                }
-                loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
-                info!("limits and log level read again");
-                let mut limits = loaded.config.limits;
-                self.name_what_waits(&loaded.config);
-                limits.max_queue = limits.max_queue.min(self.parts.max_queue_max);
-                self.parts.disconnect_kill.set(limits.disconnect_kill);
-                Some(Event::Reloaded(limits))
-            }
-            Err(errors) => {
-                error!("configuration kept as it was: {errors}");
-                None
-            }
-        };
-        if told {
-            notify::ready(self.show.line());
-        }
-        event
-    }
-
-    /// Says aloud which changes a reload cannot take over.
-    fn name_what_waits(&self, new: &Config) {
-        let old = &self.parts.config;
-        let changed = [
-            ("default_model", old.default_model != new.default_model),
-            ("models", old.models != new.models),
-            ("broker", old.broker != new.broker),
-            ("engine", old.engine != new.engine),
-            ("max_inputs", old.limits.max_inputs != new.limits.max_inputs),
-            (
-                "watchdog_interval_ms",
-                old.limits.watchdog_interval != new.limits.watchdog_interval,
-            ),
-            ("max_queue", new.limits.max_queue > self.parts.max_queue_max),
-        ];
-        for (key, _) in changed.iter().filter(|(_, changed)| *changed) {
-            warn!(key, "the change of this setting waits for a restart");
-        }
     }
 }

@@ -5,6 +5,7 @@
 //! part of a session fails the whole session ends, and a fresh one begins after a pause; nothing of an
 //! old session is ever used in a new one. lapin's own recovery stays off: see `docs/design`.
 
+mod announce;
 pub mod client;
 mod intake;
 pub mod probe;
@@ -186,6 +187,15 @@ pub enum Command {
     /// Publish a canary to our own probe queue.
     SendCanary {
         /// Its body.
+        body: Vec<u8>,
+    },
+    /// Publish to the exchange of events, as far as that costs nothing: nobody hears whether it arrived.
+    Event {
+        /// AMQP `type`.
+        kind: &'static str,
+        /// Where to.
+        routing_key: String,
+        /// Its body, JSON.
         body: Vec<u8>,
     },
     /// Take no further deliveries.

@@ -1,5 +1,6 @@
 //! One session with the broker: two connections and all that runs on them, from opening to the first fault.
 
+use super::announce::{self, Notice};
 use super::intake::{self, Origin};
 use super::publish::{self, Blocked, Publication};
 use super::{ACK_MAX, BrokerError, BrokerEvent, Command, DisconnectKill, Published, Setup, topology, within};
@@ -35,9 +36,11 @@ const PUBLISH_QUEUE: usize = 4096;
 pub(super) struct Session {
     number: u64,
     consuming: Connection,
-    publishing: Connection,
+    publishing: Arc<Connection>,
     control: Channel,
     publisher: Channel,
+    /// For notices. Held here too, or dropping it while the connection closes would be an error in the log.
+    announcer: Channel,
     consumers: Vec<(Lane, Arc<str>, Channel, Consumer)>,
     names: Names,
     probe_queue: String,
@@ -63,6 +66,7 @@ pub(super) async fn open(setup: &Setup, number: u64) -> Result<Session, BrokerEr
         publisher.confirm_select(ConfirmSelectOptions::default()),
     )
     .await?;
+    let announcer = channel(&publishing).await?;
     let mut consumers = Vec::new();
     for lane in Lane::ALL {
         let queue = match lane {
@@ -91,9 +95,10 @@ pub(super) async fn open(setup: &Setup, number: u64) -> Result<Session, BrokerEr
     Ok(Session {
         number,
         consuming,
-        publishing,
+        publishing: Arc::new(publishing),
         control,
         publisher,
+        announcer,
         consumers,
         names,
         probe_queue,
@@ -163,6 +168,15 @@ impl Session {
             queue,
             events.clone(),
         ));
+        let (notices, queue) = mpsc::channel(announce::NOTICES);
+        tasks.spawn(announce::run(
+            self.announcer.clone(),
+            self.publishing.clone(),
+            self.names.clone(),
+            self.setup.config.declare,
+            self.blocked.clone(),
+            queue,
+        ));
         tasks.spawn(probe(
             self.control.clone(),
             [
@@ -173,8 +187,14 @@ impl Session {
             self.setup.disconnect_kill.clone(),
             events.clone(),
         ));
+        // A channel that the broker closes here is missed by those who publish on it, and one of them only
+        // publishes notices.
+        let of_the_connection = |event: &Event| {
+            let soft = matches!(event, Event::Error(error) if error.is_amqp_soft_error());
+            futures_util::future::ready(!soft)
+        };
         tasks.spawn(watch(
-            self.publishing.events_listener(),
+            self.publishing.events_listener().filter(of_the_connection),
             self.blocked.clone(),
             events.clone(),
         ));
@@ -199,6 +219,10 @@ impl Session {
                     Some(Command::SendCanary { body }) => {
                         let (queue, id) = (self.probe_queue.clone(), self.canary.clone());
                         tasks.spawn(send_canary(self.publisher.clone(), self.blocked.clone(), queue, id, body));
+                    }
+                    Some(Command::Event { kind, routing_key, body }) => {
+                        // One too many is dropped: the next says more.
+                        let _ = notices.try_send(Notice { kind, routing_key, body });
                     }
                     Some(command) => if let Err(fault) = self.perform(command, events, &publications).await {
                         break Err(fault);

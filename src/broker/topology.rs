@@ -28,6 +28,11 @@ pub async fn ensure(channel: &Channel, names: &Names, declare: bool) -> Result<(
         let answer = channel.queue_declare(queue.as_str().into(), options, arguments);
         within("declaring a queue", DECLARE_MAX, answer).await?;
     }
+    events(channel, names, declare).await
+}
+
+/// Declares the exchange of events, or checks that it is there.
+pub async fn events(channel: &Channel, names: &Names, declare: bool) -> Result<(), BrokerError> {
     let options = ExchangeDeclareOptions {
         passive: !declare,
         durable: true,

@@ -3,10 +3,15 @@
 //! All of them speak alike: the first line is the answer, tables are aligned, `--json` is for machines,
 //! colour is for terminals only and never with `NO_COLOR`, errors go to stderr.
 
+pub mod alarm;
 pub mod check;
 pub mod config;
 pub mod embed;
 pub mod model;
+#[cfg(target_os = "linux")]
+pub mod monitor;
+pub mod postmortem;
+pub mod status;
 pub mod submit;
 
 use crate::args::ConfigFlags;

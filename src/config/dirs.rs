@@ -29,6 +29,28 @@ pub enum ModelDirError {
     },
 }
 
+impl Directories {
+    /// Where the heartbeat monitor has its socket and its sentences: beside the runtime directory, and the same
+    /// place for every unit of the system.
+    pub fn monitor(&self) -> PathBuf {
+        const NAME: &str = "embeddings-monitor";
+        if self.runtime.starts_with("/run") && !self.runtime.starts_with("/run/user") {
+            return Path::new("/run").join(NAME);
+        }
+        self.runtime.with_file_name(NAME)
+    }
+
+    /// The socket that takes heartbeats.
+    pub fn heartbeat_socket(&self) -> PathBuf {
+        self.monitor().join("heartbeat.sock")
+    }
+
+    /// The file that says why the monitor ends this process.
+    pub fn sentence(&self, pid: u32) -> PathBuf {
+        self.monitor().join(format!("kill-{pid}.json"))
+    }
+}
+
 impl Config {
     /// The configured name of a model, given its name or an alias.
     pub fn model_name<'a>(&'a self, name: &str) -> Option<&'a str> {
@@ -87,6 +109,12 @@ pub fn plain_name(name: &str) -> bool {
 
 fn is_model(dir: &Path) -> bool {
     dir.join("config.json").is_file() || dir.join("modules.json").is_file()
+}
+
+/// The directories alone: they depend on no file, so even a process whose configuration is wrong knows
+/// where its death belongs.
+pub fn directories(inputs: &Inputs) -> Directories {
+    choose(inputs).0
 }
 
 /// Chooses the directories: systemd's variable, else for root the service's own place where the package

@@ -25,7 +25,7 @@ mod rules;
 mod types;
 mod url;
 
-pub use dirs::{ModelDirError, plain_name};
+pub use dirs::{ModelDirError, directories, plain_name};
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use keys::{KEYS, Key, Kind, MODEL_KEYS, Preset, Rule};
 pub use layers::Inputs;

@@ -33,6 +33,11 @@ pub enum PoolEvent {
         /// Which batch.
         batch: u64,
     },
+    /// The engine was asked whether it still works.
+    Tried {
+        /// Which engine.
+        engine: usize,
+    },
     /// The batch is done.
     Done {
         /// Which engine.
@@ -66,6 +71,8 @@ struct State {
     work: VecDeque<Work>,
     /// Engines of models that are gone are to be given up.
     tidy: bool,
+    /// The engine owes an answer.
+    asked: bool,
     closed: bool,
 }
 
@@ -119,6 +126,14 @@ impl Pool {
         Ok(())
     }
 
+    /// Has an engine report [`PoolEvent::Tried`], before it takes up another batch.
+    pub fn ask(&self, engine: usize) {
+        if let Some(queue) = self.queues.get(engine) {
+            queue.lock().asked = true;
+            queue.changed.notify_one();
+        }
+    }
+
     /// Has every engine give up what it keeps for models that have no other owner. To be called after the last
     /// `Arc` of a model was let go, so that its memory is returned.
     pub fn tidy(&self) {
@@ -149,6 +164,7 @@ impl Drop for Pool {
 enum Next {
     Work(Work),
     Tidy,
+    Answer,
     End,
 }
 
@@ -157,6 +173,9 @@ fn next(queue: &Queue) -> Next {
     loop {
         if state.closed {
             return Next::End;
+        }
+        if std::mem::take(&mut state.asked) {
+            return Next::Answer;
         }
         if std::mem::take(&mut state.tidy) {
             return Next::Tidy;
@@ -178,6 +197,10 @@ fn run(engine: usize, queue: &Queue, report: &Report) {
             sequences,
         } = match next(queue) {
             Next::Work(work) => work,
+            Next::Answer => {
+                report(PoolEvent::Tried { engine });
+                continue;
+            }
             Next::Tidy => {
                 engines.retain(|(model, _)| model.strong_count() > 0);
                 continue;

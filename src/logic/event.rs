@@ -18,6 +18,15 @@ pub struct EngineId(pub usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TokenizerId(pub usize);
 
+/// A thread that works on jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Worker {
+    /// An engine.
+    Engine(EngineId),
+    /// A tokenizer.
+    Tokenizer(TokenizerId),
+}
+
 /// One run of inputs through a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BatchId(pub u64);
@@ -107,6 +116,8 @@ pub enum Event {
         /// The thread.
         tokenizer: TokenizerId,
     },
+    /// An idle thread answered [`Action::Try`].
+    Tried(Worker),
     /// All inputs of a job are tokenized: their token counts, or what is wrong.
     Tokenized {
         /// The job.
@@ -215,6 +226,8 @@ pub enum Action {
         /// For this model.
         model: ModelId,
     },
+    /// Ask a thread that has had nothing to do for a while to answer with [`Event::Tried`].
+    Try(Worker),
     /// Give the session up and begin a new one: a consumer of ours is missing from its queue.
     Reconnect {
         /// The queue's lane.

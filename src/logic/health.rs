@@ -1,6 +1,7 @@
 //! The health truth: is useful work going round, and has the broker proved itself? Pure: facts and the
 //! present moment in, a verdict out. It never reads a clock, and silence alone never heals it.
 
+use super::event::Worker;
 use super::ledger::{Ledger, Stage};
 use crate::clock::Moment;
 use crate::config::Limits;
@@ -384,6 +385,14 @@ impl Health {
             self.canary_local = true;
         }
         Some(through_broker)
+    }
+
+    /// Idle threads that are to be asked now whether they still work.
+    pub fn trials_due(&mut self, now: Moment) -> Vec<Worker> {
+        if self.is_draining() {
+            return Vec::new();
+        }
+        self.ledger.trials_due(self.limits.canary_interval, now)
     }
 
     /// Whether a canary is under way on the way that the next would take.

@@ -1,5 +1,6 @@
 //! The stage ledger: how much is inside each stage of a job's life, and when something last left it.
 
+use super::event::{EngineId, TokenizerId, Worker};
 use crate::clock::Moment;
 use crate::job::Lane;
 use std::fmt;
@@ -86,6 +87,25 @@ impl Cell {
     }
 }
 
+/// A thread that has nothing to do is asked from time to time whether it still would.
+#[derive(Clone, Copy, Debug, Default)]
+struct Trial {
+    asked: Option<Moment>,
+    answered: Moment,
+}
+
+impl Trial {
+    /// Whether an idle thread is to be asked; if so, it is.
+    fn due(&mut self, idle: &Cell, every: Duration, now: Moment) -> bool {
+        let last = idle.left.unwrap_or(Moment::ZERO).max(self.answered);
+        let due = self.asked.is_none() && idle.inside == 0 && now.since(last) >= every;
+        if due {
+            self.asked = Some(now);
+        }
+        due
+    }
+}
+
 /// All stages. `Computed` is kept per engine, `Admitted` per tokenizer and `Received` per queue as well: one
 /// that is stuck must not hide behind a busy one.
 #[derive(Clone, Debug)]
@@ -93,6 +113,8 @@ pub struct Ledger {
     stages: [Cell; 6],
     engines: Vec<Cell>,
     tokenizers: Vec<Cell>,
+    engine_trials: Vec<Trial>,
+    tokenizer_trials: Vec<Trial>,
     /// Per lane, whether the broker has messages for us that it does not deliver.
     queues: [Cell; 3],
 }
@@ -104,6 +126,8 @@ impl Ledger {
             stages: [Cell::default(); 6],
             engines: vec![Cell::default(); engines],
             tokenizers: vec![Cell::default(); tokenizers],
+            engine_trials: vec![Trial::default(); engines],
+            tokenizer_trials: vec![Trial::default(); tokenizers],
             queues: [Cell::default(); 3],
         }
     }
@@ -138,6 +162,29 @@ impl Ledger {
     /// A tokenizer got further in its job, or, with one, to its end.
     pub fn tokenizer_moved(&mut self, tokenizer: usize, ended: usize, now: Moment) {
         self.tokenizers[tokenizer].leave(ended, now);
+    }
+
+    /// Threads that have had nothing to do for this long and are to be asked now: a frozen one must not wait
+    /// unseen for the next job to be lost in it.
+    pub fn trials_due(&mut self, every: Duration, now: Moment) -> Vec<Worker> {
+        let engines = self.engine_trials.iter_mut().zip(&self.engines).enumerate();
+        let engines = engines
+            .filter_map(|(at, (trial, cell))| trial.due(cell, every, now).then_some(EngineId(at)))
+            .map(Worker::Engine);
+        let tokenizers = self.tokenizer_trials.iter_mut().zip(&self.tokenizers).enumerate();
+        let tokenizers = tokenizers
+            .filter_map(|(at, (trial, cell))| trial.due(cell, every, now).then_some(TokenizerId(at)))
+            .map(Worker::Tokenizer);
+        engines.chain(tokenizers).collect()
+    }
+
+    /// A thread answered.
+    pub fn tried(&mut self, worker: Worker, now: Moment) {
+        let trial = match worker {
+            Worker::Engine(engine) => &mut self.engine_trials[engine.0],
+            Worker::Tokenizer(tokenizer) => &mut self.tokenizer_trials[tokenizer.0],
+        };
+        (trial.asked, trial.answered) = (None, now);
     }
 
     /// A delivery came. Any is progress of the way here, but only a canary's own coming ends its waiting:
@@ -204,9 +251,11 @@ impl Ledger {
         let own = &self.stages[stage as usize];
         match stage {
             Stage::Received => longest(&self.queues, now).max(own.waiting(now)),
-            Stage::Admitted => longest(&self.tokenizers, now).max(waiting_before(&self.tokenizers, own, now)),
+            Stage::Admitted => longest(&self.tokenizers, now)
+                .max(unanswered(&self.tokenizer_trials, now))
+                .max(waiting_before(&self.tokenizers, own, now)),
             Stage::Batched => waiting_before(&self.engines, own, now),
-            Stage::Computed => longest(&self.engines, now),
+            Stage::Computed => longest(&self.engines, now).max(unanswered(&self.engine_trials, now)),
             Stage::Published | Stage::Acked => own.waiting(now),
         }
     }
@@ -220,6 +269,12 @@ impl Ledger {
 /// The longest that something has been waiting in any of these places.
 fn longest(places: &[Cell], now: Moment) -> Duration {
     let waiting = places.iter().map(|cell| cell.waiting(now));
+    waiting.max().unwrap_or_default()
+}
+
+/// The longest that any of these threads has owed an answer.
+fn unanswered(trials: &[Trial], now: Moment) -> Duration {
+    let waiting = trials.iter().filter_map(|trial| Some(now.since(trial.asked?)));
     waiting.max().unwrap_or_default()
 }
 

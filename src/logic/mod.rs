@@ -13,6 +13,7 @@ pub mod faults;
 pub mod health;
 pub mod lane;
 pub mod ledger;
+pub mod monitor;
 pub mod settle;
 pub mod status;
 
@@ -97,6 +98,7 @@ impl Logic {
         self.expire(now, actions);
         self.fill_engines(now, actions);
         self.send_canary(now, actions);
+        actions.extend(self.health.trials_due(now).into_iter().map(Action::Try));
         self.finish_drain(actions);
         if let Verdict::Kill(reason) = self.health.verdict(now)
             && !self.killed
@@ -162,6 +164,7 @@ impl Logic {
             Event::TokenizerBegan { tokenizer } => self.health.ledger.tokenizer_began(tokenizer.0, now),
             Event::TokenizerStep { tokenizer } => self.health.ledger.tokenizer_moved(tokenizer.0, 0, now),
             Event::TokenizerEnded { tokenizer } => self.health.ledger.tokenizer_moved(tokenizer.0, 1, now),
+            Event::Tried(worker) => self.health.ledger.tried(worker, now),
             Event::Tokenized { job, result } => self.tokenized(job, result, now, actions),
             Event::BatchStep { engine } => self.health.ledger.computed(engine.0, 0, now),
             Event::BatchDone {

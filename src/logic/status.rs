@@ -6,7 +6,9 @@ use super::health::{NotReady, Verdict};
 use super::ledger::Stage;
 use super::settle::Phase;
 use crate::clock::Moment;
+use crate::config::Limits;
 use crate::job::{JobKey, Lane};
+use crate::report::{Condition, Part};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -37,6 +39,19 @@ impl State {
             State::Degraded => "degraded",
             State::Stalled => "stalled",
             State::Draining => "draining",
+        }
+    }
+}
+
+impl NotReady {
+    /// The name used in the status and by health checks.
+    pub fn name(self) -> &'static str {
+        match self {
+            NotReady::Starting => "starting",
+            NotReady::BrokerLost => "broker_lost",
+            NotReady::Blocked => "blocked",
+            NotReady::Saturated => "saturated",
+            NotReady::Draining => "draining",
         }
     }
 }
@@ -152,6 +167,70 @@ impl Logic {
         }
     }
 
+    /// Every condition of readiness, in the order in which [`Logic::readiness`] asks for them, and of liveness.
+    pub fn conditions(&self, now: Moment) -> Vec<Condition> {
+        let health = &self.health;
+        let limits = &self.setup.limits;
+        let condition = |name: &str, of, ok| Condition {
+            name: name.to_owned(),
+            of,
+            ok,
+            value: None,
+            limit: None,
+            unit: None,
+        };
+        let span = |condition, value: Option<Duration>, limit: Option<Duration>| Condition {
+            value: value.map(millis),
+            limit: limit.map(millis),
+            unit: Some("ms".into()),
+            ..condition
+        };
+        let started = self.readiness(now) != Err(NotReady::Starting) && health.round_age(now).is_some();
+        let proof = health.proof_age(now);
+        let proven = health.is_connected() && proof.is_some_and(|age| age < limits.disconnect_kill);
+        let blocked = health.blocked_since().map(|since| now.since(since));
+        let held = self.admission.held(Lane::Interactive);
+        let ready = Part::Readiness;
+        let mut all = vec![
+            condition("not_draining", ready, !health.is_draining()),
+            condition("first_round_completed", ready, started),
+            span(
+                condition("broker_proven", ready, proven),
+                proof,
+                Some(limits.disconnect_kill),
+            ),
+            span(
+                condition("broker_not_blocking", ready, blocked.is_none()),
+                blocked,
+                None,
+            ),
+            Condition {
+                value: Some(held as u64),
+                limit: Some(limits.max_queue as u64),
+                unit: Some("jobs".into()),
+                ..condition("queue_below_max", ready, !self.admission.is_saturated())
+            },
+        ];
+        all.extend(Stage::ALL.map(|stage| {
+            let waiting = health.ledger.waiting_for(stage, now);
+            // What waits for a broker that says it blocks is excused.
+            let excused = blocked.is_some() && matches!(stage, Stage::Published | Stage::Received);
+            let ok = excused || waiting < limits.liveness_max_stall;
+            let name = format!("{stage}_moves");
+            span(
+                condition(&name, Part::Liveness, ok),
+                Some(waiting),
+                Some(limits.liveness_max_stall),
+            )
+        }));
+        all
+    }
+
+    /// The limits in force, after any reload.
+    pub fn limits(&self) -> &Limits {
+        &self.setup.limits
+    }
+
     /// Jobs of callers that are being tokenized or computed, oldest first.
     pub fn suspects(&self) -> Vec<JobKey> {
         let worked_on = |phase| matches!(phase, Phase::Tokenizing | Phase::Computing);
@@ -210,4 +289,8 @@ impl Logic {
         }
         line
     }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

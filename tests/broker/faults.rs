@@ -3,6 +3,8 @@
 use crate::caller::Caller;
 use crate::proxy::Proxy;
 use crate::service::{SOON, bench};
+use embeddings::clock::{Clock, Moment};
+use embeddings::telemetry::blackbox::Phase;
 use lapin::options::QueueDeleteOptions;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -63,6 +65,46 @@ async fn silence_kills_in_time() {
     assert_eq!(code, Some(70), "{}", service.log());
     assert!(after <= Duration::from_millis(2200) + SLACK, "after {after:?}");
     assert!(service.log().contains("broker_disconnected"));
+    assert_eq!(service.deaths(), ["broker_disconnected"]);
+}
+
+/// Goal: after a kill that nobody could foresee, the black box names the jobs that may be why. Method: long
+/// jobs, the box read while they run; the process is ended when it names them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_black_box_names_what_is_worked_on() {
+    let Some(bench) = bench("blackbox") else { return };
+    let mut service = bench.serve("");
+    assert_eq!(
+        service.black_box().suspects.ids,
+        [""; 0],
+        "canaries are no suspects"
+    );
+    let mut caller = Caller::connect(&bench).await;
+    let text = "one two three four five six seven eight nine ten ".repeat(20);
+    let mut sent = BTreeSet::new();
+    for _ in 0..4 {
+        sent.insert(caller.send(&json!({"input": vec![text.as_str(); 200]})).await);
+    }
+    let clock = Clock::start();
+    while service.black_box().figures.inflight.unwrap_or(0) == 0 {
+        assert!(
+            clock.now().since(Moment::ZERO) < SOON,
+            "{:?}",
+            service.black_box()
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    service.signal(libc::SIGKILL);
+    service.exit(SOON);
+    let left = service.black_box();
+    assert_eq!(left.figures.phase, Phase::Ready);
+    assert!(left.figures.connected && left.figures.rss_bytes > 0, "{left:?}");
+    assert_eq!(left.suspects.total, left.suspects.ids.len());
+    assert!(
+        !left.suspects.ids.is_empty() && left.suspects.ids.iter().all(|id| sent.contains(id)),
+        "{left:?}"
+    );
+    assert!(left.death.is_none());
 }
 
 /// Goal: a silence shorter than the bound kills nothing, and work goes on after it.

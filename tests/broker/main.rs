@@ -6,6 +6,7 @@
 
 mod caller;
 mod faults;
+mod heartbeats;
 mod hostile;
 mod node;
 mod overload;
@@ -15,5 +16,6 @@ mod refusals;
 mod replies;
 mod service;
 mod settle;
+mod status;
 mod stop;
 mod submit;

@@ -2,10 +2,11 @@
 
 use crate::node::{self, Node};
 use embeddings::clock::{Clock, Moment};
+use embeddings::telemetry::{blackbox, history};
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -73,7 +74,7 @@ impl Bench {
             .args(["serve", "--config"])
             .arg(&service.config)
             .env("NOTIFY_SOCKET", &socket)
-            .env("RUNTIME_DIRECTORY", service.dir.path())
+            .env("RUNTIME_DIRECTORY", service.dir.path().join("embeddings"))
             .env("STATE_DIRECTORY", service.dir.path())
             .env("CACHE_DIRECTORY", service.dir.path())
             .env_remove("WATCHDOG_USEC")
@@ -199,9 +200,55 @@ impl Service {
         }
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// Its directory for everything.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Runs `embeddings status` as its user would.
+    pub fn status(&self, arguments: &[&str]) -> Output {
+        self.spawn_status(arguments).wait_with_output().unwrap()
+    }
+
+    /// Starts `embeddings status`.
+    pub fn spawn_status(&self, arguments: &[&str]) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_embeddings"))
+            .args(["status", "--config"])
+            .arg(&self.config)
+            .args(arguments)
+            .env("RUNTIME_DIRECTORY", self.dir())
+            .env("STATE_DIRECTORY", self.dir())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    /// Where its heartbeat monitor would be.
+    pub fn monitor_dir(&self) -> PathBuf {
+        self.dir.path().join("embeddings-monitor")
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// The reasons in its history, oldest first.
+    pub fn deaths(&self) -> Vec<String> {
+        let deaths = history::last(self.dir.path(), 10);
+        deaths.into_iter().rev().map(|death| death.kill_reason).collect()
+    }
+
+    /// What its black box holds.
+    pub fn black_box(&self) -> blackbox::Contents {
+        blackbox::read(self.dir.path()).unwrap()
     }
 
     fn log_path(&self) -> PathBuf {

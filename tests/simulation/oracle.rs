@@ -4,7 +4,7 @@
 
 use embeddings::clock::Moment;
 use embeddings::job::{ErrorType, JobKey, Lane};
-use embeddings::logic::event::{Action, BatchId, Confirmation, Event, Item, ModelId, Outcome};
+use embeddings::logic::event::{Action, BatchId, Confirmation, Event, Item, ModelId, Outcome, Worker};
 use embeddings::logic::health::{KillReason, Verdict};
 use embeddings::logic::ledger::Stage;
 use embeddings::logic::{Logic, Setup};
@@ -64,6 +64,8 @@ pub struct Oracle {
     /// Since when each tokenizer has been at its job without getting on.
     tokenizers: Vec<Option<Moment>>,
     tokenizers_moved: Moment,
+    /// Idle threads that owe an answer, since when.
+    asked: BTreeMap<Worker, Moment>,
     /// Per lane, since when the broker has had messages that it does not deliver.
     undelivered: [Option<Moment>; 3],
     unconsumed: [u32; 3],
@@ -100,6 +102,7 @@ impl Oracle {
             failures: vec![(0, None); engines],
             tokenizers: vec![None; tokenizers],
             tokenizers_moved: Moment::ZERO,
+            asked: BTreeMap::new(),
             undelivered: [None; 3],
             unconsumed: [0; 3],
             reconnect_now: false,
@@ -174,6 +177,12 @@ impl Oracle {
                 self.reconnect_now = self.unconsumed[at] == 3;
             }
             Event::QueueSeen { .. } => {}
+            Event::Tried(worker) => {
+                assert!(
+                    self.asked.remove(worker).is_some(),
+                    "an answer that nobody asked for"
+                );
+            }
             Event::TokenizerBegan { tokenizer } => {
                 let before = self.tokenizers[tokenizer.0].replace(now);
                 assert!(before.is_none(), "a tokenizer with two jobs");
@@ -466,6 +475,20 @@ impl Oracle {
                 assert!(spaced, "two pets too close");
                 self.pet = Some(now);
             }
+            Action::Try(worker) => {
+                let idle = match worker {
+                    Worker::Engine(engine) => self.engines[engine.0].is_empty(),
+                    Worker::Tokenizer(tokenizer) => self.tokenizers[tokenizer.0].is_none(),
+                };
+                assert!(
+                    idle && self.draining.is_none(),
+                    "{worker:?} has better things to do"
+                );
+                assert!(
+                    self.asked.insert(*worker, now).is_none(),
+                    "{worker:?} is asked twice"
+                );
+            }
             Action::Reconnect { .. } => {
                 assert!(self.reconnect_now, "a session given up for nothing");
                 self.reconnect_now = false;
@@ -602,6 +625,14 @@ impl Oracle {
         }
         let inside = self.inside();
         let stalled = |since: Moment| now.since(since) >= limits.liveness_max_stall;
+        for (worker, &since) in &self.asked {
+            if stalled(since) {
+                reasons.push(KillReason::NoProgress(match worker {
+                    Worker::Engine(_) => Stage::Computed,
+                    Worker::Tokenizer(_) => Stage::Admitted,
+                }));
+            }
+        }
         if self.tokenizers.iter().flatten().any(|&since| stalled(since)) {
             reasons.push(KillReason::NoProgress(Stage::Admitted));
         }

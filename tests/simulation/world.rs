@@ -11,7 +11,7 @@ use embeddings::clock::Moment;
 use embeddings::config::Limits;
 use embeddings::job::{ErrorType, JobKey, Lane, Refusal};
 use embeddings::logic::event::{
-    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome, Ticket, TokenizerId,
+    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome, Ticket, TokenizerId, Worker,
 };
 use embeddings::logic::health::{Condition, KillReason};
 use embeddings::logic::{Logic, Setup};
@@ -70,6 +70,7 @@ enum Next {
     /// A free tokenizer looks for work.
     Tokenize,
     TokenizerStep(usize, JobKey),
+    Tried(Worker),
     EngineStep(usize, u64),
     Published(u64, JobKey, bool),
     Acked(u64, JobKey),
@@ -331,6 +332,15 @@ impl World {
                 };
                 self.delivered(job, delivery, Ok(canary_ticket()), true);
             }
+            Next::Tried(worker) => {
+                let frozen = match worker {
+                    Worker::Engine(engine) => self.engines[engine.0].stuck,
+                    Worker::Tokenizer(tokenizer) => self.tokenizers[tokenizer.0].stuck,
+                };
+                if !frozen {
+                    self.step(Event::Tried(worker));
+                }
+            }
             Next::Tokenize => self.take_up(),
             Next::TokenizerStep(tokenizer, job) => self.tokenizer_step(tokenizer, job),
             Next::EngineStep(engine, batch) => self.engine_step(engine, batch),
@@ -488,6 +498,10 @@ impl World {
             Action::Kill(KillReason::BrokerDisconnected) => self.counts.disconnects += 1,
             Action::Kill(KillReason::EngineCorrupt) => self.counts.corrupt += 1,
             Action::Kill(KillReason::DrainTimeout) => self.counts.drain_timeouts += 1,
+            Action::Try(worker) => {
+                let delay = self.rng.range(0, 5);
+                self.plan(delay, Next::Tried(worker));
+            }
             Action::Kill(KillReason::LoopHung | KillReason::WatchdogHung) => self.counts.stalls += 1,
             Action::Reconnect { .. } => {
                 self.counts.reconnects += 1;

@@ -4,7 +4,7 @@
 use embeddings::clock::Moment;
 use embeddings::config::Limits;
 use embeddings::job::{JobKey, Lane, Refusal};
-use embeddings::logic::event::{Action, BatchId, Confirmation, EngineId, Event, ModelId, Ticket};
+use embeddings::logic::event::{Action, BatchId, Confirmation, EngineId, Event, ModelId, Ticket, Worker};
 use embeddings::logic::health::KillReason;
 use embeddings::logic::{Logic, Setup};
 use std::time::Duration;
@@ -82,11 +82,20 @@ impl Service {
         service
     }
 
-    /// One turn at the present moment.
+    /// One turn at the present moment. Threads that are asked whether they still work answer at once.
     pub fn step(&mut self, event: Event) -> Vec<Action> {
+        let now = Moment::from_millis(self.now);
         let mut actions = Vec::new();
-        self.logic
-            .step(event, Moment::from_millis(self.now), &mut actions);
+        self.logic.step(event, now, &mut actions);
+        let asked: Vec<Worker> = (actions.iter())
+            .filter_map(|action| match action {
+                Action::Try(worker) => Some(*worker),
+                _ => None,
+            })
+            .collect();
+        for worker in asked {
+            self.logic.step(Event::Tried(worker), now, &mut actions);
+        }
         actions
     }
 

@@ -1,0 +1,134 @@
+//! What the broker says, put into the logic's terms.
+
+use super::super::desk::Held;
+use super::Loop;
+use crate::broker::{Arrival, BrokerEvent, Command, Published};
+use crate::clock::Moment;
+use crate::job::Refusal;
+use crate::job::request::Number;
+use crate::logic::event::{Confirmation, Event};
+use crate::watchdog::notify;
+use std::time::Duration;
+use tracing::{info, warn};
+
+/// While the first broker is awaited, each attempt buys the start this much time over the pause before
+/// the next: more than one attempt can take.
+const ATTEMPT_MAX: Duration = Duration::from_secs(30);
+
+impl Loop {
+    pub(super) fn heard(&mut self, event: BrokerEvent) -> Option<Event> {
+        Some(match event {
+            BrokerEvent::Waiting {
+                attempts,
+                cause,
+                pause,
+            } => {
+                warn!(attempts, %cause, pause_ms = pause.as_millis() as u64, "no broker");
+                let line = format!(
+                    "waiting for the broker at {} · attempt {attempts}: {cause}",
+                    self.parts.config.broker.shown()
+                );
+                if !self.ready {
+                    notify::extend_start(ATTEMPT_MAX + pause, &line);
+                }
+                self.waiting = Some(line);
+                return None;
+            }
+            BrokerEvent::Up => {
+                self.waiting = None;
+                if self.draining {
+                    self.command(Command::StopIntake);
+                }
+                if !self.ready {
+                    notify::extend_start(ATTEMPT_MAX, "broker reached · first canary under way");
+                }
+                Event::BrokerUp
+            }
+            BrokerEvent::Down { .. } => Event::BrokerDown,
+            BrokerEvent::Proof => Event::BrokerProof,
+            BrokerEvent::QueueSeen {
+                lane,
+                ready,
+                consumers,
+            } => Event::QueueSeen {
+                lane,
+                ready,
+                consumers,
+            },
+            BrokerEvent::Blocked { reason } => {
+                warn!(%reason, "the broker blocks publishing");
+                Event::BrokerBlocked
+            }
+            BrokerEvent::Unblocked => {
+                info!("the broker takes messages again");
+                Event::BrokerUnblocked
+            }
+            BrokerEvent::Arrived(arrival) => self.arrived(*arrival),
+            BrokerEvent::Published { job, outcome } => {
+                let dead = self.desk.get(&job)?.receipt.is_some() && self.parts.logic.is_dead_lettering(job);
+                match (dead, outcome) {
+                    (true, _) => Event::DeadLettered { job },
+                    (false, Published::Routed) => Event::Confirmed {
+                        job,
+                        outcome: Confirmation::Routed,
+                    },
+                    (false, Published::Returned) => Event::Confirmed {
+                        job,
+                        outcome: Confirmation::Returned,
+                    },
+                    (false, Published::Rejected) => Event::Confirmed {
+                        job,
+                        outcome: Confirmation::Rejected,
+                    },
+                }
+            }
+            BrokerEvent::Acked { job } => Event::Acked { job },
+        })
+    }
+
+    fn arrived(&mut self, mut arrival: Arrival) -> Event {
+        let now = self.parts.clock.now();
+        let (job, lane) = (arrival.key, arrival.lane);
+        let answerable = arrival.properties.reply_to.is_some();
+        let request = std::mem::replace(&mut arrival.request, Err(Refusal::invalid("", "")));
+        let missing = || Refusal::invalid("reply_to", "reply_to is missing, there is no place for an answer");
+        let planned = request.and_then(|request| {
+            let plan = self.parts.catalogue.plan(&request)?;
+            Ok((plan, request.input))
+        });
+        let planned = if answerable {
+            planned
+        } else {
+            planned.and(Err(missing()))
+        };
+        let deadline = self.deadline(&arrival, now);
+        let bytes = arrival.bytes;
+        let (arrival_event, plan, texts) = match planned {
+            Ok((plan, texts)) => (Ok(plan.ticket(texts.len(), bytes, deadline)), Some(plan), texts),
+            Err(refusal) => (Err(refusal), None, Vec::new()),
+        };
+        self.desk.insert(job, Held::new(arrival, plan, texts, now));
+        Event::Delivered {
+            job,
+            lane,
+            arrival: arrival_event,
+            answerable,
+        }
+    }
+
+    /// When the caller stops waiting: the budget from when the caller sent, as far as that is known.
+    fn deadline(&self, arrival: &Arrival, now: Moment) -> Option<Moment> {
+        let Number::Value(budget_ms) = arrival.properties.budget_ms else {
+            return None;
+        };
+        let now_ms = self.parts.clock.unix_ms();
+        let sent_ms = match (arrival.properties.sent_at_ms, arrival.properties.timestamp_s) {
+            (Number::Value(ms), _) => ms,
+            (_, Some(seconds)) => seconds.saturating_mul(1000),
+            _ => now_ms,
+        };
+        // A sender whose clock is ahead gets its whole budget, no more.
+        let spent = Duration::from_millis(now_ms.saturating_sub(sent_ms));
+        Some(now + Duration::from_millis(budget_ms).saturating_sub(spent))
+    }
+}

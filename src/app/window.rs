@@ -1,0 +1,283 @@
+//! The window through which the service is seen: what the status socket answers.
+//!
+//! From the first connection of the loop on, every answer is the loop's own: a thread passes the question on
+//! through a channel that holds one, and a loop that hangs does not answer. Before that, while models load,
+//! the last step of loading is told; after it, that the doors are being closed. What needs files (memory,
+//! records of deaths) is read by that thread, never by the loop.
+
+use crate::clock::{Clock, Moment};
+use crate::config::{Config, Limits};
+use crate::control;
+use crate::job::Lane;
+use crate::logic::Logic;
+use crate::logic::event::Outcome;
+use crate::report::{Broker, Report, Stage, State};
+use crate::telemetry::history;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, mpsc as threads};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tracing::warn;
+
+/// A loop that does not answer for this long hangs. Below the patience of `embeddings status` (3 s), which
+/// so can tell a process whose loop hangs from one in which nothing runs.
+const ANSWER_MAX: Duration = Duration::from_millis(2500);
+/// An answer serves everyone who asks within this span: a flood of callers asks the loop 50 times a second.
+const FRESH: Duration = Duration::from_millis(20);
+/// Deaths told of.
+const KILLS_MAX: usize = 5;
+
+/// One who asks, waiting for a report.
+#[derive(Debug)]
+pub struct Question(threads::SyncSender<Report>);
+
+impl Question {
+    /// Answers. Never waits: there is room for the one answer, and whoever has gone needs none.
+    pub fn answer(self, report: Report) {
+        let _ = self.0.try_send(report);
+    }
+}
+
+/// How far the process is.
+#[derive(Debug)]
+enum Phase {
+    /// Models load; the last step, and when it was.
+    Loading { line: String, at: Moment },
+    /// The loop answers.
+    Turning(mpsc::Sender<Question>),
+}
+
+/// The window.
+#[derive(Clone, Debug)]
+pub struct Window {
+    clock: Clock,
+    phase: Arc<Mutex<Phase>>,
+    host: Arc<str>,
+    address: Arc<str>,
+    model: Arc<str>,
+    state_dir: PathBuf,
+}
+
+impl Window {
+    /// Opens it. A window that cannot be opened is no reason to end.
+    pub fn open(clock: Clock, host: String, config: &Config) -> Window {
+        let window = Window {
+            clock,
+            phase: Arc::new(Mutex::new(Phase::Loading {
+                line: "loading models".into(),
+                at: clock.now(),
+            })),
+            host: host.into(),
+            address: address(&config.broker.shown()).into(),
+            model: config.default_model.as_str().into(),
+            state_dir: config.dirs.state.clone(),
+        };
+        if let Err(error) = window.serve(&config.dirs.runtime) {
+            warn!(%error, "embeddings status cannot be answered");
+        }
+        window
+    }
+
+    fn serve(&self, runtime: &Path) -> std::io::Result<()> {
+        let window = self.clone();
+        let mut last: Option<(Moment, String)> = None;
+        control::serve(control::bind(runtime)?, move || {
+            let now = window.clock.now();
+            if let Some((at, answer)) = &last
+                && now.since(*at) < FRESH
+            {
+                return Some(answer.clone());
+            }
+            last = None;
+            let answer = serde_json::to_string(&window.look()?).ok()?;
+            last = Some((window.clock.now(), answer.clone()));
+            Some(answer)
+        })
+    }
+
+    /// A step of loading is done.
+    pub fn loading(&self, line: &str) {
+        *self.phase() = Phase::Loading {
+            line: line.to_owned(),
+            at: self.clock.now(),
+        };
+    }
+
+    /// From now on the loop answers what comes out of this channel.
+    pub fn turning(&self) -> mpsc::Receiver<Question> {
+        let (ask, questions) = mpsc::channel(1);
+        *self.phase() = Phase::Turning(ask);
+        questions
+    }
+
+    fn phase(&self) -> std::sync::MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The whole report; `None` if the loop does not answer.
+    fn look(&self) -> Option<Report> {
+        let mut report = self.ask()?;
+        let now = self.clock.now();
+        report.pid = Some(std::process::id());
+        report.host = self.host.to_string();
+        report.version = env!("CARGO_PKG_VERSION").into();
+        report.uptime_ms = Some(now.as_millis());
+        report.at_unix_ms = self.clock.unix_ms();
+        report.rss_bytes = rss_bytes();
+        report.broker.address = self.address.to_string();
+        match history::kills(&self.state_dir, KILLS_MAX) {
+            Ok(kills) => report.kills = kills,
+            Err(why) => report.kills_unknown = Some(why),
+        }
+        Some(report)
+    }
+
+    fn ask(&self) -> Option<Report> {
+        let ask = match &*self.phase() {
+            Phase::Loading { line, at } => return Some(self.loads(line, self.clock.now().since(*at))),
+            Phase::Turning(ask) => ask.clone(),
+        };
+        let (reply, answer) = threads::sync_channel(1);
+        match ask.try_send(Question(reply)) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => return None,
+            Err(mpsc::error::TrySendError::Closed(_)) => return Some(self.closes()),
+        }
+        match answer.recv_timeout(ANSWER_MAX) {
+            Ok(report) => Some(report),
+            Err(threads::RecvTimeoutError::Timeout) => None,
+            Err(threads::RecvTimeoutError::Disconnected) => Some(self.closes()),
+        }
+    }
+
+    /// The report of a process that has no loop yet.
+    fn loads(&self, line: &str, age: Duration) -> Report {
+        Report {
+            line: format!("{line} · {:.1} s ago", age.as_secs_f64()),
+            progress_age_ms: Some(millis(age)),
+            ..self.without_loop("loading", "starting")
+        }
+    }
+
+    /// The report of a process whose loop has done its work.
+    fn closes(&self) -> Report {
+        Report {
+            line: "draining · all is settled, closing".into(),
+            ..self.without_loop("draining", "draining")
+        }
+    }
+
+    fn without_loop(&self, activity: &str, not_ready: &str) -> Report {
+        Report {
+            state: State::Degraded,
+            activity: activity.into(),
+            not_ready: Some(not_ready.into()),
+            live: true,
+            model: self.model.to_string(),
+            ..Report::default()
+        }
+    }
+}
+
+/// What the loop says.
+pub fn report(logic: &Logic, outcomes: &HashMap<(Lane, Outcome), u64>, line: String, now: Moment) -> Report {
+    let seen = logic.snapshot(now);
+    let (ready, live) = (seen.readiness.is_ok(), seen.stalled.is_none());
+    let mut jobs = BTreeMap::<String, BTreeMap<String, u64>>::new();
+    for (&(lane, outcome), &count) in outcomes {
+        let of_lane = jobs.entry(lane.name().into()).or_default();
+        of_lane.insert(outcome.name().into(), count);
+    }
+    Report {
+        state: if ready && live {
+            State::Running
+        } else {
+            State::Degraded
+        },
+        activity: seen.state.name().into(),
+        line,
+        ready,
+        not_ready: seen.readiness.err().map(|cause| cause.name().into()),
+        live,
+        conditions: logic.conditions(now),
+        inputs_per_second: seen.figures.inputs_per_second,
+        queue: seen.figures.queue as u64,
+        queue_max: seen.figures.queue_max as u64,
+        inflight: seen.figures.inflight as u64,
+        stages: seen
+            .stages
+            .iter()
+            .map(|view| Stage {
+                name: view.stage.name().into(),
+                inside: view.inside as u64,
+                waiting_ms: millis(view.waiting),
+            })
+            .collect(),
+        stalled_stage: seen.stalled.map(|stage| stage.name().into()),
+        progress_age_ms: Some(millis(seen.progress_age)),
+        round_age_ms: seen.round_age.map(millis),
+        last_job_latency_ms: seen.last_latency.map(millis),
+        avg_job_ms: seen.service_time.map(millis),
+        broker: Broker {
+            connected: seen.connected,
+            proof_age_ms: seen.proof_age.map(millis),
+            blocked_ms: seen.blocked_for.map(millis),
+            ..Broker::default()
+        },
+        jobs,
+        limits: limits(logic.limits()),
+        ..Report::default()
+    }
+}
+
+/// The limits by their keys in the configuration.
+fn limits(limits: &Limits) -> BTreeMap<String, u64> {
+    let all = [
+        ("max_inflight", limits.max_inflight as u64),
+        ("max_queue", limits.max_queue as u64),
+        ("max_queue_bytes", limits.max_queue_bytes as u64),
+        ("max_inputs", limits.max_inputs as u64),
+        ("max_attempts", u64::from(limits.max_attempts)),
+        ("liveness_max_stall_ms", millis(limits.liveness_max_stall)),
+        ("disconnect_kill_ms", millis(limits.disconnect_kill)),
+        ("watchdog_interval_ms", millis(limits.watchdog_interval)),
+        ("canary_interval_ms", millis(limits.canary_interval)),
+        ("heartbeat_interval_ms", millis(limits.heartbeat_interval)),
+        ("heartbeat_timeout_ms", millis(limits.heartbeat_timeout)),
+        ("slam_limit_ms", millis(limits.slam_limit)),
+        ("drain_ms", millis(limits.drain)),
+    ];
+    all.map(|(key, value)| (key.to_owned(), value)).into()
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Memory in use, as the kernel counts it.
+fn rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Host and port of a URL: every user of the machine may ask, and none needs to know the broker's user.
+fn address(url: &str) -> String {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
+    rest.split('/').next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_no_user() {
+        assert_eq!(address("amqp://guest:***@127.0.0.1:5672/%2f"), "127.0.0.1:5672");
+        assert_eq!(address("amqps://broker.example"), "broker.example");
+        assert!(rss_bytes().is_some_and(|bytes| bytes > 1 << 16));
+    }
+}

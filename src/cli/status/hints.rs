@@ -1,0 +1,178 @@
+//! What a state means, and what to do next: one line of advice each.
+
+use super::{Around, text};
+use crate::report::{Report, State, Unit};
+
+const JOURNAL: &str = "journalctl -u embeddings -n 30 says more";
+
+/// For a service that answers and is not ready.
+pub fn of_answer(report: &Report) -> Vec<String> {
+    let limit = |key: &str| report.limits.get(key).copied().unwrap_or_default();
+    let left = |key: &str, age: Option<u64>| text::span(limit(key).saturating_sub(age.unwrap_or_default()));
+    if let Some(stage) = &report.stalled_stage {
+        let ends = "its own watchdog ends it (ring 1, no_progress, exit 71), and systemd starts another";
+        return vec![format!("nothing leaves the stage {stage}: {ends}")];
+    }
+    let hint = match report.not_ready.as_deref() {
+        Some("starting") if report.broker.waiting.is_some() => {
+            "it goes on by itself when the broker answers; `embeddings check` says what is in the way".into()
+        }
+        Some("starting") => "wait: it is ready after its first canary".into(),
+        Some("broker_lost") if report.broker.proof_age_ms.is_some() => format!(
+            "it reconnects by itself; without an answer it ends in {} (broker_disconnected, exit 70), \
+             and the next one waits for the broker",
+            left("disconnect_kill_ms", report.broker.proof_age_ms)
+        ),
+        Some("blocked") => {
+            "free memory or disk of the broker (`rabbitmq-diagnostics alarms`); meanwhile nothing is lost"
+                .into()
+        }
+        Some("saturated") => "callers are told when to come back; more workers take more".into(),
+        Some("draining") => format!("it ends within drain_ms ({})", text::span(limit("drain_ms"))),
+        _ => return Vec::new(),
+    };
+    vec![hint]
+}
+
+/// For one that does not answer.
+pub fn of_silence(report: &Report, around: &Around) -> Vec<String> {
+    match report.state {
+        State::Stopped => stopped(report.systemd.as_ref(), around),
+        _ => hung(report, around),
+    }
+}
+
+fn hung(report: &Report, around: &Around) -> Vec<String> {
+    let mut hints = Vec::new();
+    if let (Some(pid), Some(state)) = (report.pid, &around.process) {
+        hints.push(format!("the kernel says of process {pid}: {state}"));
+    }
+    if report.line.starts_with("no process answers") {
+        hints.push(format!(
+            "systemd has it running, and nobody listens at {}: its log says why",
+            around.socket.display()
+        ));
+        hints.push(JOURNAL.into());
+        return hints;
+    }
+    let watched = report.systemd.as_ref().and_then(|unit| unit.watchdog_ms);
+    let watchdog = watched.map(|ms| {
+        format!(
+            "systemd's watchdog ends it {} after its last completed round (ring 2)",
+            text::span(ms)
+        )
+    });
+    let own = around.limits.map(|limits| {
+        format!(
+            "its own watchdog thread ends it {} after the last turn of its loop (ring 1, no_progress, exit 71)",
+            text::span(u64::try_from(limits.liveness_max_stall.as_millis()).unwrap_or(u64::MAX))
+        )
+    });
+    let frozen = report.line.starts_with("not a word");
+    hints.extend(own.filter(|_| !frozen));
+    match (watchdog, report.pid) {
+        (Some(watchdog), _) => hints.push(watchdog),
+        (None, Some(pid)) if frozen => hints.push(format!(
+            "no systemd watches it: only the monitor would end it (ring 3), or `kill -KILL {pid}`"
+        )),
+        _ => {}
+    }
+    hints
+}
+
+fn stopped(unit: Option<&Unit>, around: &Around) -> Vec<String> {
+    let Some(unit) = unit else {
+        let mut hints = vec![format!("nobody listens at {}", around.socket.display())];
+        hints.extend(around.wrong.iter().map(|error| format!("configuration: {error}")));
+        hints.push(
+            "`sudo systemctl start embeddings` starts the installed service, `embeddings serve` one by hand"
+                .into(),
+        );
+        return hints;
+    };
+    let mut hints: Vec<String> = match (unit.active_state.as_str(), unit.result.as_str()) {
+        ("activating", _) => vec!["systemd starts it again by itself".into(), JOURNAL.into()],
+        ("deactivating", _) => vec!["systemd is stopping it".into()],
+        ("failed", _) if unit.exit_status == Some(78) => {
+            let mut hints: Vec<String> = around
+                .wrong
+                .iter()
+                .map(|error| format!("configuration: {error}"))
+                .collect();
+            hints.push("mend it (`sudo embeddings check`), then `sudo systemctl restart embeddings`".into());
+            hints
+        }
+        ("failed", "start-limit-hit") => vec![
+            "it died so often that systemd gave up; the deaths below say of what".into(),
+            "then `sudo systemctl reset-failed embeddings; sudo systemctl start embeddings`".into(),
+        ],
+        ("failed", _) => vec![
+            JOURNAL.into(),
+            "`sudo systemctl restart embeddings` starts it".into(),
+        ],
+        _ => vec!["it was stopped; `sudo systemctl start embeddings` starts it".into()],
+    };
+    if unit.unit_file_state == "disabled" {
+        hints.push("it does not start at boot: `sudo systemctl enable embeddings`".into());
+    }
+    hints
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    fn unit(active: &str, result: &str, exit: u64) -> Unit {
+        Unit {
+            active_state: active.into(),
+            result: result.into(),
+            exit_status: Some(exit),
+            watchdog_ms: Some(40_000),
+            ..Unit::default()
+        }
+    }
+
+    fn around() -> Around {
+        Around {
+            socket: PathBuf::from("/run/x"),
+            limits: Some(crate::config::Limits::default()),
+            wrong: vec!["max_queue: wrong".into()],
+            process: Some("T (stopped)".into()),
+        }
+    }
+
+    #[test]
+    fn whoever_finds_it_stopped_is_told_what_to_do() {
+        let said = |unit: Unit| stopped(Some(&unit), &around()).join("\n");
+        assert!(said(unit("failed", "exit-code", 78)).contains("max_queue: wrong\nmend it"));
+        assert!(said(unit("failed", "start-limit-hit", 71)).contains("reset-failed"));
+        assert!(said(unit("failed", "signal", 9)).contains("journalctl"));
+        assert!(said(unit("activating", "success", 70)).contains("starts it again by itself"));
+        let mut off = unit("inactive", "success", 0);
+        off.unit_file_state = "disabled".into();
+        assert!(said(off).contains("systemctl start embeddings` starts it\nit does not start at boot"));
+        assert!(stopped(None, &around())[0].contains("/run/x"));
+    }
+
+    /// A loop that hangs is ended by the process itself, a frozen process only from outside.
+    #[test]
+    fn whoever_finds_it_hung_is_told_which_ring_ends_it() {
+        let report = |line: &str, systemd| Report {
+            state: State::Degraded,
+            line: line.into(),
+            pid: Some(7),
+            systemd,
+            ..Report::default()
+        };
+        let said = |line, unit| of_silence(&report(line, unit), &around()).join("\n");
+        let frozen = said("not a word in 3 s", Some(unit("active", "success", 0)));
+        assert!(
+            frozen.contains("T (stopped)") && frozen.contains("40 s after"),
+            "{frozen}"
+        );
+        assert!(!frozen.contains("ring 1"), "{frozen}");
+        assert!(said("not a word in 3 s", None).contains("kill -KILL 7"));
+        assert!(said("takes questions", None).contains("30 s after the last turn"));
+    }
+}
