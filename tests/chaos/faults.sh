@@ -64,6 +64,19 @@ engine_frozen() { freeze $(threads '^engine-0'); }
 tokenizers_frozen() { freeze $(threads '^tokenize-'); }
 loop_frozen() { freeze $(threads '^loop$'); }
 engines_slowed() { freeze --slow $(threads '^engine-'); }
+# One of several stands with a job in its hands, while the others work on.
+tokenizer_frozen_at_work() {
+  inside systemd-run --quiet --unit=chaos-large sh -c 'for n in 1 2 3 4 5 6 7 8; do python3 /chaos/load.py large $n; done'
+  freeze --busy $(threads '^tokenize-0')
+  at=$EPOCHREALTIME
+}
+# A thread for large jobs, idle, that the next large job will be given to.
+thread_for_large_jobs_frozen() {
+  inside python3 /chaos/load.py large first
+  freeze $(threads '^io-[2-9]')
+  inside python3 /chaos/load.py large second
+  at=$EPOCHREALTIME
+}
 this_thread_frozen() { freeze "$thread"; }
 
 # --- the process ---------------------------------------------------------------------------------------
@@ -74,10 +87,13 @@ service_stopped() { signal_now STOP; }
 service_segfaults() { signal_now SEGV && signal_now SEGV; }
 signal_now() { inside systemctl kill --kill-whom=main --signal="$1" embeddings; }
 
-# The system gives no more threads: a job that needs one meets a panic, not a test switch.
+# The system gives no more threads: a job that needs one meets a panic, not a test switch. Threads for large
+# jobs are kept for 10 s after their last one.
 no_more_threads() {
+  sleep 12
   inside prlimit --pid "$(property MainPID)" --nproc=1:1
-  inside python3 /chaos/load.py large
+  at=$EPOCHREALTIME
+  inside python3 /chaos/load.py large one
 }
 # Below cgroup v2 the limit is that of the unit itself, and systemd knows who killed; below v1 it knows of no
 # memory controller, and sees a SIGKILL.
@@ -93,7 +109,7 @@ kernel_kills_for_memory() {
     echo "$pid" >/sys/fs/cgroup/memory/$machine/cgroup.procs
   fi
   at=$EPOCHREALTIME
-  inside python3 /chaos/load.py large
+  inside python3 /chaos/load.py large one
 }
 memory_cgroup_ends() { rmdir /sys/fs/cgroup/memory/$machine 2>/dev/null || true; }
 

@@ -3,6 +3,7 @@
 
 freeze.py THREAD...          until the process is gone or this program is ended
 freeze.py --slow THREAD...   9 of 10 parts of the time, in slices
+freeze.py --busy THREAD      the same as the first, in the midst of a computation
 
 Runs as a systemd service of Type=notify, which has started when the threads stand. A SIGSTOP stops whole processes; one thread alone can only be stopped by a tracer. A tracer must not hold up
 the death that it provokes: it hands on every signal, and reaps the threads that it traces.
@@ -68,20 +69,31 @@ def say_ready():
         systemd.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
 
 
+def computes(thread):
+    """Whether a thread that stands has been stopped between two system calls."""
+    with open(f"/proc/{thread}/syscall") as at:
+        return at.read().startswith("-1 ")
+
+
 def main(arguments):
-    slow = arguments[:1] == ["--slow"]
-    threads = {int(thread) for thread in arguments[slow:]}
+    way = arguments.pop(0) if arguments[0].startswith("--") else ""
+    threads = {int(thread) for thread in arguments}
     held = set()
     for thread in threads:
         ptrace(PTRACE_SEIZE, thread)
         interrupt(thread)
     while threads - held:
         reap(threads, held)
+        for thread in [thread for thread in held if way == "--busy" and not computes(thread)]:
+            held.discard(thread)
+            resume(thread)
+            time.sleep(RUNNING_S)
+            interrupt(thread)
     say_ready()
     while threads:
         time.sleep(FROZEN_S)
         reap(threads, held)
-        if slow:
+        if way == "--slow":
             for thread in held:
                 resume(thread)
             held.clear()

@@ -2,7 +2,7 @@
 """A light, steady load of jobs, and the count of their answers. Shares no code with the service.
 
 load.py run RATE        sends RATE jobs a second, half of them interactive, half bulk, until SIGTERM
-load.py large           sends one job that takes megabytes
+load.py large NAME      sends one bulk job that takes megabytes
 load.py count SECONDS   waits until every job has an answer, at most so long; prints JSON
 load.py declare QUEUE   makes a queue like those of the service
 
@@ -49,7 +49,7 @@ def run(rate):
             number, due = number + 1, max(due + 1 / rate, time.monotonic() - 1)
             try:
                 channel.connection.sleep(max(due - time.monotonic(), 0))
-                send(channel, number)
+                send(channel, number, LANES[number % 2])
                 print(number, file=sent)
             except (pika.exceptions.UnroutableError, pika.exceptions.NackError):
                 pass  # Nobody has it: not a job.
@@ -57,18 +57,18 @@ def run(rate):
                 channel = connected()
 
 
-def send(channel, number, repeat=1):
+def send(channel, number, lane, repeat=1):
     text = "the quick brown fox jumps over the lazy dog " * repeat
     texts = [f"job {number}, line {line}: {text}" for line in range(4)]
     name = f"job-{number}"
     properties = pika.BasicProperties(reply_to=ANSWERS, correlation_id=name, message_id=name, delivery_mode=2)
-    channel.basic_publish("", LANES[hash(number) % 2], json.dumps({"input": texts}), properties, mandatory=True)
+    channel.basic_publish("", lane, json.dumps({"input": texts}), properties, mandatory=True)
 
 
-def large():
-    send(connected(), "large", repeat=20_000)
+def large(name):
+    send(connected(), f"large-{name}", LANES[1], repeat=20_000)
     with open(SENT, "a") as sent:
-        print("large", file=sent)
+        print(f"large-{name}", file=sent)
 
 
 def declare(queue):
@@ -118,7 +118,7 @@ if __name__ == "__main__":
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         run(float(rest[0]))
     elif command == "large":
-        large()
+        large(rest[0])
     elif command == "count":
         count(float(rest[0]))
     elif command == "declare":
