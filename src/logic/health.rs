@@ -456,7 +456,8 @@ mod tests {
     #[test]
     fn every_condition_alone_withholds_the_pet() {
         let now = at(60_000);
-        let spoil: [(Condition, fn(&mut Health)); 7] = [
+        type Spoil = fn(&mut Health);
+        let spoil: [(Condition, Spoil); 7] = [
             (Condition::Wanted, |health| health.drain(at(60_000))),
             (Condition::EngineRight, Health::canary_wrong),
             (Condition::LoopTurns, |health| health.turn = at(30_000)),

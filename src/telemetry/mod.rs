@@ -1,7 +1,7 @@
 //! Logging, and the records of deaths. On a terminal readable lines; under systemd structured records in
 //! the journal, where `KILL_REASON=` can be asked for.
 //!
-//! [`journal`] speaks to journald, [`blackbox`] outlives the process, [`death`] is the record, [`dying`]
+//! `lines` carries log lines to journald, [`journal`] single records, [`blackbox`] outlives the process, [`death`] is the record, [`dying`]
 //! the last acts, [`classify`] finds the reason afterwards, [`history`] keeps the last deaths, [`storm`]
 //! makes something of many; [`folder`] reads and writes where someone else rules.
 
@@ -12,12 +12,15 @@ pub mod dying;
 pub mod folder;
 pub mod history;
 pub mod journal;
+mod lines;
 pub mod storm;
 
-use std::io::IsTerminal;
+use lines::Lines;
+use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -38,13 +41,13 @@ pub struct LevelError {
 }
 
 /// The way to the journal, once logging goes there.
-static LINES: OnceLock<journal::Lines> = OnceLock::new();
+static LINES: OnceLock<Lines> = OnceLock::new();
 
 /// Starts logging: to the journal if stderr leads there, else to stderr.
 pub fn init(level: &str) -> Result<Logging, LevelError> {
     let (filter, handle) = reload::Layer::new(parse(level)?);
     let registry = tracing_subscriber::registry().with(filter);
-    let journal = to_journal().then(|| journal::Lines::start(Path::new(journal::SOCKET)));
+    let journal = to_journal().then(to_journald);
     let started = match journal {
         Some(Ok(lines)) => {
             let _ = LINES.set(lines.clone());
@@ -61,6 +64,26 @@ pub fn init(level: &str) -> Result<Logging, LevelError> {
     // A second start in one process (in tests) keeps the first.
     drop(started);
     Ok(Logging { filter: handle })
+}
+
+/// Lines to journald, named and graded as syslog does it.
+fn to_journald() -> io::Result<Lines> {
+    let layer = tracing_journald::layer()?
+        .with_field_prefix(None)
+        .with_syslog_identifier("embeddings".into())
+        .with_priority_mappings(PriorityMappings {
+            error: Priority::Error,
+            warn: Priority::Warning,
+            info: Priority::Informational,
+            debug: Priority::Debug,
+            trace: Priority::Debug,
+        });
+    Lines::start(tracing_subscriber::registry().with(layer), |dropped| {
+        let text = format!("the journal did not keep up: {dropped} log lines are missing");
+        let mut report = journal::Entry::new(journal::Priority::Warning, &text);
+        report.field("LINES_DROPPED", &dropped.to_string());
+        let _ = journal::send(Path::new(journal::SOCKET), &report, Duration::ZERO);
+    })
 }
 
 /// Whether stderr leads to the journal.

@@ -74,7 +74,7 @@ impl Bench {
             .args(["serve", "--config"])
             .arg(&service.config)
             .env("NOTIFY_SOCKET", &socket)
-            .env("RUNTIME_DIRECTORY", service.dir.path().join("embeddings"))
+            .env("RUNTIME_DIRECTORY", service.runtime())
             .env("STATE_DIRECTORY", service.dir.path())
             .env("CACHE_DIRECTORY", service.dir.path())
             .env_remove("WATCHDOG_USEC")
@@ -205,7 +205,12 @@ impl Service {
         self.child.as_ref().unwrap().id()
     }
 
-    /// Its directory for everything.
+    /// Its runtime directory.
+    pub fn runtime(&self) -> PathBuf {
+        self.dir.path().join("embeddings")
+    }
+
+    /// Its directory for everything else.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -221,7 +226,7 @@ impl Service {
             .args(["status", "--config"])
             .arg(&self.config)
             .args(arguments)
-            .env("RUNTIME_DIRECTORY", self.dir())
+            .env("RUNTIME_DIRECTORY", self.runtime())
             .env("STATE_DIRECTORY", self.dir())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -248,7 +253,7 @@ impl Service {
 
     /// What its black box holds.
     pub fn black_box(&self) -> blackbox::Contents {
-        blackbox::read(self.dir.path()).unwrap()
+        blackbox::read(&self.runtime()).unwrap()
     }
 
     fn log_path(&self) -> PathBuf {

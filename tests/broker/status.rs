@@ -146,7 +146,7 @@ async fn a_flood_of_questions_disturbs_no_work() {
     let mut caller = Caller::connect(&bench).await;
     // These read nothing.
     let mute: Vec<UnixStream> = (0..20)
-        .map(|_| UnixStream::connect(service.dir().join("status.sock")).unwrap())
+        .map(|_| UnixStream::connect(service.runtime().join("status.sock")).unwrap())
         .collect();
     let asked: Vec<_> = (0..CALLS).map(|_| service.spawn_status(&[])).collect();
     let mut waiting = BTreeSet::new();
@@ -177,7 +177,7 @@ async fn questions_without_end_keep_canaries_coming() {
     let Some(bench) = bench("statusidle") else { return };
     let service = bench.serve("canary_interval_ms = 300\nliveness_max_stall_ms = 2000");
     let clock = Clock::start();
-    let socket = service.dir().join("status.sock");
+    let socket = service.runtime().join("status.sock");
     while clock.now().since(Moment::ZERO) < Duration::from_secs(5) {
         let answer = std::io::read_to_string(UnixStream::connect(&socket).unwrap()).unwrap();
         let told: Value = serde_json::from_str(&answer).unwrap();
