@@ -66,15 +66,17 @@ loop_frozen() { freeze $(threads '^loop$'); }
 engines_slowed() { freeze --slow $(threads '^engine-'); }
 # One of several stands with a job in its hands, while the others work on.
 tokenizer_frozen_at_work() {
-  inside systemd-run --quiet --unit=chaos-large sh -c 'for n in 1 2 3 4 5 6 7 8; do python3 /chaos/load.py large $n; done'
+  inside systemd-run --quiet --unit=chaos-large sh -c 'for n in 1 2 3 4 5 6 7 8; do python3 /chaos/load.py large $n bulk; done'
   freeze --busy $(threads '^tokenize-0')
   at=$EPOCHREALTIME
 }
 # A thread for large jobs, idle, that the next large job will be given to.
-thread_for_large_jobs_frozen() {
-  inside python3 /chaos/load.py large first
+thread_for_large_jobs_frozen() { thread_for_large_jobs_frozen_in bulk; }
+thread_for_large_jobs_frozen_interactive() { thread_for_large_jobs_frozen_in interactive; }
+thread_for_large_jobs_frozen_in() {
+  inside python3 /chaos/load.py large first bulk
   freeze $(threads '^io-[2-9]')
-  inside python3 /chaos/load.py large second
+  inside python3 /chaos/load.py large second "$1"
   at=$EPOCHREALTIME
 }
 this_thread_frozen() { freeze "$thread"; }
@@ -93,7 +95,7 @@ no_more_threads() {
   sleep 12
   inside prlimit --pid "$(property MainPID)" --nproc=1:1
   at=$EPOCHREALTIME
-  inside python3 /chaos/load.py large one
+  inside python3 /chaos/load.py large one bulk
 }
 # Below cgroup v2 the limit is that of the unit itself, and systemd knows who killed; below v1 it knows of no
 # memory controller, and sees a SIGKILL.
@@ -109,7 +111,7 @@ kernel_kills_for_memory() {
     echo "$pid" >/sys/fs/cgroup/memory/$machine/cgroup.procs
   fi
   at=$EPOCHREALTIME
-  inside python3 /chaos/load.py large one
+  inside python3 /chaos/load.py large one bulk
 }
 memory_cgroup_ends() { rmdir /sys/fs/cgroup/memory/$machine 2>/dev/null || true; }
 

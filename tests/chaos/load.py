@@ -2,7 +2,7 @@
 """A light, steady load of jobs, and the count of their answers. Shares no code with the service.
 
 load.py run RATE        sends RATE jobs a second, half of them interactive, half bulk, until SIGTERM
-load.py large NAME      sends one bulk job that takes megabytes
+load.py large NAME LANE  sends one job that takes megabytes
 load.py count SECONDS   waits until every job has an answer, at most so long; prints JSON
 load.py declare QUEUE   makes a queue like those of the service
 
@@ -65,8 +65,8 @@ def send(channel, number, lane, repeat=1):
     channel.basic_publish("", lane, json.dumps({"input": texts}), properties, mandatory=True)
 
 
-def large(name):
-    send(connected(), f"large-{name}", LANES[1], repeat=20_000)
+def large(name, lane):
+    send(connected(), f"large-{name}", f"embeddings.{lane}", repeat=20_000)
     with open(SENT, "a") as sent:
         print(f"large-{name}", file=sent)
 
@@ -118,7 +118,7 @@ if __name__ == "__main__":
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         run(float(rest[0]))
     elif command == "large":
-        large(rest[0])
+        large(*rest)
     elif command == "count":
         count(float(rest[0]))
     elif command == "declare":
