@@ -52,11 +52,13 @@ connections_closed() { inside rabbitmqctl -q close_all_connections chaos; }
 
 # --- threads -------------------------------------------------------------------------------------------
 
-# The threads of the service whose name matches, by their numbers.
-threads() {
-  inside sh -c 'cd /proc/'"$(property MainPID)"'/task && grep -lE "$0" */comm' "$1" | cut -d/ -f1
+# The threads of the service, oldest first: number and name.
+all_threads() {
+  inside sh -c 'cd /proc/"$0"/task && for thread in *; do echo "$thread $(cat "$thread/comm")"; done' "$(property MainPID)" |
+    sort -n
 }
-all_threads() { inside ls "/proc/$(property MainPID)/task"; }
+# The numbers of those whose name matches.
+threads() { all_threads | awk -v name="$1" '$2 ~ name { print $1 }'; }
 freeze() { inside systemd-run --quiet --unit=chaos-freeze -p Type=notify python3 /chaos/freeze.py "$@"; }
 thaw() { inside systemctl stop chaos-freeze; inside systemctl reset-failed chaos-freeze; } 2>/dev/null
 engines_frozen() { freeze $(threads '^engine-'); }
@@ -79,7 +81,7 @@ thread_for_large_jobs_frozen_in() {
   inside python3 /chaos/load.py large second "$1"
   at=$EPOCHREALTIME
 }
-this_thread_frozen() { freeze "$thread"; }
+this_thread_frozen() { freeze "$(threads "^$thread\$" | sed -n "${place}p")"; }
 
 # --- the process ---------------------------------------------------------------------------------------
 
