@@ -317,7 +317,14 @@ proptest! {
         if health.is_draining() {
             prop_assert_eq!(after(limits().drain), Verdict::Kill(KillReason::DrainTimeout));
         } else {
-            prop_assert!(matches!(after(limits().disconnect_kill), Verdict::Kill(_)));
+            // A loop that turns and hears nothing has lost the broker; one that hangs is judged for that.
+            let bound = now + limits().disconnect_kill;
+            let mut turning = health.clone();
+            turning.turned(bound);
+            prop_assert!(matches!(turning.verdict(bound), Verdict::Kill(_)));
+            let hung = after(limits().disconnect_kill);
+            let soon = health.verdict(now + Duration::from_secs(1));
+            prop_assert!(hung != Verdict::Kill(KillReason::BrokerDisconnected) || soon == hung);
             let longest = Duration::from_secs(40);
             prop_assert!(matches!(after(longest), Verdict::Kill(_)));
             let inside = |stage: Stage| health.inside()[stage as usize].1 > 0;

@@ -197,3 +197,36 @@ fn the_turn_of_bulk_is_not_lost_while_max_inflight_holds_it_up() {
     }
     panic!("bulk was not drawn within 32 batches");
 }
+
+/// Two canaries ran in one batch, one of the short way and one of the broker's; the first was right and the
+/// second wrong. The round of the first petted systemd before the second ended the process.
+#[test]
+fn a_wrong_canary_withholds_the_pet_of_its_own_batch() {
+    let mut service = Service::ready(setup());
+    service.pass(5000);
+    let brokered = service.deliver(Lane::Probe, ticket(1));
+    let busy = service.deliver(Lane::Interactive, ticket(1));
+    service.step(Event::BrokerBlocked);
+    let local = service.logic.local_key();
+    service.deliver_as(local, Lane::Probe, Ok(ticket(1)));
+    let first = batch_of(&service.tokenize(busy, 1));
+    service.tokenize(local, 1);
+    service.tokenize(brokered, 1);
+    let (batch, jobs) = batches_of(&service.compute(first, 1)).remove(0);
+    assert!(jobs.contains(&local) && jobs.contains(&brokered), "{jobs:?}");
+    let results = jobs.iter().map(|&job| {
+        if job == local {
+            Ok(())
+        } else {
+            Err("not a number".to_owned())
+        }
+    });
+    let results = results.collect();
+    let actions = service.step(Event::BatchDone {
+        engine: EngineId(0),
+        batch,
+        results,
+    });
+    assert_eq!(killed(&actions), Some(KillReason::EngineCorrupt));
+    assert!(!actions.contains(&Action::Pet), "{actions:?}");
+}

@@ -102,6 +102,11 @@ pub(super) async fn consume(
             continue;
         }
         let arrival = if delivery.data.len() > DECODE_INLINE_BYTES {
+            // From here to its arrival it is in nobody's hands but ours: a thread that hangs must be seen.
+            let reading = BrokerEvent::Reading { lane: origin.lane };
+            if events.send(reading).await.is_err() {
+                return Ok(());
+            }
             let origin = origin.clone();
             tokio::task::spawn_blocking(move || read(delivery, &origin))
                 .await

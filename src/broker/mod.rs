@@ -140,6 +140,11 @@ pub enum BrokerEvent {
     },
     /// It takes messages again.
     Unblocked,
+    /// A large message of this lane is being read; its arrival follows.
+    Reading {
+        /// The lane.
+        lane: Lane,
+    },
     /// A message came.
     Arrived(Box<Arrival>),
     /// The broker answered for a publication.

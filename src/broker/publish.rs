@@ -119,7 +119,7 @@ async fn publish(
             let (kind, bytes) = match body {
                 Ok((answer, fingerprint)) => {
                     headers.insert(HEADER_FINGERPRINT.into(), text(&fingerprint));
-                    (TYPE_RESULT, encode(answer).await)
+                    (TYPE_RESULT, encode(answer).await?)
                 }
                 Err(refusal) => (TYPE_ERROR, error_json(&refusal)),
             };
@@ -190,14 +190,20 @@ pub(super) async fn send(
     })
 }
 
-async fn encode(answer: Answer) -> Vec<u8> {
+async fn encode(answer: Answer) -> Result<Vec<u8>, BrokerError> {
     let numbers: usize = answer.vectors.iter().map(Vec::len).sum();
     if numbers <= ENCODE_INLINE_NUMBERS {
-        return answer.to_json();
+        return Ok(answer.to_json());
     }
-    tokio::task::spawn_blocking(move || answer.to_json())
-        .await
-        .expect("writing JSON cannot panic")
+    let writing = tokio::task::spawn_blocking(move || answer.to_json());
+    match tokio::time::timeout(CONFIRM_MAX, writing).await {
+        Ok(written) => Ok(written.expect("writing JSON cannot panic")),
+        // The thread hangs; the job goes back to its queue with the session, and to another thread.
+        Err(_) => Err(BrokerError::Timeout {
+            doing: "writing an answer",
+            limit: CONFIRM_MAX,
+        }),
+    }
 }
 
 /// The message's own properties, and headers that say why it is here.

@@ -9,7 +9,7 @@ use crate::telemetry::death::Death;
 use crate::telemetry::folder::Folder;
 use crate::telemetry::history;
 use crate::telemetry::journal::{self, Entry, Priority};
-use crate::telemetry::storm::{self, COOLDOWN_FIRST, DAY_MS, MESSAGE_ID_ALARM, STORM};
+use crate::telemetry::storm::{self, COOLDOWN_FIRST, COOLDOWN_OUTAGE, DAY_MS, MESSAGE_ID_ALARM, STORM};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -60,6 +60,9 @@ pub fn run(name: &str) -> anyhow::Result<ExitCode> {
         let final_end =
             unit.result == "exit-code" && deaths.first().is_some_and(|it| it.kill_reason == "config_error");
         let pause = (!final_end).then(|| {
+            if storm::is_outage(&deaths) {
+                return storm::cooldown(COOLDOWN_OUTAGE.min(first), 1, rand::random());
+            }
             let count = count_alarm(Clock::start().unix_ms());
             storm::cooldown(first, count, rand::random())
         });

@@ -275,11 +275,11 @@ mod tests {
     // Goal: the polynomials are as good as 32 bits allow. Method: every lane position, against 64 bits.
     proptest! {
         #[test]
-        fn erf_is_good_to_3e_7(xs in prop::collection::vec(-9.0f32..9.0, 1..50)) {
+        fn erf_is_good_to_4e_7(xs in prop::collection::vec(-9.0f32..9.0, 1..50)) {
             let mut got = xs.clone();
             Arch::new().dispatch(Each(&mut got, false));
             for (x, y) in xs.iter().zip(got) {
-                prop_assert!((f64::from(y) - erf_exact(f64::from(*x))).abs() < 3e-7, "erf({x}/√2) = {y}");
+                prop_assert!((f64::from(y) - erf_exact(f64::from(*x))).abs() < 4e-7, "erf({x}/√2) = {y}");
             }
         }
 

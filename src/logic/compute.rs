@@ -103,10 +103,14 @@ impl Logic {
         self.inputs.count(running.items.len() as f64, now);
         let failed = results.iter().filter(|result| result.is_err()).count();
         let lead = running.items[0].job;
-        if self
+        // Before anything of this batch is believed: another canary in it may be about to complete a round.
+        let canary = |item: &Item| self.jobs.get(item.job).is_some_and(|job| job.lane == Lane::Probe);
+        let wrong = |(item, result): (&Item, &Result<(), String>)| result.is_err() && canary(item);
+        let canary_failed = running.items.iter().zip(&results).any(wrong);
+        let engine_failed = self
             .faults
-            .batch_done(engine, running.model, lead, failed, running.items.len())
-        {
+            .batch_done(engine, running.model, lead, failed, running.items.len());
+        if canary_failed || engine_failed {
             self.health.canary_wrong();
         }
         for (item, result) in running.items.into_iter().zip(results) {

@@ -90,6 +90,11 @@ pub enum Event {
     BrokerBlocked,
     /// The broker takes messages again.
     BrokerUnblocked,
+    /// A large message of this lane came and is being read; its [`Event::Delivered`] follows.
+    Reading {
+        /// The lane.
+        lane: Lane,
+    },
     /// A message came. `answerable` says that it has a place to send an answer to.
     Delivered {
         /// The shell's new number for it.

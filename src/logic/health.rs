@@ -12,6 +12,9 @@ use std::time::Duration;
 /// How often the loop must turn even when nothing happens, so that a loop that hangs is seen.
 const TURN_MAX: Duration = Duration::from_millis(500);
 
+/// A loop that has not turned for this long is not merely between two turns.
+const TURN_LATE: Duration = Duration::from_secs(1);
+
 /// Looks in a row at which a queue had no consumer, before the session counts as lost. One look may come
 /// from a broker that has just moved the queue's leader and knows of no consumer yet.
 const UNCONSUMED_MAX: u32 = 3;
@@ -273,7 +276,9 @@ impl Health {
     /// Every condition of being believed, at this moment.
     pub fn conditions(&self, now: Moment) -> [(Condition, bool); 7] {
         let stall = self.limits.liveness_max_stall;
-        let fresh = |proof: Moment| now.since(proof) < self.limits.disconnect_kill;
+        // A loop that does not turn hears no proof: then it is the loop that is judged, not the broker.
+        let heard = now.min(self.turn + TURN_LATE);
+        let fresh = |proof: Moment| heard.since(proof) < self.limits.disconnect_kill;
         [
             (Condition::Wanted, self.draining_since.is_none()),
             (Condition::EngineRight, !self.canary_wrong),

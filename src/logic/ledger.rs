@@ -117,6 +117,8 @@ pub struct Ledger {
     tokenizer_trials: Vec<Trial>,
     /// Per lane, whether the broker has messages for us that it does not deliver.
     queues: [Cell; 3],
+    /// Per lane, the large message that is being read.
+    readers: [Cell; 3],
 }
 
 impl Ledger {
@@ -129,6 +131,7 @@ impl Ledger {
             engine_trials: vec![Trial::default(); engines],
             tokenizer_trials: vec![Trial::default(); tokenizers],
             queues: [Cell::default(); 3],
+            readers: [Cell::default(); 3],
         }
     }
 
@@ -191,11 +194,17 @@ impl Ledger {
     /// a probe queue that delivers nothing must not hide behind the others, nor they behind it.
     pub fn received(&mut self, lane: Lane, now: Moment) {
         self.queues[lane as usize].left = Some(now);
+        self.readers[lane as usize].inside = 0;
         let cell = &mut self.stages[Stage::Received as usize];
         if lane == Lane::Probe {
             cell.inside = cell.inside.saturating_sub(1);
         }
         cell.left = Some(now);
+    }
+
+    /// A large message of the lane is being read.
+    pub fn reading(&mut self, lane: Lane, now: Moment) {
+        self.readers[lane as usize].enter(1, now);
     }
 
     /// The broker was asked how a lane's queue stands: `waits` says that it has messages which it could
@@ -237,7 +246,9 @@ impl Ledger {
                 self.stages[stage as usize].inside = 0;
             }
         }
-        self.queues.iter_mut().for_each(|cell| cell.inside = 0);
+        for cell in self.queues.iter_mut().chain(&mut self.readers) {
+            cell.inside = 0;
+        }
     }
 
     /// What is inside a stage.
@@ -250,7 +261,9 @@ impl Ledger {
     pub fn waiting_for(&self, stage: Stage, now: Moment) -> Duration {
         let own = &self.stages[stage as usize];
         match stage {
-            Stage::Received => longest(&self.queues, now).max(own.waiting(now)),
+            Stage::Received => longest(&self.queues, now)
+                .max(longest(&self.readers, now))
+                .max(own.waiting(now)),
             Stage::Admitted => longest(&self.tokenizers, now)
                 .max(unanswered(&self.tokenizer_trials, now))
                 .max(waiting_before(&self.tokenizers, own, now)),

@@ -153,6 +153,7 @@ impl Logic {
             } => self.queue_seen(lane, ready, consumers, now, actions),
             Event::BrokerBlocked => self.health.broker_blocked(true, now),
             Event::BrokerUnblocked => self.health.broker_blocked(false, now),
+            Event::Reading { lane } => self.health.ledger.reading(lane, now),
             Event::Delivered {
                 job,
                 lane,

@@ -13,6 +13,9 @@ pub const MESSAGE_ID_CHRONIC: &str = "89e70cf9d9ff483799091edaec8bbd34";
 pub const STORM: (Duration, usize) = (Duration::from_secs(15 * 60), 5);
 /// The cool-down after a first alarm.
 pub const COOLDOWN_FIRST: Duration = Duration::from_secs(60);
+/// The cool-down of a storm that is nothing but a broker that comes and goes. Each new process waits for it
+/// while it starts, and harms nobody; a pause that grew would only add to the outage.
+pub const COOLDOWN_OUTAGE: Duration = Duration::from_secs(15);
 /// It doubles up to this.
 const COOLDOWN_MAX: Duration = Duration::from_secs(3600);
 /// Alarms are forgotten, and warnings repeated, after this long.
@@ -50,12 +53,21 @@ pub fn cooldown(first: Duration, count: u32, jitter: f64) -> Duration {
         .mul_f64(0.75 + 0.5 * jitter.clamp(0.0, 1.0))
 }
 
-/// The reason that ended it most often; of equals, the one that came last.
+/// Whether all of these deaths were the loss of the broker.
+pub fn is_outage(deaths: &[&Death]) -> bool {
+    !deaths.is_empty()
+        && deaths
+            .iter()
+            .all(|death| death.kill_reason == "broker_disconnected")
+}
+
+/// The reason that ended it most often. `deaths` begins with the newest; of equals that one decides.
 pub fn dominating<'a>(deaths: &[&'a Death]) -> Option<&'a Death> {
     let times = |reason: &str| deaths.iter().filter(|it| it.kill_reason == reason).count();
     deaths
         .iter()
         .copied()
+        .rev()
         .max_by_key(|death| times(&death.kill_reason))
 }
 
@@ -99,6 +111,15 @@ mod tests {
             unix_ms: NOW - (hours_ago * HOUR_MS as f64) as u64,
             ..Death::of(reason)
         }
+    }
+
+    #[test]
+    fn only_a_lost_broker_alone_is_an_outage() {
+        let (lost, hung) = (at(0.1, "broker_disconnected"), at(0.0, "no_progress"));
+        assert!(is_outage(&[&lost, &lost]));
+        assert!(!is_outage(&[&hung, &lost]) && !is_outage(&[]));
+        let dominates = dominating(&[&hung, &lost]).unwrap();
+        assert_eq!(dominates.kill_reason, "no_progress", "of equals the newest");
     }
 
     #[test]

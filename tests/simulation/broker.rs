@@ -22,6 +22,7 @@ impl World {
         self.session += 1;
         (self.up, self.link, self.blocked) = (true, true, false);
         self.unconsumed = [false; 3];
+        self.reader_stuck = [false; 3];
         self.disturbed();
         self.plan(0, Next::Probe(self.session));
         self.step(Event::BrokerUp);
@@ -94,6 +95,18 @@ impl World {
     }
 
     pub(super) fn arrive(&mut self, letter: Letter) {
+        let lane = self.lane_of(letter);
+        if self.reader_stuck[lane as usize] {
+            // It stays on the wire, as does what comes behind it.
+            self.step(Event::Reading { lane });
+            return;
+        }
+        if self.rng.one_in(20) {
+            self.step(Event::Reading { lane });
+            if self.logic.is_none() {
+                return;
+            }
+        }
         let at = self
             .on_the_wire
             .iter()

@@ -68,6 +68,8 @@ pub struct Oracle {
     asked: BTreeMap<Worker, Moment>,
     /// Per lane, since when the broker has had messages that it does not deliver.
     undelivered: [Option<Moment>; 3],
+    /// Per lane, since when a large message has been read.
+    reading: [Option<Moment>; 3],
     unconsumed: [u32; 3],
     reconnect_now: bool,
     /// When the watchdog thread last looked, where there is one.
@@ -104,6 +106,7 @@ impl Oracle {
             tokenizers_moved: Moment::ZERO,
             asked: BTreeMap::new(),
             undelivered: [None; 3],
+            reading: [None; 3],
             unconsumed: [0; 3],
             reconnect_now: false,
             look: None,
@@ -152,6 +155,7 @@ impl Oracle {
                 self.canary_on_its_way = false;
                 self.withdrawn_now = true;
                 self.undelivered = [None; 3];
+                self.reading = [None; 3];
                 self.unconsumed = [0; 3];
             }
             Event::BrokerProof => self.proof = Some(now),
@@ -177,6 +181,9 @@ impl Oracle {
                 self.reconnect_now = self.unconsumed[at] == 3;
             }
             Event::QueueSeen { .. } => {}
+            Event::Reading { lane } => {
+                self.reading[*lane as usize].get_or_insert(now);
+            }
             Event::Tried(worker) => {
                 assert!(
                     self.asked.remove(worker).is_some(),
@@ -211,6 +218,7 @@ impl Oracle {
                 if !local {
                     self.proof = Some(now);
                     self.progress(Stage::Received, now);
+                    self.reading[*lane as usize] = None;
                     let undelivered = &mut self.undelivered[*lane as usize];
                     *undelivered = undelivered.map(|_| now);
                     if *lane == Lane::Probe {
@@ -636,7 +644,8 @@ impl Oracle {
         if self.tokenizers.iter().flatten().any(|&since| stalled(since)) {
             reasons.push(KillReason::NoProgress(Stage::Admitted));
         }
-        if !self.blocked && self.undelivered.iter().flatten().any(|&since| stalled(since)) {
+        let waits = self.undelivered.iter().chain(&self.reading).flatten();
+        if !self.blocked && waits.into_iter().any(|&since| stalled(since)) {
             reasons.push(KillReason::NoProgress(Stage::Received));
         }
         let watching = limits.liveness_max_stall + limits.watchdog_interval;

@@ -104,6 +104,10 @@ impl World {
                 self.tokenizer_slow = false;
                 self.engines.iter_mut().for_each(|engine| engine.slow = false);
             }
+            67..69 => {
+                let lane = self.rng.below(3);
+                self.reader_stuck[lane] = true;
+            }
             // Clients fall silent, or come back: canaries are all the work there is.
             56..62 => self.quiet ^= true,
             _ => {}
@@ -134,6 +138,7 @@ impl World {
             && self.watchdog_stuck.is_none()
             && !self.unconsumed.contains(&true)
             && !self.undelivering.contains(&true)
+            && !self.reader_stuck.contains(&true)
             && self.slow_until <= self.now
             && self.link
             && self.intake

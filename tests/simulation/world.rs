@@ -152,6 +152,8 @@ pub struct World {
     /// Per lane, whether the broker has lost our consumer, and whether it does not deliver.
     unconsumed: [bool; 3],
     undelivering: [bool; 3],
+    /// Per lane, whether the thread that reads large messages hangs.
+    reader_stuck: [bool; 3],
     /// Which queue is looked at next.
     look_at: usize,
     messages: Vec<Message>,
@@ -202,6 +204,7 @@ impl World {
             watchdog_stuck: None,
             unconsumed: [false; 3],
             undelivering: [false; 3],
+            reader_stuck: [false; 3],
             look_at: 0,
             messages: Vec::new(),
             queues: Default::default(),
@@ -379,6 +382,7 @@ impl World {
         self.tokenizer_slow = false;
         self.watchdog_stuck = None;
         self.undelivering = [false; 3];
+        self.reader_stuck = [false; 3];
         self.slow_until = 0;
         self.intake = true;
         self.disturbed();

@@ -63,6 +63,7 @@ impl Loop {
                 info!("the broker takes messages again");
                 Event::BrokerUnblocked
             }
+            BrokerEvent::Reading { lane } => Event::Reading { lane },
             BrokerEvent::Arrived(arrival) => self.arrived(*arrival),
             BrokerEvent::Published { job, outcome } => {
                 let dead = self.desk.get(&job)?.receipt.is_some() && self.parts.logic.is_dead_lettering(job);
