@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """A light, steady load of jobs, and the count of their answers. Shares no code with the service.
 
-load.py run RATE        sends RATE jobs a second, half of them interactive, half bulk, until SIGTERM
+load.py run RATE         sends RATE jobs a second, half of them interactive, half bulk, until SIGTERM
 load.py large NAME LANE  sends one job that takes megabytes
-load.py count SECONDS   waits until every job has an answer, at most so long; prints JSON
-load.py declare QUEUE   makes a queue like those of the service
+load.py settled SECONDS  succeeds as soon as every job has an answer, and fails after so long
+load.py count SECONDS    waits until every job has an answer, at most so long; prints JSON
+load.py declare QUEUE    makes a queue like those of the service
 
 A job counts as sent when the broker has confirmed it; one whose confirm was lost with its connection may or
 may not be in a queue, so no answer is expected of it. All answers stay in a queue of their own until they are
@@ -83,32 +84,45 @@ def declare(queue):
     connected().queue_declare(queue, durable=True, arguments=arguments)
 
 
-def count(seconds):
+def answers(seconds):
+    """The jobs that were sent, and how many answers each has got: as soon as each has one, or after so long."""
     with open(SENT) as lines:
         sent = {f"job-{line.strip()}" for line in lines}
-    answers, errors = {}, 0
+    got, wrong = {}, 0
     channel = connected()
     deadline = time.monotonic() + seconds
-    while sent - answers.keys() and time.monotonic() < deadline:
+    while True:
         method, properties, body = channel.basic_get(ANSWERS, auto_ack=False)
-        if method is None:
+        if method is not None:
+            got[properties.correlation_id] = got.get(properties.correlation_id, 0) + 1
+            if properties.type != "embeddings.result" or len(json.loads(body)["data"]) != 4:
+                wrong += 1
+                print(properties.type, body[:300], file=sys.stderr)
+        elif sent <= got.keys() or time.monotonic() > deadline:
+            # Nothing is acknowledged, so all answers return to the queue.
+            channel.connection.close()
+            return sent, got, wrong
+        else:
             channel.connection.sleep(0.2)
-            continue
-        name = properties.correlation_id
-        answers[name] = answers.get(name, 0) + 1
-        if properties.type != "embeddings.result" or len(json.loads(body)["data"]) != 4:
-            errors += 1
-            print(properties.type, body[:300], file=sys.stderr)
+
+
+def settled(seconds):
+    sent, got, _ = answers(seconds)
+    if missing := sent - got.keys():
+        sys.exit(f"no answer: {sorted(missing)}")
+
+
+def count(seconds):
+    answers(seconds)
     # A second answer to a job comes, if at all, close behind the others.
-    channel.connection.sleep(0.5)
-    while (got := channel.basic_get(ANSWERS, auto_ack=False))[0] is not None:
-        answers[got[1].correlation_id] = answers.get(got[1].correlation_id, 0) + 1
-    lost = sorted(sent - answers.keys())
+    time.sleep(0.5)
+    sent, got, wrong = answers(0)
+    lost = sorted(sent - got.keys())
     if lost:
         print("no answer:", *lost, file=sys.stderr)
-    twice = sum(times > 1 for times in answers.values())
-    print(json.dumps({"sent": len(sent), "lost": len(lost), "twice": twice, "errors": errors}))
-    channel.queue_delete(ANSWERS)
+    twice = sum(times > 1 for times in got.values())
+    print(json.dumps({"sent": len(sent), "lost": len(lost), "twice": twice, "errors": wrong}))
+    connected().queue_delete(ANSWERS)
 
 
 if __name__ == "__main__":
@@ -119,6 +133,8 @@ if __name__ == "__main__":
         run(float(rest[0]))
     elif command == "large":
         large(*rest)
+    elif command == "settled":
+        settled(float(rest[0]))
     elif command == "count":
         count(float(rest[0]))
     elif command == "declare":
