@@ -43,7 +43,7 @@ impl Pulse {
         let entry = catalogue.default_entry();
         Pulse {
             clock,
-            interval: limits.heartbeat_interval,
+            interval: interval(limits),
             monitor: Sender::new(dirs.heartbeat_socket()),
             host,
             model: entry.name.clone(),
@@ -55,12 +55,13 @@ impl Pulse {
 
     /// New limits hold from now on.
     pub fn reload(&mut self, limits: &Limits) {
-        self.interval = limits.heartbeat_interval;
+        self.interval = interval(limits);
     }
 
     /// The loop has turned: sends a heartbeat to the monitor if it is time, and returns the one for the broker.
     pub fn turned(&mut self, logic: &Logic, now: Moment) -> Option<Command> {
-        if self.looked.is_some_and(|last| now.since(last) < LOOK_INTERVAL) {
+        let look = LOOK_INTERVAL.min(self.interval);
+        if self.looked.is_some_and(|last| now.since(last) < look) {
             return None;
         }
         self.looked = Some(now);
@@ -107,6 +108,12 @@ impl Pulse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
+}
+
+/// The configured interval, and never so long that a late beat could be taken for silence: the loop turns
+/// at least twice a second, and so beats up to half a second late.
+fn interval(limits: &Limits) -> Duration {
+    limits.heartbeat_interval.min(limits.heartbeat_timeout / 3)
 }
 
 fn millis(span: Duration) -> u64 {

@@ -170,6 +170,8 @@ pub enum Published {
     Returned,
     /// The broker would not take it.
     Rejected,
+    /// The broker has not said in time.
+    Unconfirmed,
 }
 
 /// What the broker task is asked.

@@ -73,6 +73,10 @@ pub fn classify(
 
 /// Whether this can be the end that the monitor's signals bring.
 fn answers_a_signal(ending: &Ending) -> bool {
+    // What systemd had begun to end before, it ended.
+    if ending.service_result == "watchdog" {
+        return false;
+    }
     ending.exit_code == "exited" || matches!(ending.exit_status.as_str(), "TERM" | "KILL")
 }
 
