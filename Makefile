@@ -1,6 +1,6 @@
 # The few verbs of this project; each is a small script in scripts/.
 
-.PHONY: help demo test check sim test-system bench deb
+.PHONY: help demo test check sim test-system chaos bench deb
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
@@ -18,6 +18,9 @@ sim: ## Replay one seed of the simulation (make sim SEED=42), or search among fr
 
 test-system: ## Test the packages in a booted Debian: sudo make test-system [DEBIAN=trixie]
 	@scripts/test-system
+
+chaos: ## Do harm to the installed service and write docs/chaos.md: sudo make chaos [DEBIAN=trixie] [ONLY=REGEX]
+	@scripts/chaos
 
 bench: ## Measure the engine alone and through a private broker
 	@scripts/bench

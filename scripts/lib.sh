@@ -38,6 +38,13 @@ build() {
   (cd "$ROOT" && cargo build --release --locked)
 }
 
+# Whether dist/ holds packages that are younger than all they are made of.
+packages_are_up_to_date() {
+  local built=("$ROOT"/dist/embeddings_*.changes)
+  [ -e "${built[0]}" ] && cd "$ROOT" &&
+    [ -z "$(find src Cargo.toml Cargo.lock debian systemd packaging -type f -newer "${built[0]}" -print -quit)" ]
+}
+
 # wait_for SECONDS WHAT COMMAND…: polls until the command succeeds; its deadline is an error.
 wait_for() {
   local deadline=$((SECONDS + $1)) what=$2

@@ -1,0 +1,58 @@
+# Writes docs/chaos.md from what a full run has seen; sourced by run.
+#
+# Each release of Debian has a section with a table of its own; a run replaces that of its release.
+
+readonly DOCUMENT=$here/../../docs/chaos.md
+
+write_table() {
+  local others
+  others=$(mktemp)
+  [ ! -e "$DOCUMENT" ] || awk -v mine="$(section_title)" '/^## / { other = ($0 != mine) } other' "$DOCUMENT" >"$others"
+  { head_of_document; { section; cat "$others"; } | sort_sections; } >"$DOCUMENT.new"
+  mv "$DOCUMENT.new" "$DOCUMENT"
+  rm "$others"
+}
+
+section_title() { (. "$base/etc/os-release" && echo "## Debian $VERSION_ID ($VERSION_CODENAME)"); }
+
+section() {
+  section_title
+  echo
+  echo "$(date +%F), systemd $(version_of systemd), RabbitMQ $(version_of rabbitmq-server), embeddings $(version_of embeddings)," \
+    "Linux $(uname -r | cut -d- -f1), $(nproc) cores: $passed passed, $failed failed."
+  echo
+  echo '| fault | died after | bound | exit | reason found in the journal | ready again after | jobs | lost | done twice |'
+  echo '|---|---|---|---|---|---|---|---|---|'
+  printf '%s\n' "${rows[@]}"
+  echo
+}
+
+version_of() { inside dpkg-query -W -f '${Version}' "$1"; }
+
+# By their titles; a section holds no line that begins with `## `.
+sort_sections() { awk '/^## / { key = $0 } { print key "\t" NR "\t" $0 }' | sort -t "$(printf '\t')" -k1,1 -k2,2n | cut -f3-; }
+
+head_of_document() {
+  cat <<END
+# Chaos
+
+What happens to \`embeddings\` when the world around it, or a part of itself, breaks. \`make chaos\` does this harm to the
+installed package beside a real RabbitMQ in a booted Debian, and **writes this file**; \`make test\` does the first
+eight. No hand is laid on the service between a fault and "ready again".
+
+- Most rows run with shorter settings than the shipped ones, so that a run takes minutes, and in the same order:
+  \`disconnect_kill_ms\` $DISCONNECT_MS, \`liveness_max_stall_ms\` $STALL_MS, \`watchdog_interval_ms\` $CHECK_MS, \`canary_interval_ms\` $CANARY_MS,
+  \`WatchdogSec\` $((WATCHDOG_MS / 1000)) s, \`TimeoutAbortSec\` $((ABORT_MS / 1000)) s, \`RestartSec\` 1 s.
+- **died after**: from the harm to the end of the process. A row fails more than $SLACK_MS ms behind its bound: a dying
+  process stays for 300 ms, so that journald can read to which unit its record belongs. "lives": the same process
+  goes on, without a record, for as long as the bound says.
+- **exit** is systemd's \`ExecMainStatus\`; **reason** is what \`journalctl -u embeddings KILL_REASON=…\` found: exactly one new
+  record, and no other record of a death anywhere in the journal.
+- **ready again after**: from the moment when nothing stands in the way any more, that is, when the broker is back, or
+  the process is gone.
+- **jobs**: sent during the row, $RATE_PER_S per second, both lanes. *Lost*: without an answer. *Done twice*: with a second answer, because the
+  process died between an answer and its acknowledgement.
+- No row that ends in a death has petted systemd's watchdog after the harm, except where one thread of several stands.
+
+END
+}
