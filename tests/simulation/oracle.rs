@@ -283,14 +283,13 @@ impl Oracle {
             Event::Confirmed { job, outcome } => {
                 if let Some(seen) = self.jobs.get_mut(job)
                     && seen.place == Place::Publishing
+                    && *outcome != Confirmation::Unconfirmed
                 {
-                    if *outcome != Confirmation::Unconfirmed {
-                        self.proof = Some(now);
-                        if *outcome != Confirmation::Rejected {
-                            seen.place = Place::Acking;
-                        }
-                        self.progress(Stage::Published, now);
+                    self.proof = Some(now);
+                    if *outcome != Confirmation::Rejected {
+                        seen.place = Place::Acking;
                     }
+                    self.progress(Stage::Published, now);
                 }
             }
             Event::DeadLettered { job } => {
