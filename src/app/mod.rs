@@ -92,6 +92,13 @@ pub fn serve(inputs: &Inputs) -> ExitCode {
     });
     let code = match running {
         Ok(code) => code,
+        Err(failure) if is_corrupt(&failure) => {
+            let mut death = Death::of(KillReason::EngineCorrupt.name());
+            death.detail = format!("{failure:#}");
+            eprintln!("{failure:#}");
+            dying::record(death, KillReason::EngineCorrupt.exit_code());
+            ExitCode::from(KillReason::EngineCorrupt.exit_code())
+        }
         Err(failure) if failure.is::<catalogue::CatalogueError>() => refuse_config(&format!("{failure:#}")),
         Err(failure) => {
             error!("{failure:#}");
@@ -103,6 +110,14 @@ pub fn serve(inputs: &Inputs) -> ExitCode {
     };
     telemetry::flush(FLUSH_MAX);
     code
+}
+
+/// Whether a model cannot embed the simplest sentence: that is no matter of the configuration.
+fn is_corrupt(failure: &anyhow::Error) -> bool {
+    matches!(
+        failure.downcast_ref(),
+        Some(catalogue::CatalogueError::Canary { .. })
+    )
 }
 
 /// Later, and aside: records of earlier deaths that a journal in trouble did not take.
