@@ -9,6 +9,7 @@ use crate::job::heartbeat::{self, Heartbeat};
 use crate::logic::Logic;
 use crate::logic::ledger::Stage;
 use crate::logic::status::{Snapshot, State};
+use crate::telemetry;
 use crate::watchdog::heartbeat::Sender;
 use std::time::Duration;
 use tracing::debug;
@@ -104,7 +105,7 @@ impl Pulse {
             stalled_stage: truth.stalled.map(|stage| stage.name().to_owned()),
             model: self.model.clone(),
             device: self.device.to_owned(),
-            rss_bytes: rss_bytes(),
+            rss_bytes: telemetry::rss_bytes().unwrap_or(0),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
@@ -118,25 +119,4 @@ fn interval(limits: &Limits) -> Duration {
 
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Memory that this process holds; zero where the system does not say.
-fn rss_bytes() -> u64 {
-    let Ok(status) = std::fs::read_to_string("/proc/self/status") else {
-        return 0;
-    };
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn this_process_holds_some_memory() {
-        assert!((1 << 20..1 << 40).contains(&rss_bytes()), "{}", rss_bytes());
-    }
 }

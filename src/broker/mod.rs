@@ -207,7 +207,7 @@ pub enum Command {
     },
     /// Take no further deliveries.
     StopIntake,
-    /// Give this session up and begin a new one.
+    /// Give up the session with the broker and begin a new one.
     Reconnect {
         /// Whose consumer is missing.
         lane: Lane,
