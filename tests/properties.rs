@@ -87,7 +87,7 @@ impl Life {
     fn new(setup: Setup) -> Life {
         Life {
             logic: Logic::new(setup.clone(), Moment::ZERO),
-            oracle: Oracle::new(setup),
+            oracle: Oracle::new(setup, Moment::ZERO),
             now: 0,
             next: 0,
             connected: false,

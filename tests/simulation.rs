@@ -105,7 +105,6 @@ fn faults_put_in_on_purpose_are_found() {
     let mutants = [
         Mutant::TimerPet,
         Mutant::Without(Condition::Wanted),
-        Mutant::Without(Condition::Progress),
         Mutant::NoKill,
         Mutant::DeafToSteps,
         Mutant::NoCanary,

@@ -56,6 +56,8 @@ const IO_STACK_BYTES: usize = 64 << 20;
 /// Log lines get this long to reach the journal before the process ends.
 const FLUSH_MAX: Duration = Duration::from_millis(500);
 /// When a start has calmed down: what the journal did not take of earlier deaths is sent again then.
+const RESEND_PAUSE: Duration = Duration::from_secs(60);
+/// First look for records that the journal did not take.
 const RESEND_AFTER: Duration = Duration::from_secs(10);
 /// How long that tries.
 const RESEND_MAX: Duration = Duration::from_secs(2);
@@ -90,6 +92,13 @@ pub fn serve(inputs: &Inputs) -> ExitCode {
     });
     let code = match running {
         Ok(code) => code,
+        Err(failure) if is_corrupt(&failure) => {
+            let mut death = Death::of(KillReason::EngineCorrupt.name());
+            death.detail = format!("{failure:#}");
+            eprintln!("{failure:#}");
+            dying::record(death, KillReason::EngineCorrupt.exit_code());
+            ExitCode::from(KillReason::EngineCorrupt.exit_code())
+        }
         Err(failure) if failure.is::<catalogue::CatalogueError>() => refuse_config(&format!("{failure:#}")),
         Err(failure) => {
             error!("{failure:#}");
@@ -103,17 +112,29 @@ pub fn serve(inputs: &Inputs) -> ExitCode {
     code
 }
 
+/// Whether a model cannot embed the simplest sentence: that is no matter of the configuration.
+fn is_corrupt(failure: &anyhow::Error) -> bool {
+    matches!(
+        failure.downcast_ref(),
+        Some(catalogue::CatalogueError::Canary { .. })
+    )
+}
+
 /// Later, and aside: records of earlier deaths that a journal in trouble did not take.
 fn send_the_unsent(state: std::path::PathBuf) {
+    let unsent = |state: &std::path::Path| {
+        let deaths = history::last(state, history::KEPT_MAX);
+        deaths.iter().any(|death| death.unsent)
+    };
     let later = move || {
         std::thread::sleep(RESEND_AFTER);
-        if history::last(&state, history::KEPT_MAX)
-            .iter()
-            .any(|death| death.unsent)
-            && let Ok(mut history) = history::History::open(&state)
-            && history.send_the_unsent(std::path::Path::new(journal::SOCKET), None, RESEND_MAX)
-        {
-            let _ = history.save();
+        while unsent(&state) {
+            if let Ok(mut history) = history::History::open(&state)
+                && history.send_the_unsent(std::path::Path::new(journal::SOCKET), None, RESEND_MAX)
+            {
+                let _ = history.save();
+            }
+            std::thread::sleep(RESEND_PAUSE);
         }
     };
     let _ = std::thread::Builder::new().name("records".into()).spawn(later);
@@ -174,7 +195,8 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     let tokenizer_threads = device::threads();
     let tokenizers = Tokenizers::start(
         tokenizer_threads,
-        waiting_max + 1,
+        // After a cut the jobs of the lost session still lie in the queue, to be passed over.
+        4 * waiting_max + 1,
         turn::report_tokenizers(work_done.clone()),
     )
     .context("failed to start tokenizer threads")?;
@@ -275,12 +297,9 @@ fn broker_setup(
     }
 }
 
-/// This machine's name.
+/// This machine's name; asked of the kernel, since our unit hides the files that have it.
 fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .or_else(|_| std::fs::read_to_string("/etc/hostname"))
-        .unwrap_or_else(|_| "localhost".into());
-    name.trim().to_owned()
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Unacknowledged deliveries per lane, in the order of [`Lane::ALL`]: of interactive jobs as many as may

@@ -39,6 +39,10 @@ impl Trace {
 
     /// How far the service has come.
     pub fn phase(&mut self, phase: Phase) {
+        // A start that is given up is still a start.
+        if phase == Phase::Draining && self.phase != Phase::Ready {
+            return;
+        }
         self.phase = phase;
         self.figures = None;
     }

@@ -36,6 +36,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
+/// Longest wait for the journal to take the last lines.
+const FLUSH_MAX: Duration = Duration::from_millis(200);
 /// Longest wait for the connections to close after everything is settled.
 const CLOSE_MAX: Duration = Duration::from_secs(3);
 
@@ -194,8 +196,10 @@ impl Loop {
             requeued = total(Outcome::Requeued),
             "stopped"
         );
+        crate::telemetry::flush(FLUSH_MAX);
         heed_sentence(&self.parts.config.dirs);
-        Ok(ExitCode::SUCCESS)
+        // Nothing is left to lose, and joining threads would be waiting for one that hangs.
+        signal_hook::low_level::exit(0)
     }
 
     /// Says how things are. That the loop does so is half of the answer; its tick is a turn like any other,

@@ -12,7 +12,7 @@ use crate::job::Lane;
 use crate::logic::Logic;
 use crate::logic::event::Outcome;
 use crate::report::{Broker, Report, Stage, State};
-use crate::telemetry::history;
+use crate::telemetry::{self, history};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as threads};
@@ -124,7 +124,7 @@ impl Window {
         report.version = env!("CARGO_PKG_VERSION").into();
         report.uptime_ms = Some(now.as_millis());
         report.at_unix_ms = self.clock.unix_ms();
-        report.rss_bytes = rss_bytes();
+        report.rss_bytes = telemetry::rss_bytes();
         report.broker.address = self.address.to_string();
         match history::kills(&self.state_dir, KILLS_MAX) {
             Ok(kills) => report.kills = kills,
@@ -255,14 +255,6 @@ fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Memory in use, as the kernel counts it.
-fn rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
-}
-
 /// Host and port of a URL: every user of the machine may ask, and none needs to know the broker's user.
 fn address(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
@@ -278,6 +270,6 @@ mod tests {
     fn an_address_has_no_user() {
         assert_eq!(address("amqp://guest:***@127.0.0.1:5672/%2f"), "127.0.0.1:5672");
         assert_eq!(address("amqps://broker.example"), "broker.example");
-        assert!(rss_bytes().is_some_and(|bytes| bytes > 1 << 16));
+        assert!(telemetry::rss_bytes().is_some_and(|bytes| bytes > 1 << 20));
     }
 }

@@ -176,8 +176,18 @@ impl Client {
             .with_delivery_mode(publish::PERSISTENT)
             .with_headers(headers);
         let round = async {
-            match publish::send(&self.channel, &self.blocked, &self.queue, body, properties).await? {
-                Published::Routed => {}
+            match publish::send(
+                &self.channel,
+                &self.blocked,
+                &self.queue,
+                body,
+                properties,
+                publish::CONFIRM_MAX,
+            )
+            .await?
+            {
+                // Unconfirmed is not lost: the answer may come all the same.
+                Published::Routed | Published::Unconfirmed => {}
                 Published::Returned => return Err(AskError::NoQueue(self.queue.clone())),
                 Published::Rejected => return Err(AskError::Full(self.queue.clone())),
             }

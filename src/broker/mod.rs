@@ -170,6 +170,8 @@ pub enum Published {
     Returned,
     /// The broker would not take it.
     Rejected,
+    /// The broker has not said in time.
+    Unconfirmed,
 }
 
 /// What the broker task is asked.
@@ -205,7 +207,7 @@ pub enum Command {
     },
     /// Take no further deliveries.
     StopIntake,
-    /// Give this session up and begin a new one.
+    /// Give up the session with the broker and begin a new one.
     Reconnect {
         /// Whose consumer is missing.
         lane: Lane,

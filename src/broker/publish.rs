@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 /// Longest time from handing a message to the client library to the broker's confirm, not counting the
 /// time during which the broker says that it blocks us.
-const CONFIRM_MAX: Duration = Duration::from_secs(15);
+pub(super) const CONFIRM_MAX: Duration = Duration::from_secs(15);
 /// Answers with more numbers than this are written on a thread where that may take its time.
 const ENCODE_INLINE_NUMBERS: usize = 32 * 1024;
 /// Headers of the original that a dead letter keeps; RabbitMQ's frames hold 131072 bytes.
@@ -133,17 +133,26 @@ async fn publish(
             if let Some(id) = correlation_id {
                 properties = properties.with_correlation_id(id.into());
             }
-            let outcome = send(channel, blocked, &to, &bytes, properties).await?;
+            // A canary's answer goes to the queue it came from, and is waited for as long as it takes: the
+            // ledger judges how long that may be.
+            let patience = if to == *receipt.queue {
+                Duration::MAX
+            } else {
+                CONFIRM_MAX
+            };
+            let outcome = send(channel, blocked, &to, &bytes, properties, patience).await?;
             Ok((job, outcome))
         }
         Content::DeadLetter { refusal, attempt } => {
             let message = &receipt.message;
             let properties = dead_properties(&receipt, &refusal, attempt);
-            match send(channel, blocked, dead, &message.body, properties).await? {
+            match send(channel, blocked, dead, &message.body, properties, CONFIRM_MAX).await? {
                 Published::Routed => Ok((job, Published::Routed)),
                 // A dead-letter queue that is gone or full must not cost the message: the session ends,
                 // the delivery goes back, and opening another declares the queue again.
-                Published::Returned | Published::Rejected => Err(BrokerError::QueueGone(dead.to_owned())),
+                Published::Returned | Published::Rejected | Published::Unconfirmed => {
+                    Err(BrokerError::QueueGone(dead.to_owned()))
+                }
             }
         }
     }
@@ -159,6 +168,7 @@ pub(super) async fn send(
     queue: &str,
     body: &[u8],
     properties: BasicProperties,
+    patience: Duration,
 ) -> Result<Published, BrokerError> {
     let options = BasicPublishOptions {
         mandatory: !queue.starts_with(DIRECT_REPLY_TO),
@@ -172,15 +182,10 @@ pub(super) async fn send(
     };
     tokio::pin!(confirmed);
     let confirmation = loop {
-        match tokio::time::timeout(CONFIRM_MAX, &mut confirmed).await {
+        match tokio::time::timeout(patience, &mut confirmed).await {
             Ok(result) => break result.map_err(BrokerError::lapin("publishing"))?,
             Err(_) if blocked.load(Ordering::Relaxed) => {}
-            Err(_) => {
-                return Err(BrokerError::Timeout {
-                    doing: "waiting for a confirm",
-                    limit: CONFIRM_MAX,
-                });
-            }
+            Err(_) => return Ok(Published::Unconfirmed),
         }
     };
     Ok(match confirmation {

@@ -346,8 +346,18 @@ async fn send_canary(
         .with_reply_to(queue.as_str().into())
         .with_message_id(id.as_ref().into())
         .with_content_type("application/json".into());
-    match publish::send(&channel, &blocked, &queue, &body, properties).await? {
-        Published::Routed => Ok(()),
+    match publish::send(
+        &channel,
+        &blocked,
+        &queue,
+        &body,
+        properties,
+        publish::CONFIRM_MAX,
+    )
+    .await?
+    {
+        // One that the broker does not confirm is missed where canaries are awaited.
+        Published::Routed | Published::Unconfirmed => Ok(()),
         Published::Returned | Published::Rejected => Err(BrokerError::QueueGone(queue)),
     }
 }

@@ -9,7 +9,9 @@ use crate::telemetry::death::Death;
 use crate::telemetry::folder::Folder;
 use crate::telemetry::history;
 use crate::telemetry::journal::{self, Entry, Priority};
-use crate::telemetry::storm::{self, COOLDOWN_FIRST, COOLDOWN_OUTAGE, DAY_MS, MESSAGE_ID_ALARM, STORM};
+use crate::telemetry::storm::{
+    self, COOLDOWN_FIRST, COOLDOWN_MAX, DAY_MS, MESSAGE_ID_ALARM, OUTAGE_FIRST, OUTAGE_MAX, STORM,
+};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -19,6 +21,10 @@ use std::time::Duration;
 
 /// How long the journal is asked to take the alarm.
 const JOURNAL_MAX: Duration = Duration::from_secs(10);
+/// Exit status of a configuration that cannot work: a new try would end in the same.
+const CONFIG_ERROR: &str = "78";
+/// Tries to start the unit again, and the pause between them: systemd itself may be busy starting anew.
+const TRIES: u32 = 30;
 /// How often the unit is looked at while the alarm waits.
 const POLL: Duration = Duration::from_secs(2);
 /// The count of alarms, a few numbers.
@@ -32,6 +38,7 @@ struct Unit {
     file_state: String,
     invocation_id: String,
     result: String,
+    exit_status: String,
     restarts: String,
     state_directory: String,
 }
@@ -57,22 +64,20 @@ pub fn run(name: &str) -> anyhow::Result<ExitCode> {
         let deaths = recent_deaths(&unit);
         let deaths: Vec<&Death> = deaths.iter().collect();
         // The newest comes first; what ended it last is why systemd gave up.
-        let final_end =
-            unit.result == "exit-code" && deaths.first().is_some_and(|it| it.kill_reason == "config_error");
+        let final_end = unit.result == "exit-code" && unit.exit_status == CONFIG_ERROR;
         let pause = (!final_end).then(|| {
-            if storm::is_outage(&deaths) {
-                return storm::cooldown(COOLDOWN_OUTAGE.min(first), 1, rand::random());
-            }
             let count = count_alarm(Clock::start().unix_ms());
-            storm::cooldown(first, count, rand::random())
+            if storm::is_outage(&deaths) {
+                return storm::cooldown(OUTAGE_FIRST.min(first), OUTAGE_MAX, count, rand::random());
+            }
+            storm::cooldown(first, COOLDOWN_MAX, count, rand::random())
         });
         raise(name, &unit, &deaths, pause);
         let Some(pause) = pause else { break };
         match wait(name, &unit, pause)? {
             Some(now) => unit = now,
             None => {
-                systemctl(&["reset-failed", name])?;
-                systemctl(&["start", "--no-block", name])?;
+                start(name)?;
                 break;
             }
         }
@@ -87,7 +92,13 @@ fn wait(name: &str, failed: &Unit, pause: Duration) -> anyhow::Result<Option<Uni
     loop {
         let left = end.since(clock.now());
         thread::sleep(POLL.min(left));
-        let unit = show(name)?;
+        // systemd may be executing itself anew just now; the promise to try again stands.
+        let Ok(unit) = show(name) else {
+            if left.is_zero() {
+                return Ok(None);
+            }
+            continue;
+        };
         // Disabled or masked meanwhile: whoever did that does not want it started.
         anyhow::ensure!(
             unit.file_state == failed.file_state,
@@ -102,6 +113,21 @@ fn wait(name: &str, failed: &Unit, pause: Duration) -> anyhow::Result<Option<Uni
             return Ok(None);
         }
     }
+}
+
+/// Starts the unit, with patience for a systemd that does not answer.
+fn start(name: &str) -> anyhow::Result<()> {
+    let once = || {
+        systemctl(&["reset-failed", name])?;
+        systemctl(&["start", "--no-block", name]).map(drop)
+    };
+    for _ in 1..TRIES {
+        if once().is_ok() {
+            return Ok(());
+        }
+        thread::sleep(POLL);
+    }
+    once()
 }
 
 /// The alarm itself.
@@ -184,7 +210,8 @@ fn next_count(before: Count, now_unix_ms: u64) -> Count {
 }
 
 fn show(name: &str) -> anyhow::Result<Unit> {
-    let properties = "--property=ActiveState,UnitFileState,InvocationID,Result,NRestarts,StateDirectory";
+    let properties =
+        "--property=ActiveState,UnitFileState,InvocationID,Result,ExecMainStatus,NRestarts,StateDirectory";
     Ok(parse(&systemctl(&["show", properties, "--", name])?))
 }
 
@@ -202,6 +229,7 @@ fn parse(text: &str) -> Unit {
         file_state: value("UnitFileState"),
         invocation_id: value("InvocationID"),
         result: value("Result"),
+        exit_status: value("ExecMainStatus"),
         restarts: value("NRestarts"),
         state_directory: value("StateDirectory"),
     }

@@ -36,6 +36,8 @@ const ECHO_INTERVAL: Duration = Duration::from_secs(1);
 const ECHOES_LOST_MAX: u32 = 5;
 /// Datagrams taken in one turn, so that a flood cannot keep the loop from judging.
 const DATAGRAMS_PER_TURN: usize = 4096;
+/// A sentence this young is carried out on the process that has its number now: SIGTERM, grace, SIGKILL.
+const SENTENCE_FRESH_MS: u64 = 30_000;
 /// Sentences are kept this long for whoever asks after a death, in milliseconds.
 const SENTENCE_KEPT_MS: u64 = 3600 * 1000;
 /// How often old ones are looked for.
@@ -248,8 +250,12 @@ impl Post {
             claimed_pid = beat.pid,
             "worker {pid} is watched"
         );
-        // A sentence on an earlier process of this number must not be taken for one on this.
-        let _ = std::fs::remove_file(self.dirs.sentence(pid));
+        // A sentence on an earlier process of this number must not be taken for one on this; a fresh one is on
+        // this, by a monitor that has been started anew since.
+        let path = self.dirs.sentence(pid);
+        if std::fs::metadata(&path).is_ok_and(|metadata| self.age_ms(&metadata) >= SENTENCE_FRESH_MS) {
+            let _ = std::fs::remove_file(path);
+        }
         self.workers.insert(pid, Worker { process, beat });
     }
 
@@ -325,15 +331,22 @@ impl Post {
                 .strip_prefix("kill-")
                 .and_then(|rest| rest.split('.').next()?.parse().ok());
             let Some(pid) = pid else { continue };
-            let written = entry.metadata().and_then(|metadata| metadata.modified());
-            let written = written.ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-            let age_ms = written.map_or(u64::MAX, |at| {
-                self.clock.unix_ms().saturating_sub(at.as_millis() as u64)
-            });
+            let age_ms = entry
+                .metadata()
+                .map_or(u64::MAX, |metadata| self.age_ms(&metadata));
             if age_ms >= SENTENCE_KEPT_MS && !self.workers.contains_key(&pid) {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
+    }
+
+    /// How long ago a file was written.
+    fn age_ms(&self, metadata: &std::fs::Metadata) -> u64 {
+        let written = metadata.modified().ok();
+        let written = written.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        written.map_or(u64::MAX, |at| {
+            self.clock.unix_ms().saturating_sub(at.as_millis() as u64)
+        })
     }
 
     fn status_line(&self) -> String {

@@ -64,6 +64,8 @@ pub enum Confirmation {
     Returned,
     /// The broker would not take it.
     Rejected,
+    /// The broker has said nothing for long, though it answers otherwise.
+    Unconfirmed,
 }
 
 /// What happened.

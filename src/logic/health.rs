@@ -151,6 +151,8 @@ pub struct Health {
     watched: Option<Moment>,
     /// Looks in a row at which a lane's queue had no consumer.
     unconsumed: [u32; 3],
+    /// Since when a lane's consumer has been missing for good, over all sessions.
+    unconsumed_since: [Option<Moment>; 3],
 }
 
 impl Health {
@@ -158,7 +160,7 @@ impl Health {
     pub fn new(limits: Limits, engines: usize, tokenizers: usize, now: Moment) -> Health {
         Health {
             limits,
-            ledger: Ledger::new(engines, tokenizers),
+            ledger: Ledger::new(engines, tokenizers, now),
             connected: false,
             proof: None,
             blocked_since: None,
@@ -172,6 +174,7 @@ impl Health {
             turn: now,
             watched: None,
             unconsumed: [0; 3],
+            unconsumed_since: [None; 3],
         }
     }
 
@@ -190,9 +193,22 @@ impl Health {
     pub fn queue_seen(&mut self, lane: Lane, waits: bool, consumers: usize, now: Moment) -> bool {
         self.broker_proof(now);
         self.ledger.queue_seen(lane, waits && consumers > 0, now);
+        if consumers > 0 {
+            self.consumer_seen(lane);
+            return false;
+        }
         let missed = &mut self.unconsumed[lane as usize];
-        *missed = if consumers == 0 { *missed + 1 } else { 0 };
+        *missed += 1;
+        if *missed >= UNCONSUMED_MAX {
+            self.unconsumed_since[lane as usize].get_or_insert(now);
+        }
         *missed == UNCONSUMED_MAX
+    }
+
+    /// A lane's consumer is known to the broker: it was told so, or it was delivered to.
+    pub fn consumer_seen(&mut self, lane: Lane) {
+        self.unconsumed[lane as usize] = 0;
+        self.unconsumed_since[lane as usize] = None;
     }
 
     /// New limits hold from now on.
@@ -286,10 +302,13 @@ impl Health {
             (
                 Condition::Watched,
                 self.watched
-                    .is_none_or(|at| now.since(at) < stall + self.limits.watchdog_interval),
+                    .is_none_or(|at| now.since(at) < stall.max(2 * self.limits.watchdog_interval)),
             ),
             (Condition::Progress, self.stalled(now).is_none()),
-            (Condition::BrokerProven, self.proof.is_some_and(fresh)),
+            (
+                Condition::BrokerProven,
+                self.proof.is_some_and(fresh) && self.unconsumed_since.into_iter().flatten().all(fresh),
+            ),
             (Condition::Connected, self.connected),
         ]
     }
@@ -397,7 +416,12 @@ impl Health {
         if self.is_draining() {
             return Vec::new();
         }
-        self.ledger.trials_due(self.limits.canary_interval, now)
+        // Often enough that a thread which is well has answered long before it could count as stalled.
+        let every = self
+            .limits
+            .canary_interval
+            .min(self.limits.liveness_max_stall / 4);
+        self.ledger.trials_due(every, now)
     }
 
     /// Whether a canary is under way on the way that the next would take.
@@ -466,7 +490,7 @@ mod tests {
             (Condition::Wanted, |health| health.drain(at(60_000))),
             (Condition::EngineRight, Health::canary_wrong),
             (Condition::LoopTurns, |health| health.turn = at(30_000)),
-            (Condition::Watched, |health| health.watched(at(29_000))),
+            (Condition::Watched, |health| health.watched(at(30_000))),
             (Condition::Progress, |health| {
                 health.ledger.enter(Stage::Published, 1, at(30_000));
             }),

@@ -88,8 +88,9 @@ impl Cell {
 }
 
 /// A thread that has nothing to do is asked from time to time whether it still would.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Trial {
+    /// Since when it owes an answer: since it last did anything, not since it was asked.
     asked: Option<Moment>,
     answered: Moment,
 }
@@ -100,7 +101,7 @@ impl Trial {
         let last = idle.left.unwrap_or(Moment::ZERO).max(self.answered);
         let due = self.asked.is_none() && idle.inside == 0 && now.since(last) >= every;
         if due {
-            self.asked = Some(now);
+            self.asked = Some(last);
         }
         due
     }
@@ -122,14 +123,18 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Empty stages, with `engines` places to compute and `tokenizers` to tokenize.
-    pub fn new(engines: usize, tokenizers: usize) -> Ledger {
+    /// Empty stages, with `engines` places to compute and `tokenizers` to tokenize, all of them well `now`.
+    pub fn new(engines: usize, tokenizers: usize, now: Moment) -> Ledger {
+        let trial = Trial {
+            asked: None,
+            answered: now,
+        };
         Ledger {
             stages: [Cell::default(); 6],
             engines: vec![Cell::default(); engines],
             tokenizers: vec![Cell::default(); tokenizers],
-            engine_trials: vec![Trial::default(); engines],
-            tokenizer_trials: vec![Trial::default(); tokenizers],
+            engine_trials: vec![trial; engines],
+            tokenizer_trials: vec![trial; tokenizers],
             queues: [Cell::default(); 3],
             readers: [Cell::default(); 3],
         }
@@ -154,17 +159,20 @@ impl Ledger {
     /// `n` inputs came out of an engine; with zero it is a step inside a batch.
     pub fn computed(&mut self, engine: usize, n: usize, now: Moment) {
         self.engines[engine].leave(n, now);
+        self.tried(Worker::Engine(EngineId(engine)), now);
         self.stages[Stage::Computed as usize].leave(n, now);
     }
 
     /// A tokenizer took up a job.
     pub fn tokenizer_began(&mut self, tokenizer: usize, now: Moment) {
         self.tokenizers[tokenizer].enter(1, now);
+        self.tried(Worker::Tokenizer(TokenizerId(tokenizer)), now);
     }
 
     /// A tokenizer got further in its job, or, with one, to its end.
     pub fn tokenizer_moved(&mut self, tokenizer: usize, ended: usize, now: Moment) {
         self.tokenizers[tokenizer].leave(ended, now);
+        self.tried(Worker::Tokenizer(TokenizerId(tokenizer)), now);
     }
 
     /// Threads that have had nothing to do for this long and are to be asked now: a frozen one must not wait
@@ -310,7 +318,7 @@ mod tests {
 
     #[test]
     fn an_empty_stage_never_waits() {
-        let mut ledger = Ledger::new(1, 1);
+        let mut ledger = Ledger::new(1, 1, at(0));
         assert_eq!(ledger.waiting_for(Stage::Published, at(99)), Duration::ZERO);
         ledger.enter(Stage::Published, 2, at(10));
         assert_eq!(
@@ -329,7 +337,7 @@ mod tests {
     /// A stuck engine is seen although its neighbour works on.
     #[test]
     fn engines_are_judged_one_by_one() {
-        let mut ledger = Ledger::new(2, 1);
+        let mut ledger = Ledger::new(2, 1, at(0));
         ledger.compute(0, 4, at(0));
         ledger.compute(1, 4, at(0));
         ledger.computed(1, 4, at(30));
@@ -345,7 +353,7 @@ mod tests {
     /// Waiting for a batch is no stall of its own while the engines are busy.
     #[test]
     fn a_full_next_stage_takes_the_blame() {
-        let mut ledger = Ledger::new(1, 1);
+        let mut ledger = Ledger::new(1, 1, at(0));
         ledger.compute(0, 1, at(0));
         ledger.enter(Stage::Batched, 5, at(0));
         assert_eq!(ledger.waiting_for(Stage::Batched, at(100)), Duration::ZERO);
@@ -359,7 +367,7 @@ mod tests {
     /// A stuck tokenizer is seen although its neighbour works on, and a slow one that moves is not stuck.
     #[test]
     fn tokenizers_are_judged_one_by_one() {
-        let mut ledger = Ledger::new(1, 2);
+        let mut ledger = Ledger::new(1, 2, at(0));
         ledger.enter(Stage::Admitted, 2, at(0));
         ledger.tokenizer_began(0, at(0));
         ledger.tokenizer_began(1, at(0));
@@ -379,7 +387,7 @@ mod tests {
     /// Messages that the broker has and does not deliver are a stall of the way here.
     #[test]
     fn an_undelivered_queue_waits_until_it_delivers_or_is_empty() {
-        let mut ledger = Ledger::new(1, 1);
+        let mut ledger = Ledger::new(1, 1, at(0));
         ledger.queue_seen(Lane::Bulk, true, at(10));
         ledger.queue_seen(Lane::Bulk, true, at(40));
         ledger.received(Lane::Interactive, at(50));

@@ -234,6 +234,7 @@ impl Logic {
         let local = key.0 > LOCAL_KEYS;
         if !local {
             self.health.ledger.received(lane, now);
+            self.health.consumer_seen(lane);
             self.health.broker_proof(now);
         }
         if self.health.is_draining() && local {
@@ -368,10 +369,18 @@ impl Logic {
         let Phase::Replying { vectors } = job.phase else {
             return;
         };
+        if outcome == Confirmation::Unconfirmed {
+            // It stays where it is: nothing has left the stage. But one reply queue that takes nothing must
+            // not hold its job, and with enough of them the lane, for ever.
+            job.phase = Phase::DeadLettering;
+            let refusal = Refusal::new(ErrorType::Internal, "the reply queue does not confirm the answer");
+            actions.push(Action::DeadLetter { job: key, refusal });
+            return;
+        }
         self.health.broker_proof(now);
         self.health.ledger.leave(Stage::Published, 1, now);
         let end = match (outcome, vectors) {
-            (Confirmation::Rejected, _) => {
+            (Confirmation::Unconfirmed | Confirmation::Rejected, _) => {
                 job.phase = Phase::DeadLettering;
                 self.health.ledger.enter(Stage::Published, 1, now);
                 let refusal = Refusal::new(ErrorType::Internal, "the reply queue rejected the answer");

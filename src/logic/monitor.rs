@@ -164,7 +164,8 @@ impl Monitor {
             fate: Fate::Watched,
         });
         worker.heard = now;
-        worker.was_connected |= beat.connected;
+        // One that is degraded was ready once, and had a broker, also if this monitor is younger than that.
+        worker.was_connected |= beat.connected || beat.state == State::Degraded.name();
         worker.draining = beat.state == State::Draining.name();
         worker.lost_since = if beat.connected || !worker.was_connected {
             None
@@ -360,7 +361,8 @@ mod tests {
     fn a_lost_broker_ends_a_worker_that_had_one() {
         let (up, down) = (beat(true, State::Idle, None), beat(false, State::Degraded, None));
         let mut watch = Watch::new();
-        assert_eq!(watch.pass(600_000, Some((7, &down))), [], "it never had one");
+        let waits = beat(false, State::Starting, None);
+        assert_eq!(watch.pass(600_000, Some((7, &waits))), [], "it never had one");
         watch.hears(7, &up);
         assert_eq!(
             watch.pass(15_000, Some((7, &down))),

@@ -203,7 +203,7 @@ impl BlackBox {
             identity: self.identity.clone(),
             monotonic_ms: Clock::monotonic_ms(),
             unix_ms: Clock::start().unix_ms(),
-            rss_bytes: rss_bytes().unwrap_or(0),
+            rss_bytes: super::rss_bytes().unwrap_or(0),
             ..figures
         };
         self.write(FIGURES, &figures);
@@ -290,13 +290,6 @@ fn checksum(sequence: u64, body: &[u8]) -> u64 {
     let step = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     let sum = sequence.to_le_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step);
     body.iter().fold(sum, step)
-}
-
-/// Resident memory, as /proc has it.
-fn rss_bytes() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
-    Some(pages * rustix::param::page_size() as u64)
 }
 
 #[cfg(test)]

@@ -53,6 +53,8 @@ pub fn classify(
         (Some(own), _) if !drain => own,
         // A process that the monitor asked to end may run out of its grace period on the way.
         (_, Some(monitor)) if answers_a_signal(ending) => by_the_monitor(monitor),
+        // Asked to stop because it took too long to start, and then too long to stop.
+        (Some(_), _) if ending.service_result == "timeout" => as_systemd_saw_it(ending, known)?,
         (Some(own), _) => own,
         (None, _) => as_systemd_saw_it(ending, known)?,
     };
@@ -73,6 +75,10 @@ pub fn classify(
 
 /// Whether this can be the end that the monitor's signals bring.
 fn answers_a_signal(ending: &Ending) -> bool {
+    // What systemd had begun to end before, it ended.
+    if ending.service_result == "watchdog" {
+        return false;
+    }
     ending.exit_code == "exited" || matches!(ending.exit_status.as_str(), "TERM" | "KILL")
 }
 

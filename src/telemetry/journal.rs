@@ -1,7 +1,7 @@
 //! journald's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL), without ever waiting longer than asked.
 //!
 //! For the records of deaths: [`Entry`] is a datagram in the making, [`send`] tries for a bounded time. Log
-//! lines go through tracing-journald, on a thread of their own ([`super::lines`]).
+//! lines go through tracing-journald, on a thread of their own (`lines.rs`).
 
 use std::io;
 use std::os::unix::net::UnixDatagram;

@@ -98,6 +98,13 @@ pub fn flush(patience: Duration) {
     }
 }
 
+/// Memory that this process holds; `None` where the system does not say.
+pub fn rss_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
 impl Logging {
     /// A new level holds from now on.
     pub fn set_level(&self, level: &str) -> Result<(), LevelError> {

@@ -14,10 +14,12 @@ pub const STORM: (Duration, usize) = (Duration::from_secs(15 * 60), 5);
 /// The cool-down after a first alarm.
 pub const COOLDOWN_FIRST: Duration = Duration::from_secs(60);
 /// The cool-down of a storm that is nothing but a broker that comes and goes. Each new process waits for it
-/// while it starts, and harms nobody; a pause that grew would only add to the outage.
-pub const COOLDOWN_OUTAGE: Duration = Duration::from_secs(15);
+/// while it starts, and harms nobody; a long pause would only add to the outage.
+pub const OUTAGE_FIRST: Duration = Duration::from_secs(15);
 /// It doubles up to this.
-const COOLDOWN_MAX: Duration = Duration::from_secs(3600);
+pub const OUTAGE_MAX: Duration = Duration::from_secs(120);
+/// Any other doubles up to this.
+pub const COOLDOWN_MAX: Duration = Duration::from_secs(3600);
 /// Alarms are forgotten, and warnings repeated, after this long.
 pub const DAY_MS: u64 = 24 * 3600 * 1000;
 const HOUR_MS: u64 = 3600 * 1000;
@@ -46,10 +48,10 @@ pub fn chronic<'a>(
 
 /// The pause before the try after alarm number `count`, counted from one. `jitter` from 0 to 1 spreads it
 /// by a quarter to both sides, so that a fleet does not come back in lockstep.
-pub fn cooldown(first: Duration, count: u32, jitter: f64) -> Duration {
+pub fn cooldown(first: Duration, most: Duration, count: u32, jitter: f64) -> Duration {
     let doubled = first.saturating_mul(1 << count.saturating_sub(1).min(16));
     doubled
-        .min(COOLDOWN_MAX.max(first))
+        .min(most.max(first))
         .mul_f64(0.75 + 0.5 * jitter.clamp(0.0, 1.0))
 }
 
@@ -147,7 +149,7 @@ mod tests {
 
     #[test]
     fn the_cooldown_doubles_to_an_hour() {
-        let pause = |count, jitter| cooldown(COOLDOWN_FIRST, count, jitter).as_secs();
+        let pause = |count, jitter| cooldown(COOLDOWN_FIRST, COOLDOWN_MAX, count, jitter).as_secs();
         assert_eq!(
             [1, 2, 3, 6, 7, 40].map(|count| pause(count, 0.5)),
             [60, 120, 240, 1920, 3600, 3600]

@@ -23,6 +23,7 @@ impl World {
         (self.up, self.link, self.blocked) = (true, true, false);
         self.unconsumed = [false; 3];
         self.reader_stuck = [false; 3];
+        self.unconfirming = None;
         self.disturbed();
         self.plan(0, Next::Probe(self.session));
         self.step(Event::BrokerUp);
@@ -142,6 +143,10 @@ impl World {
         if self.blocked {
             self.held_back.push((job, dead));
         } else if self.link {
+            if !dead && self.unconfirming.is_some_and(|one_in| self.rng.one_in(one_in)) {
+                self.plan(1500, Next::Unconfirmed(self.session, job));
+                return;
+            }
             let delay = if self.rng.one_in(30) {
                 300
             } else {

@@ -4,7 +4,9 @@
 
 use embeddings::clock::Moment;
 use embeddings::job::{ErrorType, JobKey, Lane};
-use embeddings::logic::event::{Action, BatchId, Confirmation, Event, Item, ModelId, Outcome, Worker};
+use embeddings::logic::event::{
+    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome, Worker,
+};
 use embeddings::logic::health::{KillReason, Verdict};
 use embeddings::logic::ledger::Stage;
 use embeddings::logic::{Logic, Setup};
@@ -66,11 +68,14 @@ pub struct Oracle {
     tokenizers_moved: Moment,
     /// Idle threads that owe an answer, since when.
     asked: BTreeMap<Worker, Moment>,
+    last_active: BTreeMap<Worker, Moment>,
+    born: Moment,
     /// Per lane, since when the broker has had messages that it does not deliver.
     undelivered: [Option<Moment>; 3],
     /// Per lane, since when a large message has been read.
     reading: [Option<Moment>; 3],
     unconsumed: [u32; 3],
+    unconsumed_since: [Option<Moment>; 3],
     reconnect_now: bool,
     /// When the watchdog thread last looked, where there is one.
     pub look: Option<Moment>,
@@ -93,7 +98,7 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn new(setup: Setup) -> Oracle {
+    pub fn new(setup: Setup, now: Moment) -> Oracle {
         let (engines, tokenizers) = (setup.engines, setup.tokenizers);
         Oracle {
             setup,
@@ -105,9 +110,12 @@ impl Oracle {
             tokenizers: vec![None; tokenizers],
             tokenizers_moved: Moment::ZERO,
             asked: BTreeMap::new(),
+            last_active: BTreeMap::new(),
+            born: now,
             undelivered: [None; 3],
             reading: [None; 3],
             unconsumed: [0; 3],
+            unconsumed_since: [None; 3],
             reconnect_now: false,
             look: None,
             since: [Moment::ZERO; 6],
@@ -179,26 +187,29 @@ impl Oracle {
                     0
                 };
                 self.reconnect_now = self.unconsumed[at] == 3;
+                if *consumers > 0 {
+                    self.unconsumed_since[at] = None;
+                } else if self.unconsumed[at] >= 3 {
+                    self.unconsumed_since[at].get_or_insert(now);
+                }
             }
             Event::QueueSeen { .. } => {}
             Event::Reading { lane } => {
                 self.reading[*lane as usize].get_or_insert(now);
             }
-            Event::Tried(worker) => {
-                assert!(
-                    self.asked.remove(worker).is_some(),
-                    "an answer that nobody asked for"
-                );
-            }
+            Event::Tried(worker) => self.active(*worker, now),
             Event::TokenizerBegan { tokenizer } => {
+                self.active(Worker::Tokenizer(*tokenizer), now);
                 let before = self.tokenizers[tokenizer.0].replace(now);
                 assert!(before.is_none(), "a tokenizer with two jobs");
             }
             Event::TokenizerStep { tokenizer } => {
+                self.active(Worker::Tokenizer(*tokenizer), now);
                 self.tokenizers[tokenizer.0] = Some(now);
                 self.tokenizers_moved = now;
             }
             Event::TokenizerEnded { tokenizer } => {
+                self.active(Worker::Tokenizer(*tokenizer), now);
                 self.tokenizers[tokenizer.0] = None;
                 self.tokenizers_moved = now;
             }
@@ -219,6 +230,8 @@ impl Oracle {
                     self.proof = Some(now);
                     self.progress(Stage::Received, now);
                     self.reading[*lane as usize] = None;
+                    self.unconsumed[*lane as usize] = 0;
+                    self.unconsumed_since[*lane as usize] = None;
                     let undelivered = &mut self.undelivered[*lane as usize];
                     *undelivered = undelivered.map(|_| now);
                     if *lane == Lane::Probe {
@@ -258,7 +271,10 @@ impl Oracle {
                     self.progress(Stage::Admitted, now);
                 }
             }
-            Event::BatchStep { engine } => self.engine_since[engine.0] = now,
+            Event::BatchStep { engine } => {
+                self.active(Worker::Engine(*engine), now);
+                self.engine_since[engine.0] = now;
+            }
             Event::BatchDone {
                 engine,
                 batch,
@@ -267,6 +283,7 @@ impl Oracle {
             Event::Confirmed { job, outcome } => {
                 if let Some(seen) = self.jobs.get_mut(job)
                     && seen.place == Place::Publishing
+                    && *outcome != Confirmation::Unconfirmed
                 {
                     self.proof = Some(now);
                     if *outcome != Confirmation::Rejected {
@@ -301,6 +318,11 @@ impl Oracle {
         }
     }
 
+    fn active(&mut self, worker: Worker, now: Moment) {
+        self.asked.remove(&worker);
+        self.last_active.insert(worker, now);
+    }
+
     fn batch_done(&mut self, engine: usize, batch: BatchId, results: &[Result<(), String>], now: Moment) {
         let held = &mut self.engines[engine];
         let at = held
@@ -309,6 +331,7 @@ impl Oracle {
             .expect("a batch that runs");
         let (_, items) = held.remove(at);
         self.engine_since[engine] = now;
+        self.active(Worker::Engine(EngineId(engine)), now);
         let (jobs, last) = &mut self.failures[engine];
         if results.iter().any(Result::is_ok) {
             (*jobs, *last) = (0, None);
@@ -492,8 +515,9 @@ impl Oracle {
                     idle && self.draining.is_none(),
                     "{worker:?} has better things to do"
                 );
+                let since = self.last_active.get(worker).copied().unwrap_or(self.born);
                 assert!(
-                    self.asked.insert(*worker, now).is_none(),
+                    self.asked.insert(*worker, since).is_none(),
                     "{worker:?} is asked twice"
                 );
             }
@@ -648,7 +672,7 @@ impl Oracle {
         if !self.blocked && waits.into_iter().any(|&since| stalled(since)) {
             reasons.push(KillReason::NoProgress(Stage::Received));
         }
-        let watching = limits.liveness_max_stall + limits.watchdog_interval;
+        let watching = limits.liveness_max_stall.max(2 * limits.watchdog_interval);
         if self.look.is_some_and(|look| now.since(look) >= watching) {
             reasons.push(KillReason::WatchdogHung);
         }
@@ -671,10 +695,9 @@ impl Oracle {
                 break;
             }
         }
-        if self
-            .proof
-            .is_some_and(|proof| now.since(proof) >= limits.disconnect_kill)
-        {
+        let unproven = |since: Moment| now.since(since) >= limits.disconnect_kill;
+        let unconsumed = self.unconsumed_since.into_iter().flatten().any(unproven);
+        if self.proof.is_some_and(|proof| unproven(proof) || unconsumed) {
             reasons.push(KillReason::BrokerDisconnected);
         }
         reasons

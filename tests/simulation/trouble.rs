@@ -104,6 +104,14 @@ impl World {
                 self.tokenizer_slow = false;
                 self.engines.iter_mut().for_each(|engine| engine.slow = false);
             }
+            69..72 => {
+                let one_in = if self.rng.one_in(2) { 1 } else { 6 };
+                self.unconfirming = if self.unconfirming.is_some() {
+                    None
+                } else {
+                    Some(one_in)
+                };
+            }
             67..69 => {
                 let lane = self.rng.below(3);
                 self.reader_stuck[lane] = true;
@@ -118,6 +126,7 @@ impl World {
         self.trouble = false;
         self.tokenizer_slow = false;
         self.undelivering = [false; 3];
+        self.unconfirming = None;
         self.engines.iter_mut().for_each(|engine| engine.slow = false);
         if self.link && self.blocked {
             self.unblock();
@@ -139,6 +148,7 @@ impl World {
             && !self.unconsumed.contains(&true)
             && !self.undelivering.contains(&true)
             && !self.reader_stuck.contains(&true)
+            && self.unconfirming.is_none()
             && self.slow_until <= self.now
             && self.link
             && self.intake

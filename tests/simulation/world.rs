@@ -73,6 +73,7 @@ enum Next {
     Tried(Worker),
     EngineStep(usize, u64),
     Published(u64, JobKey, bool),
+    Unconfirmed(u64, JobKey),
     Acked(u64, JobKey),
 }
 
@@ -154,6 +155,8 @@ pub struct World {
     undelivering: [bool; 3],
     /// Per lane, whether the thread that reads large messages hangs.
     reader_stuck: [bool; 3],
+    /// The broker confirms nothing, or nothing to one in so many reply queues.
+    unconfirming: Option<u64>,
     /// Which queue is looked at next.
     look_at: usize,
     messages: Vec<Message>,
@@ -195,7 +198,7 @@ impl World {
             sequence: 0,
             life: 0,
             logic: None,
-            oracle: Oracle::new(setup.clone()),
+            oracle: Oracle::new(setup.clone(), Moment::ZERO),
             setup,
             engines: Vec::new(),
             tokenizers: Vec::new(),
@@ -205,6 +208,7 @@ impl World {
             unconsumed: [false; 3],
             undelivering: [false; 3],
             reader_stuck: [false; 3],
+            unconfirming: None,
             look_at: 0,
             messages: Vec::new(),
             queues: Default::default(),
@@ -350,6 +354,17 @@ impl World {
             Next::Published(session, job, dead) if session == self.session && self.link => {
                 self.published(job, dead);
             }
+            Next::Unconfirmed(session, job) if session == self.session && self.link => {
+                match self.deliveries.get(&job).map(|it| it.lane) {
+                    None => {}
+                    // A canary's answer is waited for as long as it takes.
+                    Some(Lane::Probe) => self.publish(job, false),
+                    Some(_) => self.step(Event::Confirmed {
+                        job,
+                        outcome: Confirmation::Unconfirmed,
+                    }),
+                }
+            }
             Next::Acked(session, job) if session == self.session && self.up => {
                 // Written is not read: on a dead link the broker never sees it.
                 let delivery = self.deliveries.get(&job).copied();
@@ -374,7 +389,7 @@ impl World {
         self.setup = trouble::draw_setup(&mut self.rng, self.setup.max_queue.len());
         let now = self.moment();
         self.logic = Some(Logic::new(self.setup.clone(), now));
-        self.oracle = Oracle::new(self.setup.clone());
+        self.oracle = Oracle::new(self.setup.clone(), now);
         self.check = self.now;
         self.engines = (0..self.setup.engines).map(|_| Engine::default()).collect();
         self.tokenizers = (0..self.setup.tokenizers).map(|_| Tokenizer::default()).collect();

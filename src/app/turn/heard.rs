@@ -81,6 +81,10 @@ impl Loop {
                         job,
                         outcome: Confirmation::Rejected,
                     },
+                    (false, Published::Unconfirmed) => Event::Confirmed {
+                        job,
+                        outcome: Confirmation::Unconfirmed,
+                    },
                 }
             }
             BrokerEvent::Acked { job } => Event::Acked { job },

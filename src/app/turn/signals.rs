@@ -41,6 +41,8 @@ impl Loop {
                 loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
                 info!("limits and log level read again");
                 let mut limits = loaded.config.limits;
+                // The watchdog thread keeps its own.
+                limits.watchdog_interval = self.parts.config.limits.watchdog_interval;
                 self.name_what_waits(&loaded.config);
                 limits.max_queue = limits.max_queue.min(self.parts.max_queue_max);
                 self.parts.disconnect_kill.set(limits.disconnect_kill);

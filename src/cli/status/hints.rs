@@ -102,7 +102,8 @@ fn stopped(unit: Option<&Unit>, around: &Around) -> Vec<String> {
             hints.push("mend it (`sudo embeddings check`), then `sudo systemctl restart embeddings`".into());
             hints
         }
-        ("failed", "start-limit-hit") => vec![
+        // systemd keeps the result of the last death, and counts the restarts before it.
+        ("failed", _) if unit.restarts.is_some_and(|restarts| restarts > 0) => vec![
             "it died so often that systemd gave up; the deaths below say of what".into(),
             "then `sudo systemctl reset-failed embeddings; sudo systemctl start embeddings`".into(),
         ],
@@ -146,7 +147,9 @@ mod tests {
     fn whoever_finds_it_stopped_is_told_what_to_do() {
         let said = |unit: Unit| stopped(Some(&unit), &around()).join("\n");
         assert!(said(unit("failed", "exit-code", 78)).contains("max_queue: wrong\nmend it"));
-        assert!(said(unit("failed", "start-limit-hit", 71)).contains("reset-failed"));
+        let mut storm = unit("failed", "exit-code", 71);
+        storm.restarts = Some(5);
+        assert!(said(storm).contains("reset-failed"));
         assert!(said(unit("failed", "signal", 9)).contains("journalctl"));
         assert!(said(unit("activating", "success", 70)).contains("starts it again by itself"));
         let mut off = unit("inactive", "success", 0);
