@@ -11,9 +11,9 @@ mod trace;
 mod turn;
 mod window;
 
-use crate::broker::{self, BrokerEvent, Command, DisconnectKill};
+use crate::broker::{self, BrokerEvent, Command, Span};
 use crate::clock::{Clock, Moment};
-use crate::config::{self, Config, Directories, EXIT_CONFIG, Inputs, Loaded};
+use crate::config::{self, Directories, EXIT_CONFIG, Inputs, Limits, Loaded};
 use crate::engine::device;
 use crate::engine::pool::Pool;
 use crate::engine::tokenize::Tokenizers;
@@ -47,8 +47,9 @@ const MAX_QUEUE_MAX: usize = PREFETCH_MAX - REFUSE_ROOM;
 const PROBE_PREFETCH: u16 = 8;
 /// Largest request taken. With 2048 inputs this leaves 16 KiB for each; longer ones are cut anyway.
 const BODY_BYTES_MAX: usize = 32 << 20;
-/// Threads for the broker's connections and for reading and writing JSON.
-const IO_THREADS: usize = 2;
+/// Threads for the broker's connections and for reading and writing JSON. One, so that it cannot stand still
+/// half: with two, whatever the other happened to hold when it froze would be missed one by one, and late.
+const IO_THREADS: usize = 1;
 /// Threads for large bodies.
 const BLOCKING_THREADS: usize = 4;
 /// Their stacks: headers that are nested as deep as a frame allows are read, copied and dropped by recursion.
@@ -246,9 +247,20 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
         .build()
         .context("failed to start the runtime")?;
     let code = runtime.block_on(async {
-        let disconnect_kill = DisconnectKill::new(limits.disconnect_kill);
+        let disconnect_kill = Span::new(limits.disconnect_kill);
+        let confirm_patience = Span::new(confirm_patience(&limits));
         let host = host();
-        let setup = broker_setup(config, &catalogue, prefetch, disconnect_kill.clone(), &host);
+        let setup = broker::Setup {
+            config: config.broker.clone(),
+            prefetch,
+            request: RequestLimits {
+                inputs_max: catalogue.max_inputs(),
+                body_bytes_max: BODY_BYTES_MAX,
+            },
+            disconnect_kill: disconnect_kill.clone(),
+            confirm_patience: confirm_patience.clone(),
+            name: format!("embeddings@{host}.{}", std::process::id()),
+        };
         let (to_broker, commands) = mpsc::channel::<Command>(4 * (waiting_max + EVENTS));
         let (from_broker, broker_events) = mpsc::channel::<BrokerEvent>(EVENTS);
         let session = broker::start(setup, from_broker, commands);
@@ -258,6 +270,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             config: config.clone(),
             host,
             disconnect_kill,
+            confirm_patience,
             max_queue_max: widest,
             logging,
             catalogue: Arc::new(catalogue),
@@ -278,23 +291,9 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     code
 }
 
-fn broker_setup(
-    config: &Config,
-    catalogue: &Catalogue,
-    prefetch: [u16; 3],
-    disconnect_kill: DisconnectKill,
-    host: &str,
-) -> broker::Setup {
-    broker::Setup {
-        config: config.broker.clone(),
-        prefetch,
-        request: RequestLimits {
-            inputs_max: catalogue.max_inputs(),
-            body_bytes_max: BODY_BYTES_MAX,
-        },
-        disconnect_kill,
-        name: format!("embeddings@{host}.{}", std::process::id()),
-    }
+/// How long a reply queue may leave an answer unconfirmed: given up well before that could look like a stall of ours.
+fn confirm_patience(limits: &Limits) -> Duration {
+    limits.liveness_max_stall / 2
 }
 
 /// This machine's name; asked of the kernel, since our unit hides the files that have it.

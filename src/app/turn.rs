@@ -10,7 +10,7 @@ use super::show::Show;
 use super::trace::Trace;
 use super::window::{self, Question};
 use super::{die, heed_sentence};
-use crate::broker::{BrokerEvent, Command, DisconnectKill};
+use crate::broker::{BrokerEvent, Command, Span};
 use crate::clock::{Clock, Moment};
 use crate::config::{Config, Inputs};
 use crate::engine::Sequence;
@@ -95,7 +95,8 @@ pub struct Parts {
     pub config: Config,
     /// This machine's name.
     pub host: String,
-    pub disconnect_kill: DisconnectKill,
+    pub disconnect_kill: Span,
+    pub confirm_patience: Span,
     /// The largest `max_queue` that the prefetch of this process has room for.
     pub max_queue_max: usize,
     pub logging: Logging,

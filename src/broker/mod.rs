@@ -12,6 +12,7 @@ pub mod probe;
 mod publish;
 mod session;
 mod topology;
+mod ways;
 
 pub use intake::{Arrival, Receipt};
 pub use publish::{Content, Publication};
@@ -224,24 +225,26 @@ pub struct Setup {
     /// Bounds on one request.
     pub request: RequestLimits,
     /// Age of the last proof at which the process ends; the prober is fast enough to be heard within it.
-    pub disconnect_kill: DisconnectKill,
+    pub disconnect_kill: Span,
+    /// How long a reply queue may leave an answer unconfirmed while others confirm theirs.
+    pub confirm_patience: Span,
     /// Name of this connection, as shown by the broker's tools.
     pub name: String,
 }
 
-/// `disconnect_kill_ms`, as it is now: a reload may change it while a session runs.
+/// A limit as it is now: a reload may change it while a session runs.
 #[derive(Clone, Debug)]
-pub struct DisconnectKill(Arc<AtomicU64>);
+pub struct Span(Arc<AtomicU64>);
 
-impl DisconnectKill {
-    /// Starts with `bound`.
-    pub fn new(bound: Duration) -> DisconnectKill {
-        DisconnectKill(Arc::new(AtomicU64::new(millis(bound))))
+impl Span {
+    /// Starts with `limit`.
+    pub fn new(limit: Duration) -> Span {
+        Span(Arc::new(AtomicU64::new(millis(limit))))
     }
 
-    /// The bound is `bound` from now on.
-    pub fn set(&self, bound: Duration) {
-        self.0.store(millis(bound), Ordering::Relaxed);
+    /// The limit is `limit` from now on.
+    pub fn set(&self, limit: Duration) {
+        self.0.store(millis(limit), Ordering::Relaxed);
     }
 
     fn get(&self) -> Duration {

@@ -1,7 +1,8 @@
 //! Answers out: encoded, published `mandatory`, and confirmed by the broker.
 
 use super::intake::Receipt;
-use super::{BrokerError, BrokerEvent, Published};
+use super::ways::Ways;
+use super::{BrokerError, BrokerEvent, Published, Span};
 use crate::job::reply::{
     APP_ID, Answer, HEADER_ATTEMPT, HEADER_FINGERPRINT, TYPE_ERROR, TYPE_RESULT, error_json,
 };
@@ -14,10 +15,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tracing::warn;
 
 /// Longest time from handing a message to the client library to the broker's confirm, not counting the
 /// time during which the broker says that it blocks us.
 pub(super) const CONFIRM_MAX: Duration = Duration::from_secs(15);
+/// Pause before a dead-letter queue that does not take a message is tried again.
+const DEAD_LETTER_PAUSE: Duration = Duration::from_secs(5);
 /// Answers with more numbers than this are written on a thread where that may take its time.
 const ENCODE_INLINE_NUMBERS: usize = 32 * 1024;
 /// Headers of the original that a dead letter keeps; RabbitMQ's frames hold 131072 bytes.
@@ -70,9 +74,7 @@ pub(super) type Blocked = Arc<AtomicBool>;
 /// Publishes what comes, many at a time; ends with the first fault. `queue` is bounded, and so is what
 /// is under way: each publication belongs to an unacknowledged delivery, and the prefetch bounds those.
 pub(super) async fn run(
-    channel: Channel,
-    dead: Arc<str>,
-    blocked: Blocked,
+    press: Press,
     mut queue: mpsc::Receiver<Box<Publication>>,
     events: mpsc::Sender<BrokerEvent>,
 ) -> Result<(), BrokerError> {
@@ -81,7 +83,7 @@ pub(super) async fn run(
     while open || !under_way.is_empty() {
         tokio::select! {
             publication = queue.recv(), if open => match publication {
-                Some(publication) => under_way.push(publish(&channel, &dead, &blocked, *publication)),
+                Some(publication) => under_way.push(press.publish(*publication)),
                 None => open = false,
             },
             Some(done) = under_way.next(), if !under_way.is_empty() => {
@@ -95,63 +97,133 @@ pub(super) async fn run(
     Ok(())
 }
 
-async fn publish(
-    channel: &Channel,
-    dead: &str,
-    blocked: &Blocked,
-    publication: Publication,
-) -> Result<(JobKey, Published), BrokerError> {
-    let Publication {
-        job,
-        receipt,
-        content,
-    } = publication;
-    match content {
-        Content::Reply {
-            to,
-            correlation_id,
-            message_id,
-            attempt,
-            body,
-        } => {
-            let mut headers = FieldTable::default();
-            headers.insert(HEADER_ATTEMPT.into(), whole(attempt));
-            let (kind, bytes) = match body {
-                Ok((answer, fingerprint)) => {
-                    headers.insert(HEADER_FINGERPRINT.into(), text(&fingerprint));
-                    (TYPE_RESULT, encode(answer).await?)
+/// What publishing needs.
+pub(super) struct Press {
+    /// For canaries' answers, so that nobody's queue can hold them up.
+    pub own: Channel,
+    /// For all others.
+    pub ways: Ways,
+    /// Name of the dead-letter queue.
+    pub dead: Arc<str>,
+    pub blocked: Blocked,
+    /// How long a queue may take to confirm, while others do, before it is given up.
+    pub patience: Span,
+}
+
+impl Press {
+    async fn publish(&self, publication: Publication) -> Result<(JobKey, Published), BrokerError> {
+        let Publication {
+            job,
+            receipt,
+            content,
+        } = publication;
+        match content {
+            Content::Reply {
+                to,
+                correlation_id,
+                message_id,
+                attempt,
+                body,
+            } => {
+                let mut headers = FieldTable::default();
+                headers.insert(HEADER_ATTEMPT.into(), whole(attempt));
+                let (kind, bytes) = match body {
+                    Ok((answer, fingerprint)) => {
+                        headers.insert(HEADER_FINGERPRINT.into(), text(&fingerprint));
+                        (TYPE_RESULT, encode(answer).await?)
+                    }
+                    Err(refusal) => (TYPE_ERROR, error_json(&refusal)),
+                };
+                let mut properties = BasicProperties::default()
+                    .with_app_id(APP_ID.into())
+                    .with_type(kind.into())
+                    .with_message_id(message_id.into())
+                    .with_content_type("application/json".into())
+                    .with_delivery_mode(PERSISTENT)
+                    .with_headers(headers);
+                if let Some(id) = correlation_id {
+                    properties = properties.with_correlation_id(id.into());
                 }
-                Err(refusal) => (TYPE_ERROR, error_json(&refusal)),
-            };
-            let mut properties = BasicProperties::default()
-                .with_app_id(APP_ID.into())
-                .with_type(kind.into())
-                .with_message_id(message_id.into())
-                .with_content_type("application/json".into())
-                .with_delivery_mode(PERSISTENT)
-                .with_headers(headers);
-            if let Some(id) = correlation_id {
-                properties = properties.with_correlation_id(id.into());
+                // A canary's answer goes to the queue it came from, and is waited for as long as it takes: the
+                // ledger judges how long that may be.
+                let outcome = if to == *receipt.queue {
+                    let outcome =
+                        send(&self.own, &self.blocked, &to, &bytes, properties, Duration::MAX).await?;
+                    self.ways.confirmed(&to);
+                    outcome
+                } else {
+                    self.deliver(&to, &bytes, properties).await?
+                };
+                Ok((job, outcome))
             }
-            // A canary's answer goes to the queue it came from, and is waited for as long as it takes: the
-            // ledger judges how long that may be.
-            let patience = if to == *receipt.queue {
-                Duration::MAX
-            } else {
-                CONFIRM_MAX
-            };
-            let outcome = send(channel, blocked, &to, &bytes, properties, patience).await?;
-            Ok((job, outcome))
+            Content::DeadLetter { refusal, attempt } => {
+                let properties = dead_properties(&receipt, &refusal, attempt);
+                self.dead_letter(&receipt.message.body, properties).await?;
+                Ok((job, Published::Routed))
+            }
         }
-        Content::DeadLetter { refusal, attempt } => {
-            let message = &receipt.message;
-            let properties = dead_properties(&receipt, &refusal, attempt);
-            match send(channel, blocked, dead, &message.body, properties, CONFIRM_MAX).await? {
-                Published::Routed => Ok((job, Published::Routed)),
-                // A dead-letter queue that is gone or full must not cost the message: the session ends,
-                // the delivery goes back, and opening another declares the queue again.
-                Published::Returned | Published::Rejected | Published::Unconfirmed => {
-                    Err(BrokerError::QueueGone(dead.to_owned()))
+    }
+
+    /// Publishes to a caller's queue. One that does not confirm although the broker confirms otherwise is
+    /// given up; while the broker confirms nothing at all, nobody's queue is to blame, and the ledger judges.
+    async fn deliver(
+        &self,
+        queue: &str,
+        body: &[u8],
+        properties: BasicProperties,
+    ) -> Result<Published, BrokerError> {
+        loop {
+            let mut passage = self.ways.to(queue).await?;
+            let channel = passage.channel.clone();
+            let patience = self.patience.get().min(CONFIRM_MAX);
+            let mut confirms = self.ways.confirms();
+            let sent = send(
+                &channel,
+                &self.blocked,
+                queue,
+                body,
+                properties.clone(),
+                Duration::MAX,
+            );
+            tokio::pin!(sent);
+            loop {
+                tokio::select! {
+                    outcome = &mut sent => {
+                        self.ways.confirmed(queue);
+                        return outcome;
+                    }
+                    // It lay behind another message. What the broker has of it may yet arrive as well.
+                    () = passage.left() => match self.ways.is_apart(queue) {
+                        true => return Ok(Published::Unconfirmed),
+                        false => break,
+                    },
+                    () = tokio::time::sleep(patience) => {}
+                }
+                let confirmed = self.ways.confirms();
+                if confirmed == confirms || self.blocked.load(Ordering::Relaxed) {
+                    confirms = confirmed;
+                } else if self.ways.leave(&passage, queue).await {
+                    warn!(
+                        queue,
+                        waited_ms = patience.as_millis() as u64,
+                        "a reply queue confirms nothing"
+                    );
+                    return Ok(Published::Unconfirmed);
+                }
+            }
+        }
+    }
+
+    /// Publishes to the dead-letter queue, which is tried until it takes the message.
+    async fn dead_letter(&self, body: &[u8], properties: BasicProperties) -> Result<(), BrokerError> {
+        loop {
+            match self.deliver(&self.dead, body, properties.clone()).await? {
+                Published::Routed => return Ok(()),
+                // Gone: opening another session declares it again, and the delivery goes back meanwhile.
+                Published::Returned => return Err(BrokerError::QueueGone(self.dead.to_string())),
+                Published::Rejected | Published::Unconfirmed => {
+                    warn!(queue = %self.dead, "the dead-letter queue takes nothing; trying again");
+                    tokio::time::sleep(DEAD_LETTER_PAUSE).await;
                 }
             }
         }

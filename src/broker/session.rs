@@ -2,8 +2,9 @@
 
 use super::announce::{self, Notice};
 use super::intake::{self, Origin};
-use super::publish::{self, Blocked, Publication};
-use super::{ACK_MAX, BrokerError, BrokerEvent, Command, DisconnectKill, Published, Setup, topology, within};
+use super::publish::{self, Blocked, Press, Publication};
+use super::ways::Ways;
+use super::{ACK_MAX, BrokerError, BrokerEvent, Command, Published, Setup, Span, topology, within};
 use crate::config::BrokerConfig;
 use crate::job::{Lane, Names};
 use futures_util::StreamExt;
@@ -38,7 +39,8 @@ pub(super) struct Session {
     consuming: Connection,
     publishing: Arc<Connection>,
     control: Channel,
-    publisher: Channel,
+    /// For canaries and their answers.
+    own: Channel,
     /// For notices. Held here too, or dropping it while the connection closes would be an error in the log.
     announcer: Channel,
     consumers: Vec<(Lane, Arc<str>, Channel, Consumer)>,
@@ -59,13 +61,7 @@ pub(super) async fn open(setup: &Setup, number: u64) -> Result<Session, BrokerEr
     topology::ensure(&control, &names, setup.config.declare).await?;
     let probe_queue = format!("{}.probe.{}.{number}", setup.config.prefix, setup.name);
     topology::probe_queue(&control, &probe_queue).await?;
-    let publisher = channel(&publishing).await?;
-    within(
-        "selecting confirms",
-        STEP_MAX,
-        publisher.confirm_select(ConfirmSelectOptions::default()),
-    )
-    .await?;
+    let own = confirming(&publishing).await?;
     let announcer = channel(&publishing).await?;
     let mut consumers = Vec::new();
     for lane in Lane::ALL {
@@ -97,7 +93,7 @@ pub(super) async fn open(setup: &Setup, number: u64) -> Result<Session, BrokerEr
         consuming,
         publishing: Arc::new(publishing),
         control,
-        publisher,
+        own,
         announcer,
         consumers,
         names,
@@ -132,6 +128,14 @@ pub(super) async fn channel(connection: &Connection) -> Result<Channel, BrokerEr
     within("opening a channel", STEP_MAX, connection.create_channel()).await
 }
 
+/// Opens a channel on which the broker confirms what is published.
+pub(super) async fn confirming(connection: &Connection) -> Result<Channel, BrokerError> {
+    let channel = channel(connection).await?;
+    let selected = channel.confirm_select(ConfirmSelectOptions::default());
+    within("selecting confirms", STEP_MAX, selected).await?;
+    Ok(channel)
+}
+
 impl Session {
     /// Runs until a fault (`Err`), or until `commands` is closed (`Ok`). When it returns, nothing of this
     /// session runs any more and no event of it follows.
@@ -160,14 +164,14 @@ impl Session {
             intakes.push((lane, channel));
         }
         let (publications, queue) = mpsc::channel(PUBLISH_QUEUE);
-        let dead: Arc<str> = Arc::from(self.names.dead.as_str());
-        tasks.spawn(publish::run(
-            self.publisher.clone(),
-            dead,
-            self.blocked.clone(),
-            queue,
-            events.clone(),
-        ));
+        let press = Press {
+            own: self.own.clone(),
+            ways: Ways::on(self.publishing.clone()),
+            dead: Arc::from(self.names.dead.as_str()),
+            blocked: self.blocked.clone(),
+            patience: self.setup.confirm_patience.clone(),
+        };
+        tasks.spawn(publish::run(press, queue, events.clone()));
         let (notices, queue) = mpsc::channel(announce::NOTICES);
         tasks.spawn(announce::run(
             self.announcer.clone(),
@@ -218,7 +222,7 @@ impl Session {
                     Some(Command::Reconnect { lane }) => break Err(BrokerError::ConsumerMissing(lane.name())),
                     Some(Command::SendCanary { body }) => {
                         let (queue, id) = (self.probe_queue.clone(), self.canary.clone());
-                        tasks.spawn(send_canary(self.publisher.clone(), self.blocked.clone(), queue, id, body));
+                        tasks.spawn(send_canary(self.own.clone(), self.blocked.clone(), queue, id, body));
                     }
                     Some(Command::Event { kind, routing_key, body }) => {
                         // One too many is dropped: the next says more.
@@ -279,7 +283,7 @@ impl Session {
 async fn probe(
     control: Channel,
     queues: [(Lane, String); 3],
-    disconnect_kill: DisconnectKill,
+    disconnect_kill: Span,
     events: mpsc::Sender<BrokerEvent>,
 ) -> Result<(), BrokerError> {
     for (lane, queue) in queues.into_iter().cycle() {

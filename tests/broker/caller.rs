@@ -172,6 +172,16 @@ impl Caller {
         panic!("{queue} has {depth:?} messages and consumers, expected {expected:?}");
     }
 
+    /// Declares a replicated queue.
+    pub async fn declare_quorum(&self, queue: &str) {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        let declared = self
+            .channel
+            .queue_declare(queue.into(), QueueDeclareOptions::durable(), arguments);
+        declared.await.unwrap();
+    }
+
     /// A second channel, for what may cost one.
     pub async fn another_channel(&self) -> Channel {
         self.connection.create_channel().await.unwrap()

@@ -5,6 +5,7 @@ use crate::proxy::Proxy;
 use crate::service::{SOON, bench};
 use embeddings::clock::{Clock, Moment};
 use embeddings::telemetry::blackbox::Phase;
+use lapin::BasicProperties;
 use lapin::options::QueueDeleteOptions;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -242,4 +243,46 @@ async fn a_missing_consumer_begins_a_new_session() {
     let mut caller = Caller::connect(&bench).await;
     caller.ask(&json!({"input": "here again"})).await.vectors();
     assert!(service.exited().is_none());
+}
+
+/// Goal: a reply queue that takes nothing, and in the broker holds up all that is published behind it, harms
+/// the jobs that want to go there and no others; nothing is lost, and nobody dies of it. Method: the process of
+/// a quorum queue is suspended inside the broker, as it is when the queue has no leader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reply_queue_that_takes_nothing_harms_no_other() {
+    const JOBS: usize = 6;
+    let Some(bench) = bench("wedged") else { return };
+    let limits = "liveness_max_stall_ms = 6000\ncanary_interval_ms = 500";
+    let mut service = bench.start(&bench.node.url, limits);
+    service.ready();
+    let mut caller = Caller::connect(&bench).await;
+    let wedged = format!("{}.wedged", bench.prefix);
+    caller.declare_quorum(&wedged).await;
+    let suspend = |what: &str| {
+        let process = format!("sys:{what}(list_to_atom(\"%2F_{wedged}\"), infinity).");
+        bench.node.ctl(&format!("eval '{process}'"));
+    };
+    suspend("suspend");
+    let clock = Clock::start();
+    for n in 0..JOBS {
+        let properties = BasicProperties::default()
+            .with_reply_to(wedged.as_str().into())
+            .with_message_id(format!("stuck {n}").into());
+        let queue = caller.names.interactive.clone();
+        caller.publish(&queue, br#"{"input":"a"}"#, properties).await;
+    }
+    // Twice the stall limit, and always somebody is answered.
+    while clock.now().since(Moment::ZERO) < Duration::from_secs(13) {
+        caller.ask(&json!({"input": "next to it"})).await.vectors();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(service.exited().is_none(), "{}", service.log());
+    assert!(service.log().contains("a reply queue confirms nothing"));
+    for _ in 0..JOBS {
+        let dead = caller.take(&caller.names.dead).await;
+        assert_eq!(dead.properties.reply_to().as_ref().unwrap().as_str(), wedged);
+    }
+    suspend("resume");
+    let queue = caller.names.interactive.clone();
+    caller.settles_at(&queue, (0, 1)).await;
 }

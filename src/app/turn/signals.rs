@@ -1,6 +1,7 @@
 //! What an administrator asks by a signal: stop, or read the configuration again.
 
 use super::Loop;
+use crate::app::confirm_patience;
 use crate::broker::Command;
 use crate::config::{self, Config};
 use crate::logic::event::Event;
@@ -46,6 +47,7 @@ impl Loop {
                 self.name_what_waits(&loaded.config);
                 limits.max_queue = limits.max_queue.min(self.parts.max_queue_max);
                 self.parts.disconnect_kill.set(limits.disconnect_kill);
+                self.parts.confirm_patience.set(confirm_patience(&limits));
                 self.pulse.reload(&limits);
                 Some(Event::Reloaded(limits))
             }
