@@ -100,7 +100,7 @@ pub fn serve(inputs: &Inputs) -> ExitCode {
             dying::record(death, KillReason::EngineCorrupt.exit_code());
             ExitCode::from(KillReason::EngineCorrupt.exit_code())
         }
-        Err(failure) if failure.is::<catalogue::CatalogueError>() => refuse_config(&format!("{failure:#}")),
+        Err(failure) if is_settled(&failure) => refuse_config(&format!("{failure:#}")),
         Err(failure) => {
             error!("{failure:#}");
             let mut death = Death::of("failed");
@@ -119,6 +119,14 @@ fn is_corrupt(failure: &anyhow::Error) -> bool {
         failure.downcast_ref(),
         Some(catalogue::CatalogueError::Canary { .. })
     )
+}
+
+/// Whether a model cannot be loaded however often it is tried.
+fn is_settled(failure: &anyhow::Error) -> bool {
+    match failure.downcast_ref() {
+        Some(catalogue::CatalogueError::Load { source, .. }) => !source.may_pass(),
+        other => other.is_some(),
+    }
 }
 
 /// Later, and aside: records of earlier deaths that a journal in trouble did not take.

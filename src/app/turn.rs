@@ -118,6 +118,8 @@ pub struct Loop {
     /// Items of the batches in engines, to take their vectors in.
     batches: HashMap<BatchId, Vec<Item>>,
     outcomes: HashMap<(Lane, Outcome), u64>,
+    /// Number of the session that stands, or stood last.
+    session: u64,
     ready: bool,
     draining: bool,
     drained: bool,
@@ -145,6 +147,7 @@ impl Loop {
             desk: Desk::new(),
             batches: HashMap::new(),
             outcomes: HashMap::new(),
+            session: 0,
             ready: false,
             draining: false,
             drained: false,
@@ -278,7 +281,8 @@ impl Loop {
             Action::Try(Worker::Tokenizer(tokenizer)) => self.parts.tokenizers.ask(tokenizer.0),
             Action::Reconnect { lane } => {
                 warn!(lane = lane.name(), "our consumer is missing from its queue");
-                self.command(Command::Reconnect { lane });
+                let session = self.session;
+                self.command(Command::Reconnect { session, lane });
             }
             Action::Ready => {
                 self.ready = true;

@@ -117,7 +117,10 @@ pub enum BrokerEvent {
         pause: Duration,
     },
     /// A session stands.
-    Up,
+    Up {
+        /// Its number.
+        session: u64,
+    },
     /// The session is gone; no event of it will follow.
     Down {
         /// Why.
@@ -210,6 +213,8 @@ pub enum Command {
     StopIntake,
     /// Give up the session with the broker and begin a new one.
     Reconnect {
+        /// The session that is meant.
+        session: u64,
         /// Whose consumer is missing.
         lane: Lane,
     },
@@ -277,7 +282,7 @@ pub fn start(
                 Ok(Ok(session)) => {
                     info!(session = number, "connected to the broker");
                     let opened = clock.now();
-                    if events.send(BrokerEvent::Up).await.is_err() {
+                    if events.send(BrokerEvent::Up { session: number }).await.is_err() {
                         return;
                     }
                     let end = session.run(&events, &mut commands).await;

@@ -219,7 +219,9 @@ impl Session {
                             tasks.spawn(unsubscribe(channel.clone(), *lane));
                         }
                     }
-                    Some(Command::Reconnect { lane }) => break Err(BrokerError::ConsumerMissing(lane.name())),
+                    Some(Command::Reconnect { session, lane }) if session == self.number => {
+                        break Err(BrokerError::ConsumerMissing(lane.name()));
+                    }
                     Some(Command::SendCanary { body }) => {
                         let (queue, id) = (self.probe_queue.clone(), self.canary.clone());
                         tasks.spawn(send_canary(self.own.clone(), self.blocked.clone(), queue, id, body));

@@ -85,6 +85,21 @@ pub enum LoadError {
     Choice(#[from] ChoiceError),
 }
 
+impl LoadError {
+    /// Whether the next try may find it otherwise: the machine could not read, whatever the file holds.
+    pub fn may_pass(&self) -> bool {
+        use std::io::ErrorKind as Kind;
+        // What stands in the folder, as against what the machine can do at present.
+        let settled = |kind| {
+            matches!(
+                kind,
+                Kind::NotFound | Kind::PermissionDenied | Kind::IsADirectory | Kind::NotADirectory
+            ) || matches!(kind, Kind::InvalidData | Kind::UnexpectedEof)
+        };
+        matches!(self, LoadError::Io { source, .. } if !settled(source.kind()))
+    }
+}
+
 /// What a model is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelInfo {
@@ -293,4 +308,26 @@ fn dense_chain(folder: &Folder, config: &Config) -> Result<Vec<Dense>, LoadError
         chain.push(dense);
     }
     Ok(chain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine that has no file descriptor or no medium for a moment is no fault of the configuration.
+    #[test]
+    fn what_the_machine_cannot_do_now_may_pass() {
+        let failed = |code| LoadError::Io {
+            file: "model.safetensors".into(),
+            source: std::io::Error::from_raw_os_error(code),
+        };
+        for code in [libc::EIO, libc::EMFILE, libc::ENOMEM, libc::ESTALE] {
+            assert!(failed(code).may_pass(), "{code}");
+        }
+        for code in [libc::ENOENT, libc::EACCES, libc::EISDIR] {
+            assert!(!failed(code).may_pass(), "{code}");
+        }
+        let file = "model.safetensors".into();
+        assert!(!LoadError::Missing { file }.may_pass());
+    }
 }

@@ -14,7 +14,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::mpsc::{self, SyncSender};
 use std::thread;
 use std::time::Duration;
 
@@ -37,6 +38,10 @@ struct Service {
 
 static SERVICE: OnceLock<Service> = OnceLock::new();
 static DYING: AtomicBool = AtomicBool::new(false);
+/// Who sees to it that last words end. Started with the service: a dying one may get no thread any more.
+static GUARD: OnceLock<SyncSender<fn(i32)>> = OnceLock::new();
+/// What the guard ends the process with.
+static EXIT: AtomicI32 = AtomicI32::new(0);
 
 /// This process is a service from now on: its death leaves a record, and its black box is open.
 ///
@@ -47,6 +52,16 @@ pub fn prepare(runtime: &Path, state: &Path) -> io::Result<()> {
         state: state.to_owned(),
         postmortem: std::env::var_os(POSTMORTEM).is_some_and(|value| value == "1"),
     });
+    let (guard, called) = mpsc::sync_channel::<fn(i32)>(1);
+    let waiting = move || {
+        let Ok(last) = called.recv() else { return };
+        thread::sleep(LAST_WORDS_MAX);
+        last(EXIT.load(Ordering::SeqCst));
+    };
+    let thread = thread::Builder::new().name("guard".into());
+    if thread.stack_size(64 << 10).spawn(waiting).is_ok() {
+        let _ = GUARD.set(guard);
+    }
     blackbox::open(runtime)
 }
 
@@ -58,16 +73,15 @@ pub fn end(death: Death, exit_status: u8) -> ! {
             thread::park();
         }
     }
-    let exit = move || signal_hook::low_level::exit(i32::from(exit_status));
-    in_bounded_time(exit);
+    EXIT.store(i32::from(exit_status), Ordering::SeqCst);
+    in_bounded_time(|status| signal_hook::low_level::exit(status));
     if SERVICE.get().is_some_and(|service| !service.postmortem) {
         // Before the record: journald learns from a plain line to which unit this process belongs.
         say(&death.summary());
     }
     leave(death, "exited", &exit_status.to_string());
     super::flush(PATIENCE);
-    exit();
-    unreachable!("the process has ended")
+    signal_hook::low_level::exit(i32::from(exit_status))
 }
 
 /// Leaves the record of a death whose way leads through `main`, and which has been told on stderr.
@@ -82,7 +96,7 @@ pub fn abort_on_panic() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if SERVICE.get().is_some() && !DYING.swap(true, Ordering::SeqCst) {
-            in_bounded_time(std::process::abort);
+            in_bounded_time(|_| std::process::abort());
             let name = thread::current().name().unwrap_or("unnamed").to_owned();
             let mut death = Death::of("panic");
             death.detail = format!("thread {name}: {panic}");
@@ -94,12 +108,10 @@ pub fn abort_on_panic() {
 }
 
 /// Does the last thing all the same if what comes before it takes too long.
-fn in_bounded_time<T>(last: impl Fn() -> T + Send + 'static) {
-    let guard = thread::Builder::new().name("guard".into()).stack_size(64 << 10);
-    let _ = guard.spawn(move || {
-        thread::sleep(LAST_WORDS_MAX);
-        last();
-    });
+fn in_bounded_time(last: fn(i32)) {
+    if let Some(guard) = GUARD.get() {
+        let _ = guard.try_send(last);
+    }
 }
 
 fn leave(mut death: Death, exit_code: &str, exit_status: &str) {

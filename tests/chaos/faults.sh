@@ -81,7 +81,8 @@ thread_for_large_jobs_frozen_in() {
   inside python3 /chaos/load.py large second "$1"
   at=$EPOCHREALTIME
 }
-this_thread_frozen() { freeze "$(threads "^$thread\$" | sed -n "${place}p")"; }
+this_thread() { threads "^$thread\$" | sed -n "${place}p"; }
+this_thread_frozen() { freeze "$(this_thread)"; }
 
 # --- the process ---------------------------------------------------------------------------------------
 

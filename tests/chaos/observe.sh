@@ -7,8 +7,7 @@
 #
 # MUST    dies    within the bound, with this exit and exactly one record with this reason; then comes back
 #         lives   for so long, in the same process and without a record
-#         either  dies as above, or else answers all jobs while the fault lasts. Its bound is counted from the last
-#                 progress: a thread that has nothing to do when it is frozen does harm only at its next turn
+#         either  dies as above, or else answers all jobs while the fault lasts
 # REASON, EXIT   may be alternatives: `a|b`
 # INJECT  does the harm, HEAL takes it away: after the death, or at the end of the time. Neither touches the service.
 #
@@ -30,10 +29,20 @@ rows=() passed=0 failed=0
 
 fault() {
   local must=$1 title=$2 reason=$3 exit=$4 bound_ms=$5 inject=$6 heal=$7
-  local wrong=() since before at ended witness count jobs=– lost=– twice=–
-  local shown_after=– shown_exit=none shown_reason=none shown_ready=–
   [ -z "${ONLY:-}" ] || [[ $title =~ $ONLY ]] || return 0
-  observe >"$logs/fault.log" 2>&1 || true
+  # A gate on a machine that does other things as well asks once more, and says that it did.
+  local another=0
+  [ "${extent:-full}" != short ] || another=1
+  while :; do
+    local wrong=() since= before= at= ended= witness= count= jobs=– lost=– twice=–
+    local shown_after=– shown_exit=none shown_reason=none shown_ready=–
+    observe >"$logs/fault.log" 2>&1 || true
+    [ ${#wrong[@]} != 0 ] && [ $another -gt 0 ] || break
+    another=$((another - 1))
+    printf 'again %s: %s\n' "$title" "$(printf '%s; ' "${wrong[@]}")"
+    explain
+    mend || true
+  done
   conclude || true
 }
 
@@ -59,8 +68,7 @@ observe() {
   # What is under way now is answered within another bound, or else the death comes.
   if [ "$must" = either ]; then
     inside systemctl stop chaos-load
-    bound_ms=$((2 * bound_ms))
-    inside timeout 60 python3 /chaos/load.py settled $((bound_ms / 2000 + 1)) || wait $witness
+    inside timeout 60 python3 /chaos/load.py settled $((bound_ms / 1000 + 1)) || wait $witness
   fi
 
   if [ "$(seen_by_witness died)" = true ] || [ "$(property MainPID)" != "$before" ]; then
@@ -189,7 +197,6 @@ count_jobs() {
 
 conclude() {
   local bound=$(seconds "$bound_ms / 1000") verdict=pass
-  [ $must != either ] || bound="$(seconds "$bound_ms / 2000") after its turn"
   [ $must != lives ] || bound="must live for $bound"
   if [ ${#wrong[@]} = 0 ]; then
     passed=$((passed + 1))
@@ -201,8 +208,12 @@ conclude() {
   printf '%s  %s: after %s (bound %s), exit %s, record %s, ready again after %s, jobs %s, lost %s, twice %s\n' \
     $verdict "$title" "$shown_after" "$bound" "$shown_exit" "$shown_reason" "$shown_ready" "$jobs" "$lost" "$twice"
   [ $verdict = FAIL ] || return 0
-  { cat "$logs/fault.log"; [ -z "${since:-}" ] || journal -n 40 --since="@$since"; } 2>&1 | sed 's/^/      : /'
+  explain
   mend
+}
+
+explain() {
+  { cat "$logs/fault.log"; [ -z "${since:-}" ] || journal -n 40 --since="@$since"; } 2>&1 | sed 's/^/      : /'
 }
 
 # A failure must not spoil the next fault.

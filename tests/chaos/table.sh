@@ -52,7 +52,7 @@ eight. No hand is laid on the service between a fault and "ready again".
   the process is gone.
 - **jobs**: sent during the row, $RATE_PER_S per second, both lanes. *Lost*: without an answer. *Done twice*: with a second answer, because the
   process died between an answer and its acknowledgement.
-- One thread frozen alone does harm only at its next turn, and counts from there.
+- One thread frozen alone does harm from its next turn on; its bound has a second for that.
 - No row that ends in a death has petted systemd's watchdog after the harm, except where one thread of several stands.
 
 END

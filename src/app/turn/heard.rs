@@ -34,7 +34,8 @@ impl Loop {
                 self.waiting = Some(line);
                 return None;
             }
-            BrokerEvent::Up => {
+            BrokerEvent::Up { session } => {
+                self.session = session;
                 self.waiting = None;
                 if self.draining {
                     self.command(Command::StopIntake);
