@@ -47,6 +47,7 @@ fn run(seed: u64, total: &mut Counts) {
     total.drain_timeouts += counts.drain_timeouts;
     total.canaries += counts.canaries;
     total.refused += counts.refused;
+    total.moved += counts.moved;
     total.reconnects += counts.reconnects;
 }
 
@@ -72,6 +73,7 @@ fn simulation_of_known_seeds() {
     println!("{total:?}");
     // A world in which nothing happens proves nothing.
     assert!(total.settled > 1000 && total.pets > 100 && total.canaries > 50);
+    assert!(total.moved > 100 || from_env("SEED").is_some());
     assert!(total.stalls > 10 || from_env("SEED").is_some());
 }
 

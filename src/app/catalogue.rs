@@ -6,7 +6,7 @@ use crate::engine::{LoadError, LoadOptions, LoadStep, Model, Sequence, TokenizeE
 use crate::job::reply::result_bytes_max;
 use crate::job::request::{Encoding, InputType, Request};
 use crate::job::{ErrorType, Refusal};
-use crate::logic::event::{ModelId, Ticket};
+use crate::logic::event::{ModelId, Streaming, Ticket};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -49,6 +49,10 @@ pub struct Entry {
     pub model: Arc<Model>,
     /// Its own bound on the inputs of a job.
     max_inputs: usize,
+    /// The same of a streamed one.
+    max_stream_inputs: usize,
+    /// Inputs of one chunk.
+    batch_inputs: usize,
     /// Its own bound on the interactive lane, if it has one.
     max_queue: Option<usize>,
     /// The canary's vector, computed at start.
@@ -79,6 +83,8 @@ pub struct Plan {
     pub truncate: bool,
     /// How vectors are written.
     pub encoding: Encoding,
+    /// Inputs of one chunk, if the job is streamed.
+    pub chunk: Option<usize>,
 }
 
 impl Catalogue {
@@ -113,6 +119,8 @@ impl Catalogue {
                 name: name.clone(),
                 model: Arc::new(model),
                 max_inputs: limits.max_inputs,
+                max_stream_inputs: limits.max_stream_inputs,
+                batch_inputs: limits.batch_inputs,
                 max_queue,
                 reference,
             });
@@ -160,16 +168,15 @@ impl Catalogue {
                 Refusal::new(ErrorType::ModelNotFound, message).on("model")
             })?,
         };
-        if request.stream {
-            return Err(Refusal::invalid(
-                "stream",
-                "stream is true, this version answers with one result per job",
-            ));
-        }
         let entry = self.entry(model);
         let inputs = request.input.len();
-        if inputs > entry.max_inputs {
-            let message = format!("input has {inputs} texts, limit is {}", entry.max_inputs);
+        let inputs_max = if request.stream {
+            entry.max_stream_inputs
+        } else {
+            entry.max_inputs
+        };
+        if inputs > inputs_max {
+            let message = format!("input has {inputs} texts, limit is {inputs_max}");
             return Err(Refusal::new(ErrorType::TooManyInputs, message).on("input"));
         }
         let info = entry.model.info();
@@ -177,11 +184,14 @@ impl Catalogue {
             let message = format!("dimensions is {dimensions}, the model has {}", info.dimensions);
             return Err(Refusal::invalid("dimensions", message));
         }
-        let answer = result_bytes_max(
-            inputs,
-            request.dimensions.unwrap_or(info.dimensions),
-            request.encoding,
-        );
+        let dimensions = request.dimensions.unwrap_or(info.dimensions);
+        let bytes = |inputs| result_bytes_max(inputs, dimensions, request.encoding);
+        let chunk = request.stream.then(|| {
+            let fits = |chunk: &usize| bytes(*chunk) <= self.max_message_bytes;
+            let halves = std::iter::successors(Some(entry.batch_inputs), |chunk| Some(chunk / 2));
+            halves.take_while(|chunk| *chunk > 0).find(fits).unwrap_or(1)
+        });
+        let answer = bytes(chunk.unwrap_or(inputs));
         if answer > self.max_message_bytes {
             let message = format!(
                 "the answer may need {answer} bytes, the broker takes {}: send fewer texts per job, or ask for base64",
@@ -198,6 +208,7 @@ impl Catalogue {
                 .unwrap_or(info.normalize || request.dimensions.is_some()),
             truncate: request.truncate,
             encoding: request.encoding,
+            chunk,
         })
     }
 
@@ -223,12 +234,19 @@ impl Catalogue {
 
 impl Plan {
     /// What the logic needs to know.
-    pub fn ticket(&self, inputs: usize, bytes: usize, deadline: Option<Moment>) -> Ticket {
+    pub fn ticket(
+        &self,
+        inputs: usize,
+        bytes: usize,
+        deadline: Option<Moment>,
+        stream: Option<Streaming>,
+    ) -> Ticket {
         Ticket {
             model: self.model,
             inputs,
             bytes,
             deadline,
+            stream,
         }
     }
 }

@@ -1,13 +1,31 @@
 //! What the logic never sees: the texts, tokens and vectors of the jobs that are here, by their keys.
 
 use super::catalogue::{Catalogue, Plan};
-use crate::broker::{Arrival, Content, Publication, Receipt};
+use crate::broker::{Arrival, Content, PAUSES, Publication, Receipt, ReplyBody};
 use crate::clock::Moment;
 use crate::engine::{Sequence, pooling};
-use crate::job::reply::Answer;
-use crate::job::{JobKey, Lane, Refusal};
+use crate::job::checkpoint::Checkpoint;
+use crate::job::reply::{Answer, Done};
+use crate::job::request::Request;
+use crate::job::{JobKey, Lane, Names, Refusal};
+use crate::logic::event::{Onward, Streaming};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Weak};
+
+/// A streamed job goes on as another message behind so many inputs or bytes of text: what a death costs is computed
+/// again, so this is seconds of work, and yet so much that the message in between is nothing beside it.
+const SLICE_INPUTS: usize = 512;
+const SLICE_BYTES: usize = 128 << 10;
+
+/// How far the sender of a streamed job knows it to be.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// Inputs of this slice whose chunks are confirmed.
+    pub confirmed: usize,
+    /// When it was told so last.
+    pub told: Option<Moment>,
+}
 
 /// One job's data.
 #[derive(Debug)]
@@ -21,7 +39,16 @@ pub struct Held {
     correlation_id: Option<String>,
     /// The job id.
     pub id: String,
-    attempt: u64,
+    /// Which attempt this is; the first is 1.
+    pub attempt: u32,
+    /// How far the whole job had come when this came.
+    pub checkpoint: Checkpoint,
+    /// What a message that goes on behind this slice asks for, without its texts.
+    request: Option<Request>,
+    /// The texts behind this slice.
+    rest: Vec<String>,
+    /// How far the sender knows the job to be.
+    pub pace: Pace,
     /// What it asks for; a malformed one asks for nothing.
     pub plan: Option<Plan>,
     /// Its texts, until they are tokenized.
@@ -37,12 +64,13 @@ pub struct Held {
 
 impl Held {
     /// A delivery's data.
-    pub fn new(arrival: Arrival, plan: Option<Plan>, texts: Vec<String>, now: Moment) -> Held {
+    pub fn new(arrival: Arrival, now: Moment) -> Held {
         let Arrival {
             lane,
             receipt,
             properties,
             attempt,
+            checkpoint,
             ..
         } = arrival;
         let made_up = || format!("{:032x}", rand::random::<u128>());
@@ -57,8 +85,12 @@ impl Held {
             correlation_id: properties.correlation_id,
             id,
             attempt,
-            plan,
-            texts,
+            checkpoint: checkpoint.unwrap_or_default(),
+            request: None,
+            rest: Vec::new(),
+            pace: Pace::default(),
+            plan: None,
+            texts: Vec::new(),
             sequences: Vec::new(),
             vectors: Vec::new(),
             arrived: now,
@@ -75,6 +107,10 @@ impl Held {
             correlation_id: None,
             id: "canary".into(),
             attempt: 1,
+            checkpoint: Checkpoint::default(),
+            request: None,
+            rest: Vec::new(),
+            pace: Pace::default(),
             plan: Some(plan),
             texts,
             sequences: Vec::new(),
@@ -82,6 +118,35 @@ impl Held {
             arrived: now,
             alive: Arc::default(),
         }
+    }
+
+    /// Takes in what the job asks for. Of a streamed one only a slice is taken up if it can go on behind that.
+    pub fn plan(
+        &mut self,
+        mut request: Request,
+        plan: Plan,
+        resumable: bool,
+        unix_ms: u64,
+    ) -> (usize, Option<Streaming>) {
+        self.texts = std::mem::take(&mut request.input);
+        if self.checkpoint.total == 0 {
+            self.checkpoint.total = self.texts.len();
+        }
+        if self.checkpoint.begun_ms == 0 {
+            self.checkpoint.begun_ms = unix_ms;
+        }
+        let stream = plan.chunk.map(|chunk| {
+            if resumable {
+                self.rest = self.texts.split_off(slice(&self.texts, chunk, self.attempt));
+            }
+            Streaming {
+                chunk,
+                last: self.rest.is_empty(),
+            }
+        });
+        self.request = Some(request);
+        self.plan = Some(plan);
+        (self.texts.len(), stream)
     }
 
     /// Takes the tokens in.
@@ -111,27 +176,110 @@ impl Held {
 
     /// The answer with all its vectors, to be published. Leaves the job without them.
     pub fn answer(&mut self, key: JobKey, catalogue: &Catalogue) -> Option<Box<Publication>> {
+        let (answer, fingerprint) = self.take(0..self.sequences.len(), catalogue)?;
+        self.reply(key, ReplyBody::Result(answer, fingerprint))
+    }
+
+    /// A chunk of a streamed job, to be published. Leaves the job without its vectors.
+    pub fn chunk(
+        &mut self,
+        key: JobKey,
+        inputs: Range<usize>,
+        catalogue: &Catalogue,
+    ) -> Option<Box<Publication>> {
+        let (answer, fingerprint) = self.take(inputs, catalogue)?;
+        self.reply(key, ReplyBody::Chunk(answer, fingerprint))
+    }
+
+    fn take(&mut self, inputs: Range<usize>, catalogue: &Catalogue) -> Option<(Answer, String)> {
         let plan = self.plan.as_ref()?;
         let entry = catalogue.entry(plan.model);
         let dimensions = plan.dimensions.unwrap_or(entry.model.info().dimensions);
-        let sequences = std::mem::take(&mut self.sequences);
+        let first = self.checkpoint.done + inputs.start;
+        let sequences = &mut self.sequences[inputs.clone()];
         let truncated = sequences
             .iter()
             .enumerate()
             .filter(|(_, sequence)| sequence.truncated);
         let answer = Answer {
             model: entry.name.clone(),
-            vectors: std::mem::take(&mut self.vectors),
+            first,
+            vectors: self.vectors[inputs].iter_mut().map(std::mem::take).collect(),
             encoding: plan.encoding,
             tokens: sequences.iter().map(|sequence| sequence.ids.len() as u64).sum(),
-            truncated: truncated.map(|(index, _)| index).collect(),
+            truncated: truncated.map(|(index, _)| first + index).collect(),
         };
-        self.reply(key, Ok((answer, entry.model.fingerprint(dimensions))))
+        Some((answer, entry.model.fingerprint(dimensions)))
+    }
+
+    /// The end of a streamed job, to be published.
+    pub fn done(&self, key: JobKey, catalogue: &Catalogue, unix_ms: u64) -> Option<Box<Publication>> {
+        let model = &catalogue.entry(self.plan.as_ref()?.model).name;
+        let Checkpoint {
+            total,
+            begun_ms,
+            failures,
+            ..
+        } = self.checkpoint;
+        let failures = failures + (self.attempt - 1);
+        let wall_ms = unix_ms.saturating_sub(begun_ms);
+        let done = Done::new(model, self.tokens(), total, wall_ms, failures + 1);
+        let json = serde_json::to_vec(&done).expect("plain data is always written");
+        self.reply(key, ReplyBody::Done(json))
+    }
+
+    /// Tokens of the whole job up to the end of this slice.
+    fn tokens(&self) -> u64 {
+        let here = self.sequences.iter().map(|sequence| sequence.ids.len() as u64);
+        self.checkpoint.tokens + here.sum::<u64>()
+    }
+
+    /// The message with which the job goes on.
+    pub fn onward(&mut self, key: JobKey, onward: Onward, names: &Names) -> Option<Box<Publication>> {
+        let mut checkpoint = self.checkpoint.clone();
+        let (to, body) = match onward {
+            Onward::Suspect => {
+                checkpoint.attempt = self.attempt;
+                checkpoint.alone = true;
+                (names.resumed.clone(), None)
+            }
+            Onward::Retry(refusal) => {
+                checkpoint.attempt = self.attempt + 1;
+                checkpoint.alone = true;
+                checkpoint.last_error = Some(refusal.to_string());
+                let pause = PAUSES[(self.attempt as usize - 1).min(PAUSES.len() - 1)];
+                (names.later(pause), None)
+            }
+            Onward::NextSlice => {
+                checkpoint.done += self.sequences.len();
+                checkpoint.tokens = self.tokens();
+                checkpoint.failures += self.attempt - 1;
+                checkpoint.attempt = 1;
+                checkpoint.alone = false;
+                checkpoint.last_error = None;
+                let mut request = self.request.take()?;
+                request.input = std::mem::take(&mut self.rest);
+                (names.resumed.clone(), Some(request.to_json()))
+            }
+        };
+        let content = Content::Move {
+            to,
+            message_id: self.id.clone(),
+            checkpoint,
+            // A job that has begun is no longer bound by the time its sender would wait for that.
+            keep_budget: body.is_none(),
+            body,
+        };
+        Some(Box::new(Publication {
+            job: key,
+            receipt: self.receipt.clone()?,
+            content,
+        }))
     }
 
     /// A refusal, to be published.
     pub fn refusal(&self, key: JobKey, refusal: Refusal) -> Option<Box<Publication>> {
-        self.reply(key, Err(refusal))
+        self.reply(key, ReplyBody::Refusal(refusal))
     }
 
     /// A copy for the dead-letter queue, to be published.
@@ -147,7 +295,12 @@ impl Held {
         }))
     }
 
-    fn reply(&self, key: JobKey, body: Result<(Answer, String), Refusal>) -> Option<Box<Publication>> {
+    /// How far a streamed job is, in JSON, to be published.
+    pub fn progress(&self, key: JobKey, json: Vec<u8>) -> Option<Box<Publication>> {
+        self.reply(key, ReplyBody::Progress(json))
+    }
+
+    fn reply(&self, key: JobKey, body: ReplyBody) -> Option<Box<Publication>> {
         let content = Content::Reply {
             to: self.reply_to.clone()?,
             correlation_id: self.correlation_id.clone(),
@@ -163,5 +316,38 @@ impl Held {
     }
 }
 
+/// How many of the texts make a slice: whole chunks, and at least one. After each attempt that failed it is a quarter,
+/// so that a job gets on even where processes die faster than they work off a whole one.
+fn slice(texts: &[String], chunk: usize, attempt: u32) -> usize {
+    let shrunk = 2 * attempt.saturating_sub(1).min(8);
+    let mut bytes = 0;
+    let fitting = texts.iter().take(SLICE_INPUTS >> shrunk).take_while(|text| {
+        bytes += text.len();
+        bytes <= SLICE_BYTES >> shrunk
+    });
+    let whole = fitting.count() / chunk * chunk;
+    whole.max(chunk).min(texts.len())
+}
+
 /// All jobs that are here.
 pub type Desk = HashMap<JobKey, Held>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_are_whole_chunks() {
+        let texts = |count: usize, bytes: usize| vec!["x".repeat(bytes); count];
+        assert_eq!(slice(&texts(6000, 10), 32, 1), 512);
+        assert_eq!(slice(&texts(6000, 10), 100, 1), 500);
+        assert_eq!(slice(&texts(6000, 1024), 32, 1), 128);
+        assert_eq!(slice(&texts(6000, 1 << 20), 32, 1), 32);
+        assert_eq!(slice(&texts(6000, 10), 2000, 1), 2000);
+        assert_eq!(slice(&texts(7, 10), 32, 1), 7);
+        let shrinking: Vec<usize> = (1..6)
+            .map(|attempt| slice(&texts(6000, 10), 32, attempt))
+            .collect();
+        assert_eq!(shrinking, [512, 128, 32, 32, 32]);
+    }
+}

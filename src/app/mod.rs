@@ -5,6 +5,7 @@
 
 mod catalogue;
 mod desk;
+mod innocent;
 mod pulse;
 mod show;
 mod trace;
@@ -47,6 +48,8 @@ const MAX_QUEUE_MAX: usize = PREFETCH_MAX - REFUSE_ROOM;
 const PROBE_PREFETCH: u16 = 8;
 /// Largest request taken. With 2048 inputs this leaves 16 KiB for each; longer ones are cut anyway.
 const BODY_BYTES_MAX: usize = 32 << 20;
+/// Largest `max_stream_inputs`; a body of [`BODY_BYTES_MAX`] has hardly room for more.
+const STREAM_INPUTS_MAX: usize = 1 << 20;
 /// Threads for the broker's connections and for reading and writing JSON. One, so that it cannot stand still
 /// half: with two, whatever the other happened to hold when it froze would be missed one by one, and late.
 const IO_THREADS: usize = 1;
@@ -263,6 +266,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             prefetch,
             request: RequestLimits {
                 inputs_max: catalogue.max_inputs(),
+                stream_inputs_max: limits.max_stream_inputs.min(STREAM_INPUTS_MAX),
                 body_bytes_max: BODY_BYTES_MAX,
             },
             disconnect_kill: disconnect_kill.clone(),
@@ -311,11 +315,13 @@ fn host() -> String {
 
 /// Unacknowledged deliveries per lane, in the order of [`Lane::ALL`]: of interactive jobs as many as may
 /// queue and some to refuse, of bulk jobs enough to keep the engines busy while the backlog stays in the broker.
-fn prefetch(max_queue: usize, max_inflight: usize) -> [u16; 3] {
+fn prefetch(max_queue: usize, max_inflight: usize) -> [u16; Lane::COUNT] {
     Lane::ALL.map(|lane| match lane {
         Lane::Probe => PROBE_PREFETCH,
         Lane::Interactive => (max_queue + REFUSE_ROOM).min(PREFETCH_MAX) as u16,
         Lane::Bulk => (max_inflight * 2).min(PREFETCH_MAX) as u16,
+        // What is delivered is at work: a process that dies charges no other job of this lane.
+        Lane::Resumed => 1,
     })
 }
 

@@ -1,10 +1,12 @@
 //! The loop: every event in, the clock read once per turn, every action done in one `match`.
 
 mod heard;
+mod progress;
 mod signals;
 
 use super::catalogue::{self, Catalogue};
 use super::desk::{Desk, Held};
+use super::innocent::Innocent;
 use super::pulse::Pulse;
 use super::show::Show;
 use super::trace::Trace;
@@ -17,9 +19,11 @@ use crate::engine::Sequence;
 use crate::engine::pool::{BatchResult, Pool, PoolEvent, Report, Work};
 use crate::engine::tokenize::{self, Progress, Tokenizers};
 use crate::job::request::decode;
-use crate::job::{ErrorType, JobKey, Lane, Refusal};
+use crate::job::{ErrorType, JobKey, Lane, Names, Refusal};
 use crate::logic::Logic;
-use crate::logic::event::{Action, BatchId, EngineId, Event, Item, ModelId, Outcome, TokenizerId, Worker};
+use crate::logic::event::{
+    Action, BatchId, EngineId, Event, Item, ModelId, Onward, Outcome, TokenizerId, Worker,
+};
 use crate::logic::health::KillReason;
 use crate::telemetry::Logging;
 use crate::telemetry::blackbox::Phase;
@@ -120,6 +124,11 @@ pub struct Loop {
     outcomes: HashMap<(Lane, Outcome), u64>,
     /// Number of the session that stands, or stood last.
     session: u64,
+    names: Names,
+    /// Whether the broker has the queues for jobs that go on.
+    resumable: bool,
+    /// Ids of jobs that were here when a session was lost: that they come back says nothing against them.
+    innocent: Innocent,
     ready: bool,
     draining: bool,
     drained: bool,
@@ -143,11 +152,14 @@ impl Loop {
                 &parts.catalogue,
             ),
             trace: Trace::new(&parts.catalogue.default_entry().name),
+            names: Names::new(&parts.config.broker.prefix),
             parts,
             desk: Desk::new(),
             batches: HashMap::new(),
             outcomes: HashMap::new(),
             session: 0,
+            innocent: Innocent::default(),
+            resumable: false,
             ready: false,
             draining: false,
             drained: false,
@@ -252,6 +264,34 @@ impl Loop {
             } => self.start_batch(engine, batch, model, items),
             Action::Answer { job } => {
                 let publication = self.desk.get_mut(&job)?.answer(job, &self.parts.catalogue);
+                publication.map(|publication| self.command(Command::Publish(publication)))?;
+            }
+            Action::Chunk { job, first, inputs } => {
+                let publication =
+                    self.desk
+                        .get_mut(&job)?
+                        .chunk(job, first..first + inputs, &self.parts.catalogue);
+                publication.map(|publication| self.command(Command::Publish(publication)))?;
+            }
+            Action::Finish { job } => {
+                let unix_ms = self.parts.clock.unix_ms();
+                let publication = self.desk.get(&job)?.done(job, &self.parts.catalogue, unix_ms);
+                publication.map(|publication| self.command(Command::Publish(publication)))?;
+            }
+            Action::Move { job, onward } => {
+                let held = self.desk.get_mut(&job)?;
+                match &onward {
+                    Onward::Retry(refusal) => {
+                        warn!(job = %held.id, attempt = held.attempt, %refusal, "failed, to be tried again");
+                    }
+                    Onward::Suspect => debug!(job = %held.id, "delivered before; goes on alone"),
+                    Onward::NextSlice => {}
+                }
+                let retry = matches!(onward, Onward::Retry(_));
+                let publication = held.onward(job, onward, &self.names);
+                if retry {
+                    self.retry_told(job);
+                }
                 publication.map(|publication| self.command(Command::Publish(publication)))?;
             }
             Action::Refuse { job, refusal } => {
@@ -375,6 +415,7 @@ impl Loop {
         }
         let limits = crate::job::request::RequestLimits {
             inputs_max: 1,
+            stream_inputs_max: 1,
             body_bytes_max: body.len(),
         };
         let request = decode(&Default::default(), &body, limits).expect("a canary is well formed");
@@ -383,7 +424,7 @@ impl Loop {
             .catalogue
             .plan(&request)
             .expect("a canary can be planned");
-        let ticket = plan.ticket(1, body.len(), None);
+        let ticket = plan.ticket(1, body.len(), None, None);
         let job = self.parts.logic.local_key();
         self.desk.insert(job, Held::local(plan, request.input, now));
         Some(Event::Delivered {
@@ -391,6 +432,8 @@ impl Loop {
             lane: Lane::Probe,
             arrival: Ok(ticket),
             answerable: false,
+            attempt: 1,
+            suspect: false,
         })
     }
 

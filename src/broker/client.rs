@@ -2,6 +2,7 @@
 //! such as `submit`; the service itself never uses it. Every await on the broker has a deadline, a lost
 //! connection is an error for all who wait, and nothing reconnects behind the caller's back.
 
+use super::is_not_found;
 use super::publish::{self, Blocked};
 use super::{BrokerError, Published, session, within};
 use crate::clock::Clock;
@@ -86,7 +87,7 @@ impl Client {
         let queue = match lane {
             Lane::Interactive => names.interactive,
             Lane::Bulk => names.bulk,
-            Lane::Probe => unreachable!("the probe lane belongs to the service"),
+            Lane::Probe | Lane::Resumed => unreachable!("this lane belongs to the service"),
         };
         let connection = session::connect(config, name).await?;
         let channel = session::channel(&connection).await?;
@@ -308,10 +309,4 @@ fn fingerprint(properties: &BasicProperties) -> Option<String> {
         AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
         _ => None,
     }
-}
-
-fn is_not_found(error: &lapin::Error) -> bool {
-    /// AMQP 0-9-1, reply code `not-found`.
-    const NOT_FOUND: u16 = 404;
-    matches!(error.kind(), lapin::ErrorKind::ProtocolError(error) if error.get_id() == NOT_FOUND)
 }

@@ -1,6 +1,7 @@
 //! Deliveries in: lapin's message to an [`Arrival`], read and checked, with the receipt to settle it by.
 
 use super::{ACK_MAX, BrokerError, BrokerEvent, within};
+use crate::job::checkpoint::{Checkpoint, HEADER_CHECKPOINT};
 use crate::job::reply::{TYPE_ERROR, TYPE_RESULT};
 use crate::job::request::{Number, Properties, Request, RequestLimits, decode};
 use crate::job::{JobKey, Lane, Refusal};
@@ -30,8 +31,12 @@ pub struct Arrival {
     pub receipt: Receipt,
     /// Its properties and headers.
     pub properties: Properties,
-    /// Which attempt this is; the first is 1.
-    pub attempt: u64,
+    /// Which attempt this is, as far as can be told; the first is 1.
+    pub attempt: u32,
+    /// Whether it was delivered before.
+    pub redelivered: bool,
+    /// What a job that goes on has taken along.
+    pub checkpoint: Option<Checkpoint>,
     /// Size of the body.
     pub bytes: usize,
     /// What it asks for, or what is wrong.
@@ -139,7 +144,14 @@ fn read(delivery: Delivery, origin: &Origin) -> Arrival {
     let properties = plain(&delivery.properties, delivery.redelivered);
     let request = decode(&properties, &delivery.data, origin.limits);
     let bytes = delivery.data.len();
-    let attempt = properties.delivery_count.saturating_add(1);
+    let redelivered = properties.delivery_count > 0;
+    let checkpoint = (origin.lane == Lane::Resumed).then(|| checkpoint(&delivery.properties));
+    let before = checkpoint
+        .as_ref()
+        .map_or(1, |checkpoint| checkpoint.attempt.max(1));
+    let attempt = u32::try_from(properties.delivery_count)
+        .unwrap_or(u32::MAX)
+        .saturating_add(before);
     Arrival {
         key: JobKey(NEXT_KEY.fetch_add(1, Ordering::Relaxed)),
         lane: origin.lane,
@@ -154,9 +166,25 @@ fn read(delivery: Delivery, origin: &Origin) -> Arrival {
         },
         properties,
         attempt,
+        redelivered,
+        checkpoint,
         bytes,
         request,
     }
+}
+
+/// What stands in a resumed job's header. One that is not ours has gone nowhere yet, and is not to be trusted.
+fn checkpoint(properties: &BasicProperties) -> Checkpoint {
+    let headers = properties.headers().as_ref();
+    let header = headers.and_then(|headers| headers.inner().get(HEADER_CHECKPOINT));
+    let text = match header {
+        Some(AMQPValue::LongString(text)) => std::str::from_utf8(text.as_bytes()).ok(),
+        _ => None,
+    };
+    text.and_then(Checkpoint::parse).unwrap_or(Checkpoint {
+        alone: true,
+        ..Checkpoint::default()
+    })
 }
 
 fn plain(properties: &BasicProperties, redelivered: bool) -> Properties {

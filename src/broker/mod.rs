@@ -15,7 +15,8 @@ mod topology;
 mod ways;
 
 pub use intake::{Arrival, Receipt};
-pub use publish::{Content, Publication};
+pub use publish::{Content, Publication, ReplyBody};
+pub use topology::PAUSES;
 
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
@@ -104,6 +105,12 @@ async fn within<T>(
     }
 }
 
+fn is_not_found(error: &lapin::Error) -> bool {
+    /// AMQP 0-9-1, reply code `not-found`.
+    const NOT_FOUND: u16 = 404;
+    matches!(error.kind(), lapin::ErrorKind::ProtocolError(error) if error.get_id() == NOT_FOUND)
+}
+
 /// What the broker task tells.
 #[derive(Debug)]
 pub enum BrokerEvent {
@@ -120,6 +127,8 @@ pub enum BrokerEvent {
     Up {
         /// Its number.
         session: u64,
+        /// Whether the broker has the queues for jobs that go on.
+        resumable: bool,
     },
     /// The session is gone; no event of it will follow.
     Down {
@@ -226,7 +235,7 @@ pub struct Setup {
     /// Where.
     pub config: BrokerConfig,
     /// Unacknowledged deliveries per lane, in the order of [`Lane::ALL`].
-    pub prefetch: [u16; 3],
+    pub prefetch: [u16; Lane::COUNT],
     /// Bounds on one request.
     pub request: RequestLimits,
     /// Age of the last proof at which the process ends; the prober is fast enough to be heard within it.
@@ -282,7 +291,11 @@ pub fn start(
                 Ok(Ok(session)) => {
                     info!(session = number, "connected to the broker");
                     let opened = clock.now();
-                    if events.send(BrokerEvent::Up { session: number }).await.is_err() {
+                    let up = BrokerEvent::Up {
+                        session: number,
+                        resumable: session.resumable,
+                    };
+                    if events.send(up).await.is_err() {
                         return;
                     }
                     let end = session.run(&events, &mut commands).await;

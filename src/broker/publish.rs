@@ -3,8 +3,10 @@
 use super::intake::Receipt;
 use super::ways::Ways;
 use super::{BrokerError, BrokerEvent, Published, Span};
+use crate::job::checkpoint::{Checkpoint, HEADER_CHECKPOINT};
 use crate::job::reply::{
-    APP_ID, Answer, HEADER_ATTEMPT, HEADER_FINGERPRINT, TYPE_ERROR, TYPE_RESULT, error_json,
+    APP_ID, Answer, HEADER_ATTEMPT, HEADER_FINGERPRINT, TYPE_CHUNK, TYPE_DONE, TYPE_ERROR, TYPE_PROGRESS,
+    TYPE_RESULT, error_json,
 };
 use crate::job::{JobKey, Refusal};
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -20,8 +22,8 @@ use tracing::warn;
 /// Longest time from handing a message to the client library to the broker's confirm, not counting the
 /// time during which the broker says that it blocks us.
 pub(super) const CONFIRM_MAX: Duration = Duration::from_secs(15);
-/// Pause before a dead-letter queue that does not take a message is tried again.
-const DEAD_LETTER_PAUSE: Duration = Duration::from_secs(5);
+/// Pause before a queue of ours that does not take a message is tried again.
+const PERSIST_PAUSE: Duration = Duration::from_secs(5);
 /// Answers with more numbers than this are written on a thread where that may take its time.
 const ENCODE_INLINE_NUMBERS: usize = 32 * 1024;
 /// Headers of the original that a dead letter keeps; RabbitMQ's frames hold 131072 bytes.
@@ -55,17 +57,45 @@ pub enum Content {
         /// The job's id.
         message_id: String,
         /// Which attempt this answer comes from.
-        attempt: u64,
-        /// Vectors with their fingerprint, or a refusal.
-        body: Result<(Answer, String), Refusal>,
+        attempt: u32,
+        /// What it says.
+        body: ReplyBody,
+    },
+    /// The message, so that it goes on from there: to a queue of ours, until that takes it.
+    Move {
+        /// The queue.
+        to: String,
+        /// The job's id.
+        message_id: String,
+        /// How far it has come.
+        checkpoint: Checkpoint,
+        /// What is left of it; `None` is the message's own body.
+        body: Option<Vec<u8>>,
+        /// Whether its caller's budget goes on to count.
+        keep_budget: bool,
     },
     /// A copy of the message to the dead-letter queue.
     DeadLetter {
         /// Why.
         refusal: Refusal,
         /// Which attempt was the last.
-        attempt: u64,
+        attempt: u32,
     },
+}
+
+/// What a sender is told.
+#[derive(Debug)]
+pub enum ReplyBody {
+    /// All vectors, with their fingerprint.
+    Result(Answer, String),
+    /// Some of a streamed job's, with their fingerprint.
+    Chunk(Answer, String),
+    /// How far a streamed job is, in JSON. Nobody hears what became of it.
+    Progress(Vec<u8>),
+    /// The end of a streamed job, in JSON.
+    Done(Vec<u8>),
+    /// A refusal.
+    Refusal(Refusal),
 }
 
 /// The broker's saying that it takes no messages, shared by all that must be patient then.
@@ -88,6 +118,7 @@ pub(super) async fn run(
             },
             Some(done) = under_way.next(), if !under_way.is_empty() => {
                 let (job, outcome) = done?;
+                let Some(job) = job else { continue };
                 if events.send(BrokerEvent::Published { job, outcome }).await.is_err() {
                     return Ok(());
                 }
@@ -102,7 +133,7 @@ pub(super) struct Press {
     /// For canaries' answers, so that nobody's queue can hold them up.
     pub own: Channel,
     /// For all others.
-    pub ways: Ways,
+    pub ways: Arc<Ways>,
     /// Name of the dead-letter queue.
     pub dead: Arc<str>,
     pub blocked: Blocked,
@@ -111,12 +142,21 @@ pub(super) struct Press {
 }
 
 impl Press {
-    async fn publish(&self, publication: Publication) -> Result<(JobKey, Published), BrokerError> {
+    /// Publishes, and tells for which job somebody waits to hear of it.
+    async fn publish(&self, publication: Publication) -> Result<(Option<JobKey>, Published), BrokerError> {
         let Publication {
             job,
             receipt,
             content,
         } = publication;
+        let unheard = matches!(
+            &content,
+            Content::Reply {
+                body: ReplyBody::Progress(_),
+                ..
+            }
+        );
+        let job = (!unheard).then_some(job);
         match content {
             Content::Reply {
                 to,
@@ -126,13 +166,19 @@ impl Press {
                 body,
             } => {
                 let mut headers = FieldTable::default();
-                headers.insert(HEADER_ATTEMPT.into(), whole(attempt));
+                headers.insert(HEADER_ATTEMPT.into(), whole(u64::from(attempt)));
                 let (kind, bytes) = match body {
-                    Ok((answer, fingerprint)) => {
+                    ReplyBody::Result(answer, fingerprint) => {
                         headers.insert(HEADER_FINGERPRINT.into(), text(&fingerprint));
                         (TYPE_RESULT, encode(answer).await?)
                     }
-                    Err(refusal) => (TYPE_ERROR, error_json(&refusal)),
+                    ReplyBody::Chunk(answer, fingerprint) => {
+                        headers.insert(HEADER_FINGERPRINT.into(), text(&fingerprint));
+                        (TYPE_CHUNK, encode(answer).await?)
+                    }
+                    ReplyBody::Progress(json) => (TYPE_PROGRESS, json),
+                    ReplyBody::Done(json) => (TYPE_DONE, json),
+                    ReplyBody::Refusal(refusal) => (TYPE_ERROR, error_json(&refusal)),
                 };
                 let mut properties = BasicProperties::default()
                     .with_app_id(APP_ID.into())
@@ -156,9 +202,22 @@ impl Press {
                 };
                 Ok((job, outcome))
             }
+            Content::Move {
+                to,
+                message_id,
+                checkpoint,
+                body,
+                keep_budget,
+            } => {
+                let properties = moved_properties(&receipt, &message_id, &checkpoint, keep_budget);
+                let body = body.as_ref().unwrap_or(&receipt.message.body);
+                self.persist(&to, body, properties).await?;
+                Ok((job, Published::Routed))
+            }
             Content::DeadLetter { refusal, attempt } => {
                 let properties = dead_properties(&receipt, &refusal, attempt);
-                self.dead_letter(&receipt.message.body, properties).await?;
+                self.persist(&self.dead, &receipt.message.body, properties)
+                    .await?;
                 Ok((job, Published::Routed))
             }
         }
@@ -214,16 +273,21 @@ impl Press {
         }
     }
 
-    /// Publishes to the dead-letter queue, which is tried until it takes the message.
-    async fn dead_letter(&self, body: &[u8], properties: BasicProperties) -> Result<(), BrokerError> {
+    /// Publishes to a queue of ours, which is tried until it takes the message.
+    async fn persist(
+        &self,
+        queue: &str,
+        body: &[u8],
+        properties: BasicProperties,
+    ) -> Result<(), BrokerError> {
         loop {
-            match self.deliver(&self.dead, body, properties.clone()).await? {
+            match self.deliver(queue, body, properties.clone()).await? {
                 Published::Routed => return Ok(()),
                 // Gone: opening another session declares it again, and the delivery goes back meanwhile.
-                Published::Returned => return Err(BrokerError::QueueGone(self.dead.to_string())),
+                Published::Returned => return Err(BrokerError::QueueGone(queue.to_owned())),
                 Published::Rejected | Published::Unconfirmed => {
-                    warn!(queue = %self.dead, "the dead-letter queue takes nothing; trying again");
-                    tokio::time::sleep(DEAD_LETTER_PAUSE).await;
+                    warn!(queue, "a queue of ours takes nothing; trying again");
+                    tokio::time::sleep(PERSIST_PAUSE).await;
                 }
             }
         }
@@ -284,14 +348,8 @@ async fn encode(answer: Answer) -> Result<Vec<u8>, BrokerError> {
 }
 
 /// The message's own properties, and headers that say why it is here.
-fn dead_properties(receipt: &Receipt, refusal: &Refusal, attempt: u64) -> BasicProperties {
-    let original = receipt.message.properties.clone();
-    // A header frame has room for 128 KiB in all, and ours must fit: headers too large to keep are left out.
-    let kept = original
-        .headers()
-        .clone()
-        .filter(|headers| table_bytes(headers) <= HEADERS_KEPT_BYTES);
-    let mut headers = kept.unwrap_or_default();
+fn dead_properties(receipt: &Receipt, refusal: &Refusal, attempt: u32) -> BasicProperties {
+    let mut headers = kept_headers(receipt);
     headers.insert("x-error-type".into(), text(refusal.error.name()));
     headers.insert("x-error-code".into(), whole(u64::from(refusal.error.code())));
     headers.insert("x-error-message".into(), text(&refusal.message));
@@ -299,8 +357,50 @@ fn dead_properties(receipt: &Receipt, refusal: &Refusal, attempt: u64) -> BasicP
         headers.insert("x-error-param".into(), text(param));
     }
     headers.insert("x-original-queue".into(), text(&receipt.queue));
-    headers.insert(HEADER_ATTEMPT.into(), whole(attempt));
-    // An expiration or a user id of the original must not decide about the copy.
+    headers.insert(HEADER_ATTEMPT.into(), whole(u64::from(attempt)));
+    copied(receipt, headers)
+}
+
+/// The message's own properties, and a header that says how far the job has come.
+fn moved_properties(
+    receipt: &Receipt,
+    message_id: &str,
+    checkpoint: &Checkpoint,
+    keep_budget: bool,
+) -> BasicProperties {
+    let kept = kept_headers(receipt);
+    let mut headers = FieldTable::default();
+    for (name, value) in kept.inner() {
+        let made_by_the_broker = ["x-delivery-count", "x-acquired-count", "x-death"].contains(&name.as_str())
+            || name.as_str().starts_with("x-first-death-")
+            || name.as_str().starts_with("x-last-death-");
+        let budget = ["x-budget-ms", "x-sent-at-ms"].contains(&name.as_str());
+        if !made_by_the_broker && (keep_budget || !budget) {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+    headers.insert(HEADER_CHECKPOINT.into(), text(&checkpoint.to_header()));
+    copied(receipt, headers).with_message_id(message_id.into())
+}
+
+/// The message's own headers. A header frame has room for 128 KiB in all, and ours must fit: headers too large to
+/// keep are left out.
+fn kept_headers(receipt: &Receipt) -> FieldTable {
+    let headers = receipt.message.properties.headers().clone();
+    let kept = headers.filter(|headers| table_bytes(headers) <= HEADERS_KEPT_BYTES);
+    let mut own = FieldTable::default();
+    for (name, value) in kept.unwrap_or_default().inner() {
+        // RabbitMQ would send the copy to whoever is named there as well.
+        if !["CC", "BCC"].contains(&name.as_str()) {
+            own.insert(name.clone(), value.clone());
+        }
+    }
+    own
+}
+
+/// The message's own properties with these headers. An expiration or a user id must not decide about a copy.
+fn copied(receipt: &Receipt, headers: FieldTable) -> BasicProperties {
+    let original = &receipt.message.properties;
     let kept = |value: &Option<ShortString>| value.clone();
     let mut properties = BasicProperties::default()
         .with_headers(headers)

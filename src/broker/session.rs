@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tracing::warn;
 
 /// Heartbeat asked for where the URL asks for none: RabbitMQ advises 5 to 20 s, and a peer counts as
 /// dead after twice the time.
@@ -44,6 +45,8 @@ pub(super) struct Session {
     /// For notices. Held here too, or dropping it while the connection closes would be an error in the log.
     announcer: Channel,
     consumers: Vec<(Lane, Arc<str>, Channel, Consumer)>,
+    /// Whether the broker has the queues for jobs that go on.
+    pub(super) resumable: bool,
     names: Names,
     probe_queue: String,
     /// Message id of the session's canaries.
@@ -59,16 +62,28 @@ pub(super) async fn open(setup: &Setup, number: u64) -> Result<Session, BrokerEr
     let publishing = connect(&setup.config, &format!("{} publish", setup.name)).await?;
     let control = channel(&consuming).await?;
     topology::ensure(&control, &names, setup.config.declare).await?;
+    let asking = channel(&consuming).await?;
+    let resumable = topology::resuming(&asking, &names, setup.config.declare).await?;
+    if !resumable {
+        warn!(
+            queue = names.resumed,
+            "there is none: no job is tried again, and a streamed one makes no checkpoints"
+        );
+    }
     let probe_queue = format!("{}.probe.{}.{number}", setup.config.prefix, setup.name);
     topology::probe_queue(&control, &probe_queue).await?;
     let own = confirming(&publishing).await?;
     let announcer = channel(&publishing).await?;
     let mut consumers = Vec::new();
     for lane in Lane::ALL {
+        if lane == Lane::Resumed && !resumable {
+            continue;
+        }
         let queue = match lane {
             Lane::Probe => probe_queue.as_str(),
             Lane::Interactive => names.interactive.as_str(),
             Lane::Bulk => names.bulk.as_str(),
+            Lane::Resumed => names.resumed.as_str(),
         };
         // The prefetch is set before consuming: lapin hands deliveries on without a bound of its own.
         let channel = channel(&consuming).await?;
@@ -96,6 +111,7 @@ pub(super) async fn open(setup: &Setup, number: u64) -> Result<Session, BrokerEr
         own,
         announcer,
         consumers,
+        resumable,
         names,
         probe_queue,
         canary: Arc::from(format!("canary-{:032x}", rand::random::<u128>())),
@@ -164,9 +180,11 @@ impl Session {
             intakes.push((lane, channel));
         }
         let (publications, queue) = mpsc::channel(PUBLISH_QUEUE);
+        // Held here too, for the same reason as the announcer's channel.
+        let ways = Arc::new(Ways::on(self.publishing.clone()));
         let press = Press {
             own: self.own.clone(),
-            ways: Ways::on(self.publishing.clone()),
+            ways: ways.clone(),
             dead: Arc::from(self.names.dead.as_str()),
             blocked: self.blocked.clone(),
             patience: self.setup.confirm_patience.clone(),
@@ -181,13 +199,17 @@ impl Session {
             self.blocked.clone(),
             queue,
         ));
+        let resumed = self
+            .resumable
+            .then(|| (Lane::Resumed, self.names.resumed.clone()));
+        let queues = [
+            (Lane::Interactive, self.names.interactive.clone()),
+            (Lane::Bulk, self.names.bulk.clone()),
+            (Lane::Probe, self.probe_queue.clone()),
+        ];
         tasks.spawn(probe(
             self.control.clone(),
-            [
-                (Lane::Interactive, self.names.interactive.clone()),
-                (Lane::Bulk, self.names.bulk.clone()),
-                (Lane::Probe, self.probe_queue.clone()),
-            ],
+            queues.into_iter().chain(resumed).collect(),
             self.setup.disconnect_kill.clone(),
             events.clone(),
         ));
@@ -249,6 +271,7 @@ impl Session {
         };
         // A broker that does not answer is left behind without a good-bye.
         let _ = tokio::time::timeout(CLOSE_MAX, farewell).await;
+        drop(ways);
         end
     }
 
@@ -284,7 +307,7 @@ impl Session {
 /// that its silence is noticed even when there is no work. Any answer is a proof.
 async fn probe(
     control: Channel,
-    queues: [(Lane, String); 3],
+    queues: Vec<(Lane, String)>,
     disconnect_kill: Span,
     events: mpsc::Sender<BrokerEvent>,
 ) -> Result<(), BrokerError> {

@@ -1,6 +1,6 @@
 //! The broker's objects of ours: declared, or only looked for.
 
-use super::{BrokerError, within};
+use super::{BrokerError, is_not_found, within};
 use crate::job::Names;
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -13,6 +13,15 @@ const DECLARE_MAX: Duration = Duration::from_secs(5);
 /// a message that ends the process before it can be counted. High, because before RabbitMQ 4.3 each
 /// death of a worker costs every message it held one of these lives, guilty or not.
 const DELIVERY_LIMIT: i32 = 1000;
+
+/// Pauses before a job that failed is tried again, one queue for each: the first attempt's, the second's, and the last
+/// for all that follow. Each is longer than what a passing trouble of an engine or of a reply queue takes to pass.
+pub const PAUSES: [Duration; 4] = [
+    Duration::from_secs(1),
+    Duration::from_secs(4),
+    Duration::from_secs(16),
+    Duration::from_secs(60),
+];
 
 /// Declares queues and exchange, or checks that they are there.
 pub async fn ensure(channel: &Channel, names: &Names, declare: bool) -> Result<(), BrokerError> {
@@ -29,6 +38,26 @@ pub async fn ensure(channel: &Channel, names: &Names, declare: bool) -> Result<(
         within("declaring a queue", DECLARE_MAX, answer).await?;
     }
     events(channel, names, declare).await
+}
+
+/// Declares the queues of jobs that go on, or tells whether they are there. Without them each delivery has to be
+/// worked off where it came from. Missing ones cost the channel.
+pub async fn resuming(channel: &Channel, names: &Names, declare: bool) -> Result<bool, BrokerError> {
+    let options = QueueDeclareOptions {
+        passive: !declare,
+        ..QueueDeclareOptions::durable()
+    };
+    let resumed = (names.resumed.clone(), lane_arguments(names));
+    let later = PAUSES.map(|pause| (names.later(pause), later_arguments(names, pause)));
+    for (queue, arguments) in [resumed].into_iter().chain(later) {
+        let answer = channel.queue_declare(queue.as_str().into(), options, arguments);
+        match within("declaring a queue", DECLARE_MAX, answer).await {
+            Ok(_) => {}
+            Err(BrokerError::Lapin { source, .. }) if !declare && is_not_found(&source) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
 }
 
 /// Declares the exchange of events, or checks that it is there.
@@ -60,6 +89,22 @@ fn lane_arguments(names: &Names) -> FieldTable {
         ("x-dead-letter-strategy", text("at-least-once")),
         ("x-overflow", text("reject-publish")),
         ("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)),
+    ] {
+        table.insert(ShortString::from(key), value);
+    }
+    table
+}
+
+/// What lies here for so long goes back to the resumed lane.
+fn later_arguments(names: &Names, pause: Duration) -> FieldTable {
+    let mut table = dead_arguments();
+    let pause_ms = i32::try_from(pause.as_millis()).expect("pauses are short");
+    for (key, value) in [
+        ("x-message-ttl", AMQPValue::LongInt(pause_ms)),
+        ("x-dead-letter-exchange", text("")),
+        ("x-dead-letter-routing-key", text(&names.resumed)),
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-overflow", text("reject-publish")),
     ] {
         table.insert(ShortString::from(key), value);
     }

@@ -2,11 +2,13 @@
 //!
 //! What stands here is the contract's text in types; it decides nothing about order or time.
 
+pub mod checkpoint;
 pub mod heartbeat;
 pub mod reply;
 pub mod request;
 
 use std::fmt;
+use std::time::Duration;
 
 /// The service's own number for one delivery, unique within the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,11 +23,15 @@ pub enum Lane {
     Interactive,
     /// May wait in the broker.
     Bulk,
+    /// Jobs that go on: the rest of a streamed one, one to be tried again, one that may have ended a process.
+    Resumed,
 }
 
 impl Lane {
-    /// All lanes, the most urgent first.
-    pub const ALL: [Lane; 3] = [Lane::Probe, Lane::Interactive, Lane::Bulk];
+    /// How many there are.
+    pub const COUNT: usize = 4;
+    /// All lanes, as they are declared.
+    pub const ALL: [Lane; Lane::COUNT] = [Lane::Probe, Lane::Interactive, Lane::Bulk, Lane::Resumed];
 
     /// The name used in queues, logs and metrics.
     pub fn name(self) -> &'static str {
@@ -33,6 +39,7 @@ impl Lane {
             Lane::Probe => "probe",
             Lane::Interactive => "interactive",
             Lane::Bulk => "bulk",
+            Lane::Resumed => "resumed",
         }
     }
 }
@@ -161,6 +168,8 @@ pub struct Names {
     pub interactive: String,
     /// Queue of the bulk lane.
     pub bulk: String,
+    /// Queue of jobs that go on.
+    pub resumed: String,
     /// Queue for what could not be answered.
     pub dead: String,
     /// Topic exchange for heartbeats, backpressure and progress.
@@ -173,9 +182,15 @@ impl Names {
         Names {
             interactive: format!("{prefix}.interactive"),
             bulk: format!("{prefix}.bulk"),
+            resumed: format!("{prefix}.resumed"),
             dead: format!("{prefix}.dead"),
             events: format!("{prefix}.events"),
         }
+    }
+
+    /// Queue in which a job waits for so long before it is resumed.
+    pub fn later(&self, pause: Duration) -> String {
+        format!("{}.after-{}s", self.resumed, pause.as_secs())
     }
 }
 

@@ -9,6 +9,12 @@ use serde::{Deserialize, Serialize};
 
 /// AMQP `type` of a reply with vectors.
 pub const TYPE_RESULT: &str = "embeddings.result";
+/// AMQP `type` of some of a streamed job's vectors.
+pub const TYPE_CHUNK: &str = "embeddings.chunk";
+/// AMQP `type` of a streamed job's progress.
+pub const TYPE_PROGRESS: &str = "embeddings.progress";
+/// AMQP `type` of a streamed job's end.
+pub const TYPE_DONE: &str = "embeddings.done";
 /// AMQP `type` of a refusal or failure.
 pub const TYPE_ERROR: &str = "embeddings.error";
 /// AMQP `app_id` of every message of the service.
@@ -32,20 +38,23 @@ const INDEX_JSON_BYTES: usize = 8;
 pub struct Answer {
     /// The model's configured name.
     pub model: String,
+    /// Index of the first of these inputs in the whole job.
+    pub first: usize,
     /// One vector per input, in the order of the inputs.
     pub vectors: Vec<Vec<f32>>,
     /// How vectors are written.
     pub encoding: Encoding,
     /// Tokens the model read, special tokens included.
     pub tokens: u64,
-    /// Indices of the inputs that were cut.
+    /// Indices of the inputs that were cut, in the whole job.
     pub truncated: Vec<usize>,
 }
 
 impl Answer {
-    /// The body of an `embeddings.result`.
+    /// The body of an `embeddings.result` or `embeddings.chunk`.
     pub fn to_json(&self) -> Vec<u8> {
         let data = Data {
+            first: self.first,
             vectors: &self.vectors,
             encoding: self.encoding,
         };
@@ -95,13 +104,70 @@ struct ResultBody<'a> {
     truncated: &'a [usize],
 }
 
-#[derive(Serialize)]
+/// How far a streamed job is.
+#[derive(Debug, Clone, Serialize)]
+pub struct Progress<'a> {
+    /// Inputs whose vectors have arrived.
+    pub done: usize,
+    /// Inputs of the job.
+    pub total: usize,
+    /// Inputs a second, since the job began.
+    pub rate: f64,
+    /// Until the end, at this rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eta_ms: Option<u64>,
+    /// Attempts at what is computed now; the first is 1.
+    pub attempt: u32,
+    /// Why the attempt before this one failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<&'a str>,
+    /// Memory of the worker that has it.
+    pub rss_bytes: u64,
+    /// The job's id.
+    pub job: &'a str,
+}
+
+/// The end of a streamed job.
+#[derive(Debug, Clone, Serialize)]
+pub struct Done<'a> {
+    object: &'static str,
+    /// The model's configured name.
+    model: &'a str,
+    usage: Usage,
+    /// Inputs of the job.
+    total: usize,
+    /// Since its first inputs were taken up.
+    wall_ms: u64,
+    /// One, and one more for each attempt at any part of it that failed.
+    attempts: u32,
+}
+
+impl<'a> Done<'a> {
+    /// A job of `total` inputs and `tokens` tokens has come to its end.
+    pub fn new(model: &'a str, tokens: u64, total: usize, wall_ms: u64, attempts: u32) -> Done<'a> {
+        let usage = Usage {
+            prompt_tokens: tokens,
+            total_tokens: tokens,
+        };
+        Done {
+            object: "embeddings.done",
+            model,
+            usage,
+            total,
+            wall_ms,
+            attempts,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Serialize)]
 struct Usage {
     prompt_tokens: u64,
     total_tokens: u64,
 }
 
 struct Data<'a> {
+    first: usize,
     vectors: &'a [Vec<f32>],
     encoding: Encoding,
 }
@@ -116,7 +182,7 @@ impl Serialize for Data<'_> {
             };
             seq.serialize_element(&Item {
                 object: "embedding",
-                index,
+                index: self.first + index,
                 embedding,
             })?;
         }

@@ -2,8 +2,8 @@
 //! the field. Whatever the bytes are, this returns; it allocates no more than a few times their length.
 
 use super::{ErrorType, Refusal};
-use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// What of a message's properties and headers matters, free of any client library's types.
@@ -42,7 +42,8 @@ pub enum Number {
 }
 
 /// How vectors are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Encoding {
     /// A JSON array of numbers.
     #[default]
@@ -52,7 +53,8 @@ pub enum Encoding {
 }
 
 /// What the text is, for models that were trained with prompts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum InputType {
     /// A question.
     Query,
@@ -60,14 +62,16 @@ pub enum InputType {
     Document,
 }
 
-/// A well-formed request. That the model exists, has the prompt and the dimensions is checked elsewhere.
-#[derive(Clone, Debug, PartialEq)]
+/// A well-formed request, which is written as it was read. That the model exists, has the prompt and the dimensions
+/// is checked elsewhere.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Request {
     /// 1 to `max_inputs` texts.
     pub input: Vec<String>,
     /// Name or alias; `None` is the default model.
     pub model: Option<String>,
     /// How vectors are written.
+    #[serde(rename = "encoding_format")]
     pub encoding: Encoding,
     /// Matryoshka truncation, at least 1.
     pub dimensions: Option<usize>,
@@ -83,6 +87,13 @@ pub struct Request {
     pub stream: bool,
 }
 
+impl Request {
+    /// The body of a message that asks for the same.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain data is always written")
+    }
+}
+
 /// Texts of one array that are kept, above what any configuration allows a job to have: 32 MiB of empty strings
 /// would else take twenty times their size.
 const INPUTS_KEPT: usize = 1 << 20;
@@ -92,8 +103,10 @@ const SHOWN_BYTES: usize = 20;
 /// Bounds on one request.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestLimits {
-    /// Inputs of one job.
+    /// Inputs of one job that is not streamed.
     pub inputs_max: usize,
+    /// Inputs of one job that is.
+    pub stream_inputs_max: usize,
     /// Bytes of one body.
     pub body_bytes_max: usize,
 }
@@ -202,8 +215,13 @@ impl Raw {
                 "input is an empty array, at least 1 text is expected",
             ));
         }
-        if input.len() > limits.inputs_max {
-            let message = format!("input has {} texts, limit is {}", input.len(), limits.inputs_max);
+        let inputs_max = if self.stream.unwrap_or(false) {
+            limits.stream_inputs_max
+        } else {
+            limits.inputs_max
+        };
+        if input.len() > inputs_max {
+            let message = format!("input has {} texts, limit is {inputs_max}", input.len());
             return Err(Refusal::new(ErrorType::TooManyInputs, message).on("input"));
         }
         let encoding = match self.encoding_format.as_deref() {

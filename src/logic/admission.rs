@@ -77,7 +77,7 @@ impl Pace {
 #[derive(Clone, Debug)]
 pub struct Admission {
     limits: Limits,
-    held: [usize; 3],
+    held: [usize; Lane::COUNT],
     bytes: usize,
     settled: Rate,
 }
@@ -87,7 +87,7 @@ impl Admission {
     pub fn new(limits: Limits) -> Admission {
         Admission {
             limits,
-            held: [0; 3],
+            held: [0; Lane::COUNT],
             bytes: 0,
             settled: Rate::default(),
         }

@@ -119,6 +119,8 @@ pub struct Draw {
     pub model: ModelId,
     /// The lane of the first in it.
     pub lead: Lane,
+    /// Whether that job is computed with no other's inputs.
+    pub alone: bool,
     /// In order of waiting.
     pub window: Vec<Item>,
 }

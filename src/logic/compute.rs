@@ -1,14 +1,55 @@
 //! What goes into the engines, and what comes out of them.
 
 use super::batch::{self, Draw};
-use super::event::{Action, BatchId, EngineId, Item};
+use super::event::{Action, BatchId, EngineId, Item, ModelId};
 use super::settle::Phase;
 use super::{Logic, Stage};
 use crate::clock::Moment;
 use crate::job::Lane;
 
+/// A part of a batch that failed whole: one bad input must fail alone.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    model: ModelId,
+    items: Vec<Item>,
+}
+
 impl Logic {
+    /// Parts go before all else: what is in them has waited longest.
+    fn start_parts(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        while let Some(engine) = self
+            .parts
+            .front()
+            .and_then(|_| self.batcher.free_engine(usize::MAX, 0))
+        {
+            let Some(Part { model, items }) = self.parts.pop_front() else {
+                return;
+            };
+            self.health.ledger.leave(Stage::Batched, items.len(), now);
+            self.start_batch(engine, model, items, now, actions);
+        }
+    }
+
+    fn start_batch(
+        &mut self,
+        engine: EngineId,
+        model: ModelId,
+        items: Vec<Item>,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        self.health.ledger.compute(engine.0, items.len(), now);
+        let batch = self.batcher.start(engine, model, items.clone());
+        actions.push(Action::StartBatch {
+            engine,
+            batch,
+            model,
+            items,
+        });
+    }
+
     pub(super) fn fill_engines(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        self.start_parts(now, actions);
         while !self.lanes.is_empty() && self.batcher.has_room() {
             let Some(draw) = self.draw() else { return };
             let waiting: usize = draw.window.iter().map(|item| item.tokens).sum();
@@ -32,14 +73,7 @@ impl Logic {
                 }
             }
             self.health.ledger.leave(Stage::Batched, items.len(), now);
-            self.health.ledger.compute(engine.0, items.len(), now);
-            let batch = self.batcher.start(engine, draw.model, items.clone());
-            actions.push(Action::StartBatch {
-                engine,
-                batch,
-                model: draw.model,
-                items,
-            });
+            self.start_batch(engine, draw.model, items, now, actions);
         }
     }
 
@@ -59,11 +93,14 @@ impl Logic {
             let draw = draw.get_or_insert_with(|| Draw {
                 model: job.ticket.model,
                 lead: job.lane,
+                alone: job.alone,
                 window: Vec::new(),
             });
-            // A canary runs with no caller's input: what is poison to the one must not convict the engine.
+            // A canary runs with no caller's input: what is poison to the one must not convict the engine. And a
+            // suspect runs with nobody else's.
             let mixed = (draw.lead == Lane::Probe) != (job.lane == Lane::Probe);
-            if draw.model != job.ticket.model || mixed {
+            let apart = (draw.alone || job.alone) && !draw.window.is_empty();
+            if draw.model != job.ticket.model || mixed || apart {
                 continue;
             }
             begun += usize::from(new);
@@ -115,25 +152,30 @@ impl Logic {
         if canary_failed || engine_failed {
             self.health.canary_wrong();
         }
+        if failed > 1 && failed == running.items.len() && !canary_failed {
+            self.part(running.model, running.items, now);
+            return;
+        }
         for (item, result) in running.items.into_iter().zip(results) {
             let Some(job) = self.jobs.get_mut(item.job) else {
                 continue;
             };
+            let good = result.is_ok();
             job.computed(result, item.input);
-            if job.failure.is_some() {
-                self.leave_lane(item.job);
+            if good {
+                self.chunk(item.job, item.input, now, actions);
             }
-            let job = self
-                .jobs
-                .get_mut(item.job)
-                .expect("the job was here a moment ago");
-            if job.computing > 0 || job.undrawn > 0 {
-                continue;
-            }
-            match job.failure.take() {
-                Some(refusal) => self.refuse(item.job, refusal, now, actions),
-                None => self.answer(item.job, now, actions),
-            }
+            self.settle_computed(item.job, now, actions);
+        }
+    }
+
+    /// A batch that failed whole is computed again in two halves, until what is bad fails alone.
+    fn part(&mut self, model: ModelId, mut items: Vec<Item>, now: Moment) {
+        items.retain(|item| self.jobs.get(item.job).is_some());
+        let second = items.split_off(items.len() / 2);
+        for items in [items, second].into_iter().filter(|items| !items.is_empty()) {
+            self.health.ledger.enter(Stage::Batched, items.len(), now);
+            self.parts.push_back(Part { model, items });
         }
     }
 }

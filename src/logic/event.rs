@@ -42,6 +42,18 @@ pub struct Ticket {
     pub bytes: usize,
     /// When its caller stops waiting.
     pub deadline: Option<Moment>,
+    /// Whether its vectors are sent as they come, and how.
+    pub stream: Option<Streaming>,
+}
+
+/// How a job's vectors are sent as they come. The inputs of one delivery are a slice of the whole job: what comes
+/// behind it goes on as another message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Streaming {
+    /// Inputs of one chunk, at least 1.
+    pub chunk: usize,
+    /// Whether this slice is the last.
+    pub last: bool,
 }
 
 /// One input of one job.
@@ -74,7 +86,10 @@ pub enum Event {
     /// Time has passed; [`super::Logic::next_check`] says when this is wanted.
     Tick,
     /// Both connections are up, the topology is there, and consumers run.
-    BrokerUp,
+    BrokerUp {
+        /// Whether the broker has the queues for jobs that go on.
+        resumable: bool,
+    },
     /// The session is gone, and with it every delivery it made.
     BrokerDown,
     /// The broker answered a question of ours.
@@ -107,6 +122,10 @@ pub enum Event {
         arrival: Result<Ticket, Refusal>,
         /// False if a refusal can only be dead-lettered.
         answerable: bool,
+        /// Which attempt this is; the first is 1.
+        attempt: u32,
+        /// It may have been worked on when a process died, or has failed: it must not take others down.
+        suspect: bool,
     },
     /// A tokenizer thread took up a job.
     TokenizerBegan {
@@ -146,7 +165,7 @@ pub enum Event {
         /// Verdict on each item's vector.
         results: Vec<Result<(), String>>,
     },
-    /// The broker answered for a published reply.
+    /// The broker answered for a published reply, chunk or move.
     Confirmed {
         /// The job.
         job: JobKey,
@@ -194,6 +213,27 @@ pub enum Action {
     Answer {
         /// The job.
         job: JobKey,
+    },
+    /// Publish a chunk of the job's vectors to its sender.
+    Chunk {
+        /// The job.
+        job: JobKey,
+        /// Its first input in this slice.
+        first: usize,
+        /// How many.
+        inputs: usize,
+    },
+    /// Publish to the job's sender that all chunks are out.
+    Finish {
+        /// The job.
+        job: JobKey,
+    },
+    /// Publish what is left of the job to a queue of ours, from which it goes on.
+    Move {
+        /// The job.
+        job: JobKey,
+        /// How.
+        onward: Onward,
     },
     /// Publish a refusal to the job's sender.
     Refuse {
@@ -250,6 +290,17 @@ pub enum Action {
     Kill(KillReason),
 }
 
+/// How a job goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Onward {
+    /// As it is, but alone.
+    Suspect,
+    /// Behind this slice, all of whose chunks are confirmed.
+    NextSlice,
+    /// With the same inputs again, alone and after a pause: this is how it failed.
+    Retry(Refusal),
+}
+
 /// How a job ended here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
@@ -261,6 +312,8 @@ pub enum Outcome {
     Refused,
     /// It is in the dead-letter queue.
     DeadLettered,
+    /// It goes on from another queue of ours.
+    MovedOn,
     /// It went back to its queue.
     Requeued,
     /// Its session ended; the broker will deliver it again.
@@ -277,6 +330,7 @@ impl Outcome {
             Outcome::Returned => "returned",
             Outcome::Refused => "refused",
             Outcome::DeadLettered => "dead_lettered",
+            Outcome::MovedOn => "moved_on",
             Outcome::Requeued => "requeued",
             Outcome::Lost => "lost",
             Outcome::Probe => "probe",

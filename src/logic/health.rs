@@ -150,9 +150,9 @@ pub struct Health {
     /// When the watchdog thread last looked; `None` where there is none.
     watched: Option<Moment>,
     /// Looks in a row at which a lane's queue had no consumer.
-    unconsumed: [u32; 3],
+    unconsumed: [u32; Lane::COUNT],
     /// Since when a lane's consumer has been missing for good, over all sessions.
-    unconsumed_since: [Option<Moment>; 3],
+    unconsumed_since: [Option<Moment>; Lane::COUNT],
 }
 
 impl Health {
@@ -173,8 +173,8 @@ impl Health {
             ready: false,
             turn: now,
             watched: None,
-            unconsumed: [0; 3],
-            unconsumed_since: [None; 3],
+            unconsumed: [0; Lane::COUNT],
+            unconsumed_since: [None; Lane::COUNT],
         }
     }
 
@@ -227,7 +227,7 @@ impl Health {
         self.connected = false;
         self.blocked_since = None;
         self.canary_brokered = false;
-        self.unconsumed = [0; 3];
+        self.unconsumed = [0; Lane::COUNT];
         self.ledger.session_lost();
     }
 

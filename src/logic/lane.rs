@@ -9,7 +9,7 @@ pub const BULK_SHARE: u32 = 8;
 /// Jobs with inputs that are in no batch yet.
 #[derive(Clone, Debug, Default)]
 pub struct Lanes {
-    queues: [VecDeque<JobKey>; 3],
+    queues: [VecDeque<JobKey>; Lane::COUNT],
     since_bulk: u32,
 }
 
@@ -37,9 +37,9 @@ impl Lanes {
     /// Waiting jobs in the order in which the next batch shall look at them.
     pub fn in_order(&self) -> impl Iterator<Item = JobKey> + '_ {
         let order = if self.bulk_leads() {
-            [Lane::Probe, Lane::Bulk, Lane::Interactive]
+            [Lane::Probe, Lane::Resumed, Lane::Bulk, Lane::Interactive]
         } else {
-            [Lane::Probe, Lane::Interactive, Lane::Bulk]
+            [Lane::Probe, Lane::Interactive, Lane::Resumed, Lane::Bulk]
         };
         order
             .into_iter()
@@ -49,11 +49,12 @@ impl Lanes {
     /// A batch was drawn in the order of [`Lanes::in_order`], led by a job of the lane `lead`. Bulk's turn
     /// stands until bulk has led: `max_inflight` or a canary may hold it up.
     pub fn drawn(&mut self, lead: Lane) {
-        let bulk_waits = !self.queues[Lane::Bulk as usize].is_empty();
+        let waits = |lane: Lane| !self.queues[lane as usize].is_empty();
+        let bulk_waits = waits(Lane::Bulk) || waits(Lane::Resumed);
         self.since_bulk = match lead {
             Lane::Probe => self.since_bulk,
             Lane::Interactive if bulk_waits => self.since_bulk.saturating_add(1),
-            Lane::Interactive | Lane::Bulk => 0,
+            Lane::Interactive | Lane::Bulk | Lane::Resumed => 0,
         };
     }
 

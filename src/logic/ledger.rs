@@ -117,9 +117,9 @@ pub struct Ledger {
     engine_trials: Vec<Trial>,
     tokenizer_trials: Vec<Trial>,
     /// Per lane, whether the broker has messages for us that it does not deliver.
-    queues: [Cell; 3],
+    queues: [Cell; Lane::COUNT],
     /// Per lane, the large message that is being read.
-    readers: [Cell; 3],
+    readers: [Cell; Lane::COUNT],
 }
 
 impl Ledger {
@@ -135,8 +135,8 @@ impl Ledger {
             tokenizers: vec![Cell::default(); tokenizers],
             engine_trials: vec![trial; engines],
             tokenizer_trials: vec![trial; tokenizers],
-            queues: [Cell::default(); 3],
-            readers: [Cell::default(); 3],
+            queues: [Cell::default(); Lane::COUNT],
+            readers: [Cell::default(); Lane::COUNT],
         }
     }
 

@@ -2,7 +2,7 @@
 //! [`Action`]s come out. No IO, no `async`, no clock, no global; `tests/tidy.rs` keeps it so.
 //!
 //! This file only routes. What may come in is decided in [`admission`], who goes next in [`lane`], what
-//! runs together in [`batch`], what becomes of a job in [`settle`], and whether all of it is alive in
+//! runs together in [`batch`], what becomes of a job in [`settle`] and how it goes on in `onward`, and whether all of it is alive in
 //! [`health`] over the stages of [`ledger`].
 
 pub mod admission;
@@ -14,6 +14,7 @@ pub mod health;
 pub mod lane;
 pub mod ledger;
 pub mod monitor;
+mod onward;
 pub mod settle;
 pub mod status;
 
@@ -22,12 +23,14 @@ use crate::config::Limits;
 use crate::job::{ErrorType, JobKey, Lane, Refusal};
 use admission::{Admission, Pace, Rate};
 use batch::Batcher;
-use event::{Action, Confirmation, Event, ModelId, Outcome, Ticket};
+use compute::Part;
+use event::{Action, Confirmation, Event, ModelId, Onward, Outcome, Ticket};
 use faults::Faults;
 use health::{Health, Verdict};
 use lane::Lanes;
 use ledger::Stage;
 use settle::{End, Job, Jobs, Phase};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// What the logic must know of the machine it runs on.
@@ -40,7 +43,7 @@ pub struct Setup {
     /// Tokenizer threads.
     pub tokenizers: usize,
     /// Deliveries that may be unacknowledged, per lane in the order of [`Lane::ALL`].
-    pub prefetch: [usize; 3],
+    pub prefetch: [usize; Lane::COUNT],
     /// Token budget of one batch.
     pub batch_tokens: usize,
     /// Per model, its own bound on the interactive lane where it has one.
@@ -57,6 +60,8 @@ pub struct Logic {
     admission: Admission,
     lanes: Lanes,
     batcher: Batcher,
+    /// Parts of batches that failed whole, to be computed apart from each other.
+    parts: VecDeque<Part>,
     health: Health,
     faults: Faults,
     inputs: Rate,
@@ -64,6 +69,8 @@ pub struct Logic {
     next_local: u64,
     /// The model whose turn it is to be tried by a canary.
     next_canary: usize,
+    /// Whether the broker has the queues for jobs that go on.
+    resumable: bool,
     drained: bool,
     killed: bool,
 }
@@ -79,12 +86,14 @@ impl Logic {
             admission: Admission::new(setup.limits),
             lanes: Lanes::default(),
             batcher: Batcher::new(setup.engines),
+            parts: VecDeque::new(),
             health: Health::new(setup.limits, setup.engines, setup.tokenizers, now),
             faults: Faults::new(setup.engines),
             inputs: Rate::default(),
             pace: Pace::default(),
             next_local: LOCAL_KEYS,
             next_canary: 0,
+            resumable: false,
             drained: false,
             killed: false,
             setup,
@@ -134,6 +143,13 @@ impl Logic {
             .is_some_and(|job| job.phase == Phase::DeadLettering)
     }
 
+    /// Whether the job is at work, so that what the broker answers for is a chunk of it.
+    pub fn is_computing(&self, job: JobKey) -> bool {
+        self.jobs
+            .get(job)
+            .is_some_and(|job| job.phase == Phase::Computing)
+    }
+
     /// A key for a canary that takes the short way.
     pub fn local_key(&mut self) -> JobKey {
         self.next_local += 1;
@@ -143,7 +159,10 @@ impl Logic {
     fn take(&mut self, event: Event, now: Moment, actions: &mut Vec<Action>) {
         match event {
             Event::Tick => {}
-            Event::BrokerUp => self.health.broker_up(now),
+            Event::BrokerUp { resumable } => {
+                self.resumable = resumable;
+                self.health.broker_up(now);
+            }
             Event::BrokerDown => self.session_lost(now, actions),
             Event::BrokerProof => self.health.broker_proof(now),
             Event::QueueSeen {
@@ -159,8 +178,17 @@ impl Logic {
                 lane,
                 arrival,
                 answerable,
+                attempt,
+                suspect,
             } => {
-                self.delivered(job, lane, arrival, answerable, now, actions);
+                let arrived = Arrived {
+                    lane,
+                    arrival,
+                    answerable,
+                    attempt,
+                    suspect,
+                };
+                self.delivered(job, arrived, now, actions);
             }
             Event::TokenizerBegan { tokenizer } => self.health.ledger.tokenizer_began(tokenizer.0, now),
             Event::TokenizerStep { tokenizer } => self.health.ledger.tokenizer_moved(tokenizer.0, 0, now),
@@ -222,15 +250,14 @@ impl Logic {
         });
     }
 
-    fn delivered(
-        &mut self,
-        key: JobKey,
-        lane: Lane,
-        arrival: Result<Ticket, Refusal>,
-        answerable: bool,
-        now: Moment,
-        actions: &mut Vec<Action>,
-    ) {
+    fn delivered(&mut self, key: JobKey, arrived: Arrived, now: Moment, actions: &mut Vec<Action>) {
+        let Arrived {
+            lane,
+            arrival,
+            answerable,
+            attempt,
+            suspect,
+        } = arrived;
         let local = key.0 > LOCAL_KEYS;
         if !local {
             self.health.ledger.received(lane, now);
@@ -254,8 +281,22 @@ impl Logic {
             });
             return;
         }
+        // One that comes back from a lane may have ended the process that had it, as may all that were delivered
+        // with it. Apart from the others each runs alone and at once, so that only what is at work is charged.
+        let apart = suspect && self.resumable && matches!(lane, Lane::Interactive | Lane::Bulk);
         let (ticket, refusal) = match arrival {
             Ok(ticket) if ticket.deadline.is_some_and(|deadline| deadline <= now) => (ticket, Some(late())),
+            Ok(ticket) if apart || attempt > self.setup.limits.max_attempts => {
+                let mut job = Job::new(lane, ticket, answerable, local, now);
+                job.attempt = attempt;
+                self.jobs.insert(key, job);
+                if apart {
+                    self.move_on(key, Onward::Suspect, now, actions);
+                } else {
+                    self.fail(key, deadly(attempt - 1), now, actions);
+                }
+                return;
+            }
             Ok(ticket) => {
                 let max_queue = self.setup.max_queue[ticket.model.0].unwrap_or(self.setup.limits.max_queue);
                 let refusal = self.admission.admit(lane, &ticket, max_queue, now).err();
@@ -265,6 +306,7 @@ impl Logic {
         };
         let mut job = Job::new(lane, ticket, answerable, local, now);
         job.admitted = refusal.is_none();
+        (job.attempt, job.alone) = (attempt, suspect);
         self.jobs.insert(key, job);
         match refusal {
             Some(refusal) => self.refuse(key, refusal, now, actions),
@@ -366,24 +408,36 @@ impl Logic {
 
     fn confirmed(&mut self, key: JobKey, outcome: Confirmation, now: Moment, actions: &mut Vec<Action>) {
         let Some(job) = self.jobs.get_mut(key) else { return };
-        let Phase::Replying { vectors } = job.phase else {
-            return;
+        let (vectors, moving) = match job.phase {
+            Phase::Replying { vectors } => (vectors, None),
+            Phase::Moving { slice } => (false, Some(slice)),
+            Phase::Waiting | Phase::Computing => return self.chunk_confirmed(key, outcome, now, actions),
+            _ => return,
         };
+        let told = job.last_word.is_some();
         if outcome == Confirmation::Unconfirmed {
-            // It stays where it is: nothing has left the stage. But one reply queue that takes nothing must
-            // not hold its job, and with enough of them the lane, for ever.
-            job.phase = Phase::DeadLettering;
-            let refusal = Refusal::new(ErrorType::Internal, "the reply queue does not confirm the answer");
-            actions.push(Action::DeadLetter { job: key, refusal });
-            return;
+            // Nothing was heard, so nothing has moved. But one reply queue that takes nothing must not hold its
+            // job, and with enough of them the lane, for ever.
+            self.health.ledger.withdraw(Stage::Published, 1);
+        } else {
+            self.health.broker_proof(now);
+            self.health.ledger.leave(Stage::Published, 1, now);
         }
-        self.health.broker_proof(now);
-        self.health.ledger.leave(Stage::Published, 1, now);
+        if let Some(slice) = moving {
+            return self.ack(key, End::MovedOn { slice }, now, actions);
+        }
+        if told {
+            // Its copy lies in the dead-letter queue; whether its sender has heard of it changes nothing.
+            return self.ack(key, End::DeadLettered, now, actions);
+        }
         let end = match (outcome, vectors) {
-            (Confirmation::Unconfirmed | Confirmation::Rejected, _) => {
+            (Confirmation::Unconfirmed | Confirmation::Rejected, true) => {
+                return self.fail(key, onward::not_taken(outcome), now, actions);
+            }
+            (Confirmation::Unconfirmed | Confirmation::Rejected, false) => {
                 job.phase = Phase::DeadLettering;
                 self.health.ledger.enter(Stage::Published, 1, now);
-                let refusal = Refusal::new(ErrorType::Internal, "the reply queue rejected the answer");
+                let refusal = onward::not_taken(outcome);
                 actions.push(Action::DeadLetter { job: key, refusal });
                 return;
             }
@@ -403,7 +457,10 @@ impl Logic {
         {
             self.health.broker_proof(now);
             self.health.ledger.leave(Stage::Published, 1, now);
-            self.ack(key, End::DeadLettered, now, actions);
+            match self.jobs.get(key).and_then(|job| job.last_word.clone()) {
+                Some(refusal) => self.refuse(key, refusal, now, actions),
+                None => self.ack(key, End::DeadLettered, now, actions),
+            }
         }
     }
 
@@ -425,6 +482,7 @@ impl Logic {
             End::Refused => (Outcome::Refused, false),
             End::RefusalReturned => (Outcome::Returned, false),
             End::DeadLettered => (Outcome::DeadLettered, false),
+            End::MovedOn { slice } => (Outcome::MovedOn, slice),
         };
         self.forget(key, outcome, now, actions);
         if round {
@@ -462,6 +520,7 @@ impl Logic {
     fn session_lost(&mut self, now: Moment, actions: &mut Vec<Action>) {
         self.health.broker_down();
         self.lanes.clear();
+        self.parts.clear();
         for key in self.jobs.keys() {
             self.forget(key, Outcome::Lost, now, actions);
         }
@@ -496,11 +555,17 @@ impl Logic {
 
     /// Jobs whose computation has begun and is not finished.
     fn inflight(&self) -> usize {
-        self.jobs
-            .values()
-            .filter(|job| job.phase == Phase::Computing)
-            .count()
+        self.jobs.values().filter(|job| job.is_being_computed()).count()
     }
+}
+
+/// A delivery.
+struct Arrived {
+    lane: Lane,
+    arrival: Result<Ticket, Refusal>,
+    answerable: bool,
+    attempt: u32,
+    suspect: bool,
 }
 
 /// Stands in where a request is too broken to have a ticket.
@@ -509,7 +574,13 @@ const NO_TICKET: Ticket = Ticket {
     inputs: 0,
     bytes: 0,
     deadline: None,
+    stream: None,
 };
+
+fn deadly(attempts: u32) -> Refusal {
+    let message = format!("{attempts} attempts ended with the process or the session that had the job");
+    Refusal::new(ErrorType::Internal, message)
+}
 
 fn late() -> Refusal {
     Refusal::new(

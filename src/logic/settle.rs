@@ -1,6 +1,6 @@
 //! A job's life here, from its delivery to its acknowledgement.
 
-use super::event::Ticket;
+use super::event::{Streaming, Ticket};
 use crate::clock::Moment;
 use crate::job::{JobKey, Lane, Refusal};
 use std::collections::{BTreeSet, HashMap};
@@ -8,11 +8,13 @@ use std::collections::{BTreeSet, HashMap};
 /// Where a job stands.
 ///
 /// ```text
-///  Delivered ──refuse──────────────────────────────┐
-///      │ admit                                      v
+///  Delivered ──suspect─────────────────────────────────────────────> Moving ───────────────┐
+///      │ admit   └─refuse─────────────────────────┐                   ^  ^ next slice         v
 ///  Tokenizing ──Tokenized──> Waiting ──draw──> Computing ──all computed──> Replying ──Confirmed──> Acking ──Acked──> gone
-///      │ refuse                 │ deadline          │ failed                   ^ │ rejected            ^
-///      └────────────────────────┴───────────────────┴──────────────────────────┘ └──> DeadLettering ──┘
+///      │ refuse                 │ deadline          │ failed           |       ^ │ rejected        ^
+///      └────────────────────────┴───────────────────┼──────────────────┼───────┘ │                 │
+///                                                   └──> again? ──yes──┘ <───────┘                 │
+///                                                           └──no──> DeadLettering ────────────────┘
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -26,6 +28,11 @@ pub enum Phase {
     Replying {
         /// Whether the answer holds vectors.
         vectors: bool,
+    },
+    /// What is left of it is on its way to a queue of ours.
+    Moving {
+        /// Whether chunks of it are out.
+        slice: bool,
     },
     /// Its copy is on its way to the dead-letter queue.
     DeadLettering,
@@ -47,6 +54,11 @@ pub enum End {
     Refused,
     /// A refusal that nobody waited for any more.
     RefusalReturned,
+    /// It goes on from another queue; `slice` says that a slice of it has been sent.
+    MovedOn {
+        /// Whether chunks of it are out.
+        slice: bool,
+    },
     /// Dead-lettered.
     DeadLettered,
 }
@@ -82,12 +94,63 @@ pub struct Job {
     pub computing: usize,
     /// Why it fails, if it does.
     pub failure: Option<Refusal>,
+    /// Which attempt this is; the first is 1.
+    pub attempt: u32,
+    /// It is computed with no other job's inputs.
+    pub alone: bool,
+    /// What its sender is told once its copy lies in the dead-letter queue.
+    pub last_word: Option<Refusal>,
+    /// Its chunks, if it is streamed.
+    pub stream: Option<Stream>,
+}
+
+/// The chunks of a slice.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    chunk: usize,
+    /// Whether the slice is the last of its job.
+    pub last: bool,
+    /// Inputs of each chunk that are not computed.
+    left: Vec<usize>,
+    /// Chunks on their way to the sender.
+    pub unconfirmed: usize,
+    /// Nobody takes them any more.
+    pub returned: bool,
+}
+
+impl Stream {
+    fn new(streaming: Streaming, inputs: usize) -> Stream {
+        let chunk = streaming.chunk.max(1);
+        let left = (0..inputs).step_by(chunk).map(|first| chunk.min(inputs - first));
+        Stream {
+            chunk,
+            last: streaming.last,
+            left: left.collect(),
+            unconfirmed: 0,
+            returned: false,
+        }
+    }
+
+    /// An input is computed. Its chunk, if that was the last of it: its first input, and how many it has.
+    pub fn computed(&mut self, input: usize, inputs: usize) -> Option<(usize, usize)> {
+        let at = input / self.chunk;
+        self.left[at] -= 1;
+        let first = at * self.chunk;
+        (self.left[at] == 0).then(|| (first, self.chunk.min(inputs - first)))
+    }
 }
 
 impl Job {
     /// A job just delivered.
     pub fn new(lane: Lane, ticket: Ticket, answerable: bool, local: bool, now: Moment) -> Job {
+        let stream = ticket
+            .stream
+            .map(|streaming| Stream::new(streaming, ticket.inputs));
         Job {
+            attempt: 1,
+            alone: false,
+            last_word: None,
+            stream,
             lane,
             ticket,
             admitted: false,
@@ -129,6 +192,17 @@ impl Job {
         while self.first_undrawn < self.drawn.len() && self.drawn[self.first_undrawn] {
             self.first_undrawn += 1;
         }
+    }
+
+    /// Whether its computation has begun and is not finished. One whose last chunks are on their way is.
+    pub fn is_being_computed(&self) -> bool {
+        self.phase == Phase::Computing && self.computing + self.undrawn > 0
+    }
+
+    /// Whether nothing of it is in an engine or before one, nor on its way to the sender.
+    pub fn is_at_rest(&self) -> bool {
+        let chunks = self.stream.as_ref().map_or(0, |stream| stream.unconfirmed);
+        self.computing == 0 && self.undrawn == 0 && chunks == 0
     }
 
     /// An input has come out of an engine.

@@ -21,18 +21,27 @@ impl World {
     pub(super) fn connect(&mut self) {
         self.session += 1;
         (self.up, self.link, self.blocked) = (true, true, false);
-        self.unconsumed = [false; 3];
-        self.reader_stuck = [false; 3];
+        self.unconsumed = [false; Lane::COUNT];
+        self.reader_stuck = [false; Lane::COUNT];
         self.unconfirming = None;
         self.disturbed();
         self.plan(0, Next::Probe(self.session));
-        self.step(Event::BrokerUp);
+        self.step(Event::BrokerUp {
+            resumable: self.resumable,
+        });
     }
 
     /// The broker sees the session end: what was delivered and not acknowledged goes back, in order.
     pub(super) fn cut(&mut self) {
         self.link = false;
         self.blocked = false;
+        if self.logic.is_some() {
+            let held = self.deliveries.values().map(|delivery| delivery.letter);
+            self.innocent.extend(held.filter_map(|letter| match letter {
+                Letter::Client(number) => Some(number),
+                Letter::Canary => None,
+            }));
+        }
         self.held_back.clear();
         let delivered = self.deliveries.values().filter(|delivery| delivery.brokered);
         let mut back: Vec<Letter> = delivered.map(|delivery| delivery.letter).collect();
@@ -43,7 +52,7 @@ impl World {
         back.sort_unstable();
         for letter in back.into_iter().rev() {
             if let Letter::Client(number) = letter {
-                self.queues[self.messages[number].lane as usize].push_front(letter);
+                self.queues[self.messages[number].at as usize].push_front(letter);
             }
         }
         self.queues[Lane::Probe as usize].clear();
@@ -51,8 +60,8 @@ impl World {
 
     pub(super) fn unblock(&mut self) {
         self.blocked = false;
-        for (job, dead) in std::mem::take(&mut self.held_back) {
-            self.publish(job, dead);
+        for (job, parcel) in std::mem::take(&mut self.held_back) {
+            self.publish(job, parcel);
         }
         self.disturbed();
         self.step(Event::BrokerUnblocked);
@@ -90,7 +99,7 @@ impl World {
 
     pub(super) fn lane_of(&self, letter: Letter) -> Lane {
         match letter {
-            Letter::Client(number) => self.messages[number].lane,
+            Letter::Client(number) => self.messages[number].at,
             Letter::Canary => Lane::Probe,
         }
     }
@@ -119,31 +128,60 @@ impl World {
         let delivery = Delivery {
             letter,
             lane: self.lane_of(letter),
+            inputs: 1,
             brokered: true,
         };
-        let (arrival, answerable) = match letter {
-            Letter::Canary => (Ok(canary_ticket()), true),
+        let (arrival, answerable, tries) = match letter {
+            Letter::Canary => (Ok(canary_ticket()), true, (1, false)),
             Letter::Client(number) => {
-                let message = &self.messages[number];
+                let now = self.moment();
+                let resumable = self.resumable;
+                let innocent = self.innocent.contains(&number);
+                let message = &mut self.messages[number];
+                let redelivered = message.deliveries > 0 && !innocent;
+                let resumed = message.at == Lane::Resumed;
+                let lost = if resumed && redelivered {
+                    message.deliveries
+                } else {
+                    0
+                };
+                let attempt = if redelivered && !resumed {
+                    2.min(self.setup.limits.max_attempts)
+                } else {
+                    message.attempt + lost
+                };
+                message.deliveries += 1;
+                let rest = message.tokens.len() - message.done;
+                message.slice = if message.chunk.is_some() && resumable {
+                    rest.min(SLICE)
+                } else {
+                    rest
+                };
+                let stream = message.chunk.map(|chunk| Streaming {
+                    chunk,
+                    last: message.slice == rest,
+                });
                 let ticket = Ticket {
                     model: message.model,
-                    inputs: message.tokens.len(),
+                    inputs: message.slice,
                     bytes: message.tokens.iter().sum::<usize>() * 5,
-                    deadline: message.budget.map(|ms| self.moment() + Duration::from_millis(ms)),
+                    deadline: message.budget.map(|ms| now + Duration::from_millis(ms)),
+                    stream,
                 };
                 let broken = Refusal::invalid("input", "input is missing");
                 let arrival = if message.broken { Err(broken) } else { Ok(ticket) };
-                (arrival, message.answerable)
+                let suspect = redelivered || resumed && message.alone;
+                (arrival, message.answerable, (attempt, suspect))
             }
         };
-        self.delivered(job, delivery, arrival, answerable);
+        self.delivered(job, delivery, arrival, answerable, tries);
     }
 
-    pub(super) fn publish(&mut self, job: JobKey, dead: bool) {
+    pub(super) fn publish(&mut self, job: JobKey, parcel: Parcel) {
         if self.blocked {
-            self.held_back.push((job, dead));
+            self.held_back.push((job, parcel));
         } else if self.link {
-            if !dead && self.unconfirming.is_some_and(|one_in| self.rng.one_in(one_in)) {
+            if !parcel.is_ours() && self.unconfirming.is_some_and(|one_in| self.rng.one_in(one_in)) {
                 self.plan(1500, Next::Unconfirmed(self.session, job));
                 return;
             }
@@ -152,33 +190,82 @@ impl World {
             } else {
                 self.rng.range(0, 10)
             };
-            self.plan(delay, Next::Published(self.session, job, dead));
+            self.plan(delay, Next::Published(self.session, job, parcel));
         }
     }
 
-    pub(super) fn published(&mut self, job: JobKey, dead: bool) {
+    pub(super) fn published(&mut self, job: JobKey, parcel: Parcel) {
         if self.blocked {
-            self.held_back.push((job, dead));
+            self.held_back.push((job, parcel));
             return;
         }
-        let real = match self.deliveries[&job].letter {
+        // A chunk of a job that is gone meanwhile.
+        let Some(delivery) = self.deliveries.get(&job) else {
+            return;
+        };
+        let real = match delivery.letter {
             Letter::Client(number) => Some(number),
             Letter::Canary => None,
         };
         let outcome = match self.rng.below(20) {
-            0 if real.is_some() => Confirmation::Rejected,
-            1 if real.is_some() => Confirmation::Returned,
+            0 if real.is_some() && !parcel.is_ours() => Confirmation::Rejected,
+            1 if real.is_some() && !parcel.is_ours() => Confirmation::Returned,
             _ => Confirmation::Routed,
         };
         if let Some(number) = real
-            && (dead || outcome != Confirmation::Rejected)
+            && outcome != Confirmation::Rejected
         {
-            self.messages[number].outcomes += 1;
+            self.arrived(number, parcel);
         }
-        self.step(if dead {
-            Event::DeadLettered { job }
-        } else {
-            Event::Confirmed { job, outcome }
+        self.step(match parcel {
+            Parcel::DeadLetter => Event::DeadLettered { job },
+            _ => Event::Confirmed { job, outcome },
         });
+    }
+
+    /// The broker has put something of a message's job into a queue.
+    fn arrived(&mut self, number: usize, parcel: Parcel) {
+        let message = &mut self.messages[number];
+        match parcel {
+            Parcel::Answer | Parcel::Refusal | Parcel::DeadLetter => message.outcomes += 1,
+            Parcel::Done => {
+                message.outcomes += 1;
+                message.finished = true;
+            }
+            Parcel::Chunk(first, inputs) => {
+                let first = message.done + first;
+                message.sent[first..first + inputs].fill(true);
+                // A chunk that nobody takes ends the job, as an answer would.
+                message.outcomes += 1;
+            }
+            // The copy takes the place of the message; that is acknowledged next.
+            Parcel::Suspect | Parcel::NextSlice | Parcel::Retry => {
+                let copy = Message {
+                    at: Lane::Resumed,
+                    done: message.done
+                        + if parcel == Parcel::NextSlice {
+                            message.slice
+                        } else {
+                            0
+                        },
+                    attempt: match parcel {
+                        Parcel::Retry => message.attempt + 1,
+                        Parcel::Suspect => 2.min(self.setup.limits.max_attempts),
+                        _ => 1,
+                    },
+                    alone: parcel != Parcel::NextSlice,
+                    deliveries: 0,
+                    settled: 0,
+                    budget: message.budget.filter(|_| parcel != Parcel::NextSlice),
+                    ..message.clone()
+                };
+                message.outcomes += 1;
+                message.moved = true;
+                let copied = self.messages.len();
+                self.messages.push(copy);
+                let pause = if parcel == Parcel::Retry { 1000 } else { 0 };
+                self.plan(pause, Next::Later(copied));
+            }
+        }
     }
 }

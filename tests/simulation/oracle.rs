@@ -5,12 +5,12 @@
 use embeddings::clock::Moment;
 use embeddings::job::{ErrorType, JobKey, Lane};
 use embeddings::logic::event::{
-    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome, Worker,
+    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Onward, Outcome, Worker,
 };
 use embeddings::logic::health::{KillReason, Verdict};
 use embeddings::logic::ledger::Stage;
 use embeddings::logic::{Logic, Setup};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// Where the judge believes a job to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +38,25 @@ struct Seen {
     vectors: bool,
     dead_letter: bool,
     settled: bool,
+    attempt: u32,
+    suspect: bool,
+    /// Inputs of a chunk and whether the slice is the last, if it is streamed.
+    stream: Option<(usize, bool)>,
+    /// Per input, whether its vector came out well.
+    good: Vec<bool>,
+    /// Chunks that are out, and how many of those the broker has not answered for.
+    chunks: BTreeSet<usize>,
+    unconfirmed: usize,
+    returned: bool,
+    /// It goes on from another queue.
+    moved: bool,
+    /// Whether chunks of a slice went before.
+    slice: bool,
 }
 
 impl Seen {
     fn undrawn(&self) -> usize {
-        if self.place == Place::Working && !self.failed {
+        if self.place == Place::Working && !self.failed && !self.returned {
             self.started.iter().filter(|started| !**started).count()
         } else {
             0
@@ -51,6 +65,18 @@ impl Seen {
 
     fn begun(&self) -> bool {
         self.place == Place::Working && self.started.contains(&true)
+    }
+
+    fn in_flight(&self) -> bool {
+        let drawn = self.started.iter().filter(|started| **started).count();
+        self.begun() && (self.done < drawn || self.undrawn() > 0)
+    }
+
+    /// Nothing of it is in an engine, before one, or on its way to the sender.
+    fn at_rest(&self) -> bool {
+        self.done == self.started.iter().filter(|started| **started).count()
+            && (self.failed || self.returned || self.done == self.tokens.len())
+            && self.unconfirmed == 0
     }
 }
 
@@ -71,17 +97,21 @@ pub struct Oracle {
     last_active: BTreeMap<Worker, Moment>,
     born: Moment,
     /// Per lane, since when the broker has had messages that it does not deliver.
-    undelivered: [Option<Moment>; 3],
+    undelivered: [Option<Moment>; Lane::COUNT],
     /// Per lane, since when a large message has been read.
-    reading: [Option<Moment>; 3],
-    unconsumed: [u32; 3],
-    unconsumed_since: [Option<Moment>; 3],
+    reading: [Option<Moment>; Lane::COUNT],
+    unconsumed: [u32; Lane::COUNT],
+    unconsumed_since: [Option<Moment>; Lane::COUNT],
     reconnect_now: bool,
     /// When the watchdog thread last looked, where there is one.
     pub look: Option<Moment>,
     since: [Moment; 6],
     before: [usize; 6],
     engines_before: Vec<usize>,
+    /// Inputs of batches that failed whole, which are computed again.
+    parts: BTreeSet<(JobKey, usize)>,
+    /// Whether jobs can go on from another queue.
+    resumable: bool,
     connected: bool,
     proof: Option<Moment>,
     blocked: bool,
@@ -112,15 +142,17 @@ impl Oracle {
             asked: BTreeMap::new(),
             last_active: BTreeMap::new(),
             born: now,
-            undelivered: [None; 3],
-            reading: [None; 3],
-            unconsumed: [0; 3],
-            unconsumed_since: [None; 3],
+            undelivered: [None; Lane::COUNT],
+            reading: [None; Lane::COUNT],
+            unconsumed: [0; Lane::COUNT],
+            unconsumed_since: [None; Lane::COUNT],
             reconnect_now: false,
             look: None,
             since: [Moment::ZERO; 6],
             before: [0; 6],
             engines_before: vec![0; engines],
+            parts: BTreeSet::new(),
+            resumable: false,
             connected: false,
             proof: None,
             blocked: false,
@@ -153,18 +185,20 @@ impl Oracle {
         self.reconnect_now = false;
         match event {
             Event::Tick => {}
-            Event::BrokerUp => {
+            Event::BrokerUp { resumable } => {
+                self.resumable = *resumable;
                 self.connected = true;
                 self.proof = Some(now);
             }
             Event::BrokerDown => {
                 self.connected = false;
                 self.blocked = false;
+                self.parts.clear();
                 self.canary_on_its_way = false;
                 self.withdrawn_now = true;
-                self.undelivered = [None; 3];
-                self.reading = [None; 3];
-                self.unconsumed = [0; 3];
+                self.undelivered = [None; Lane::COUNT];
+                self.reading = [None; Lane::COUNT];
+                self.unconsumed = [0; Lane::COUNT];
             }
             Event::BrokerProof => self.proof = Some(now),
             Event::QueueSeen {
@@ -223,7 +257,12 @@ impl Oracle {
                 self.blocked = false;
             }
             Event::Delivered {
-                job, lane, arrival, ..
+                job,
+                lane,
+                arrival,
+                attempt,
+                suspect,
+                ..
             } => {
                 let local = job.0 > 1 << 63;
                 if !local {
@@ -254,6 +293,17 @@ impl Oracle {
                     vectors: false,
                     dead_letter: false,
                     settled: false,
+                    attempt: *attempt,
+                    suspect: *suspect,
+                    stream: ticket
+                        .and_then(|ticket| ticket.stream)
+                        .map(|streaming| (streaming.chunk, streaming.last)),
+                    good: Vec::new(),
+                    chunks: BTreeSet::new(),
+                    unconfirmed: 0,
+                    returned: false,
+                    moved: false,
+                    slice: false,
                 };
                 assert!(self.jobs.insert(*job, seen).is_none());
             }
@@ -265,6 +315,7 @@ impl Oracle {
                         seen.place = Place::Working;
                         seen.tokens = tokens.clone();
                         seen.started = vec![false; tokens.len()];
+                        seen.good = vec![false; tokens.len()];
                     } else {
                         self.corrupt |= seen.lane == Lane::Probe;
                     }
@@ -280,21 +331,11 @@ impl Oracle {
                 batch,
                 results,
             } => self.batch_done(engine.0, *batch, results, now),
-            Event::Confirmed { job, outcome } => {
-                if let Some(seen) = self.jobs.get_mut(job)
-                    && seen.place == Place::Publishing
-                    && *outcome != Confirmation::Unconfirmed
-                {
-                    self.proof = Some(now);
-                    if *outcome != Confirmation::Rejected {
-                        seen.place = Place::Acking;
-                    }
-                    self.progress(Stage::Published, now);
-                }
-            }
+            Event::Confirmed { job, outcome } => self.confirmed(*job, *outcome, now),
             Event::DeadLettered { job } => {
                 if let Some(seen) = self.jobs.get_mut(job) {
                     self.proof = Some(now);
+                    // The sender is told as well; either way it ends here.
                     seen.place = Place::Acking;
                     self.progress(Stage::Published, now);
                 }
@@ -303,7 +344,7 @@ impl Oracle {
                 if let Some(seen) = self.jobs.get_mut(job) {
                     assert!(seen.settled, "acknowledged although nobody asked");
                     seen.place = Place::Acked;
-                    self.round_now = seen.vectors;
+                    self.round_now = seen.vectors || seen.slice;
                     self.progress(Stage::Acked, now);
                 }
             }
@@ -315,6 +356,34 @@ impl Oracle {
         }
         if self.round_now {
             self.round = Some(now);
+        }
+    }
+
+    fn confirmed(&mut self, job: JobKey, outcome: Confirmation, now: Moment) {
+        let Some(seen) = self.jobs.get_mut(&job) else {
+            return;
+        };
+        let heard = outcome != Confirmation::Unconfirmed;
+        match seen.place {
+            Place::Working if seen.unconfirmed > 0 => {
+                seen.unconfirmed -= 1;
+                match outcome {
+                    Confirmation::Routed => {}
+                    Confirmation::Returned => seen.returned = true,
+                    Confirmation::Rejected | Confirmation::Unconfirmed => seen.failed = true,
+                }
+            }
+            Place::Publishing => {
+                // One that was not taken is tried again or dead-lettered, unless it was the last word.
+                if seen.dead_letter || matches!(outcome, Confirmation::Routed | Confirmation::Returned) {
+                    seen.place = Place::Acking;
+                }
+            }
+            _ => return,
+        }
+        if heard {
+            self.proof = Some(now);
+            self.progress(Stage::Published, now);
         }
     }
 
@@ -339,8 +408,20 @@ impl Oracle {
             (*jobs, *last) = (*jobs + 1, Some(items[0].job));
         }
         self.corrupt |= *jobs >= 3;
+        let canary = |item: &Item| {
+            self.jobs
+                .get(&item.job)
+                .is_some_and(|seen| seen.lane == Lane::Probe)
+        };
+        if results.len() > 1 && results.iter().all(Result::is_err) && !items.iter().any(canary) {
+            // All of it is computed again, in parts.
+            let here = items.iter().filter(|item| self.jobs.contains_key(&item.job));
+            self.parts.extend(here.map(|item| (item.job, item.input)));
+            return;
+        }
         for (item, result) in items.iter().zip(results) {
             if let Some(seen) = self.jobs.get_mut(&item.job) {
+                seen.good[item.input] = result.is_ok();
                 seen.done += 1;
                 seen.failed |= result.is_err();
                 self.corrupt |= result.is_err() && seen.lane == Lane::Probe;
@@ -381,9 +462,9 @@ impl Oracle {
         [
             usize::from(self.canary_on_its_way),
             count(Place::Tokenizing),
-            self.jobs.values().map(Seen::undrawn).sum(),
+            self.jobs.values().map(Seen::undrawn).sum::<usize>() + self.parts.len(),
             self.engines.iter().flatten().map(|(_, items)| items.len()).sum(),
-            count(Place::Publishing),
+            count(Place::Publishing) + self.jobs.values().map(|seen| seen.unconfirmed).sum::<usize>(),
             count(Place::Acking),
         ]
     }
@@ -426,9 +507,66 @@ impl Oracle {
             Action::Answer { job } => {
                 let seen = self.job(*job, action);
                 assert!(seen.place == Place::Working && !seen.failed && !seen.local);
+                assert!(seen.stream.is_none(), "a streamed job is sent in chunks");
                 assert_eq!(seen.done, seen.tokens.len(), "answered before all was computed");
                 seen.place = Place::Publishing;
                 seen.vectors = true;
+            }
+            Action::Chunk { job, first, inputs } => {
+                let seen = self.job(*job, action);
+                let (chunk, _) = seen.stream.expect("chunks belong to streamed jobs");
+                assert!(seen.place == Place::Working && !seen.returned);
+                assert_eq!(first % chunk, 0);
+                assert_eq!(*inputs, chunk.min(seen.tokens.len() - first));
+                assert!(
+                    seen.good[*first..first + inputs].iter().all(|good| *good),
+                    "not computed"
+                );
+                assert!(seen.chunks.insert(*first), "a chunk sent twice in one delivery");
+                seen.unconfirmed += 1;
+            }
+            Action::Finish { job } => {
+                let seen = self.job(*job, action);
+                let (chunk, last) = seen.stream.expect("only streamed jobs are finished");
+                assert!(last && seen.place == Place::Working && seen.at_rest() && !seen.failed);
+                assert_eq!(
+                    seen.chunks.len(),
+                    seen.tokens.len().div_ceil(chunk),
+                    "not all chunks are out"
+                );
+                seen.place = Place::Publishing;
+                seen.vectors = true;
+            }
+            Action::Move { job, onward } => {
+                let resumable = self.resumable;
+                let max_attempts = self.setup.limits.max_attempts;
+                self.withdrawn_now = true;
+                let seen = self.job(*job, action);
+                assert!(resumable && !seen.local && seen.lane != Lane::Probe);
+                match onward {
+                    Onward::Suspect => {
+                        assert!(seen.suspect && seen.lane != Lane::Resumed && !seen.admitted);
+                        assert_eq!(seen.place, Place::Tokenizing);
+                    }
+                    Onward::NextSlice => {
+                        let (chunk, last) = seen.stream.expect("only streamed jobs have slices");
+                        assert!(!last && seen.place == Place::Working && seen.at_rest() && !seen.failed);
+                        assert_eq!(
+                            seen.chunks.len(),
+                            seen.tokens.len().div_ceil(chunk),
+                            "not all chunks are out"
+                        );
+                        seen.slice = true;
+                    }
+                    Onward::Retry(_) => {
+                        assert!(seen.attempt < max_attempts, "one attempt too many");
+                        let refused = seen.place == Place::Publishing && seen.vectors;
+                        assert!(refused || seen.place == Place::Working && seen.failed && seen.at_rest());
+                        seen.vectors = false;
+                    }
+                }
+                seen.moved = true;
+                seen.place = Place::Publishing;
             }
             Action::Refuse { job, refusal } => {
                 if refusal.error == ErrorType::Overloaded {
@@ -440,7 +578,9 @@ impl Oracle {
                     assert!(seen.deadline.is_some_and(|deadline| deadline <= now));
                     assert!(!seen.begun(), "refused for its deadline after its work began");
                 }
-                assert!(matches!(seen.place, Place::Tokenizing | Place::Working) && !seen.local);
+                // After the last attempt the sender is told once the copy is safe.
+                let last_word = seen.dead_letter && seen.place == Place::Acking;
+                assert!(last_word || matches!(seen.place, Place::Tokenizing | Place::Working) && !seen.local);
                 seen.place = Place::Publishing;
             }
             Action::DeadLetter { job, .. } => {
@@ -456,6 +596,10 @@ impl Oracle {
             }
             Action::Ack { job } => {
                 let seen = self.job(*job, action);
+                if seen.place == Place::Working && seen.returned && seen.at_rest() && !seen.failed {
+                    // Nobody takes its chunks any more, as it may be with an answer.
+                    (seen.place, seen.vectors) = (Place::Acking, true);
+                }
                 assert_eq!(seen.place, Place::Acking, "acked before the answer was confirmed");
                 assert!(!seen.settled && !seen.local, "settled twice");
                 seen.settled = true;
@@ -564,28 +708,40 @@ impl Oracle {
         action: &Action,
     ) {
         assert!(!items.is_empty(), "an empty batch");
+        let mut parts = std::mem::take(&mut self.parts);
         for item in items {
+            if !self.jobs.contains_key(&item.job) && parts.remove(&(item.job, item.input)) {
+                continue;
+            }
             let seen = self.job(item.job, action);
-            assert!(seen.place == Place::Working && !seen.failed);
+            // What was in a batch that failed whole is computed to its end, whatever became of its job.
+            let again = parts.remove(&(item.job, item.input));
+            assert!(seen.place == Place::Working && (again || !seen.failed && !seen.returned));
             assert_eq!(seen.model, model, "a batch mixes models");
             assert_eq!(seen.tokens[item.input], item.tokens);
+            let suspect = seen.suspect;
             assert!(
-                !seen.started[item.input],
+                again || !seen.started[item.input],
                 "an input computed twice in one delivery"
+            );
+            assert!(
+                !suspect || items.iter().all(|other| other.job == item.job),
+                "a suspect among others"
             );
             let new = !seen.begun();
             let probe = seen.lane == Lane::Probe;
             seen.started[item.input] = true;
             if new && !probe {
-                let begun = self.jobs.values().filter(|seen| seen.begun()).count();
+                let begun = self.jobs.values().filter(|seen| seen.in_flight()).count();
                 let probes = self
                     .jobs
                     .values()
-                    .filter(|seen| seen.begun() && seen.lane == Lane::Probe);
+                    .filter(|seen| seen.in_flight() && seen.lane == Lane::Probe);
                 let most = self.setup.limits.max_inflight + probes.count();
                 assert!(begun <= most, "{begun} jobs in flight");
             }
         }
+        self.parts = parts;
         let tokens: usize = items.iter().map(|item| item.tokens).sum();
         assert!(
             tokens <= self.setup.batch_tokens || items.len() == 1,
@@ -603,6 +759,7 @@ impl Oracle {
             Outcome::Returned => assert!(seen.place == Place::Acked),
             Outcome::Refused => assert!(seen.place == Place::Acked && !seen.vectors),
             Outcome::DeadLettered => assert!(seen.place == Place::Acked && seen.dead_letter),
+            Outcome::MovedOn => assert!(seen.place == Place::Acked && seen.moved),
             Outcome::Requeued => assert!(seen.settled && seen.place != Place::Acked),
             Outcome::Lost => assert!(!self.connected, "a delivery is void only with its session"),
             Outcome::Probe => {
@@ -632,7 +789,7 @@ impl Oracle {
                     "{key:?} was neither admitted nor refused nor given back"
                 );
             }
-            if seen.place == Place::Working && seen.done == seen.tokens.len() {
+            if seen.place == Place::Working && seen.at_rest() {
                 panic!("{key:?} is computed and not answered");
             }
             if matches!(seen.place, Place::Tokenizing | Place::Working) && !seen.begun() {

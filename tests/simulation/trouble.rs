@@ -11,14 +11,26 @@ impl World {
             rng.range(1, 4)
         };
         let longest = if rng.one_in(30) { 900 } else { 120 };
+        let lane = if rng.one_in(3) {
+            Lane::Bulk
+        } else {
+            Lane::Interactive
+        };
+        let tokens: Vec<usize> = (0..inputs).map(|_| rng.range(1, longest) as usize).collect();
         Message {
-            lane: if rng.one_in(3) {
-                Lane::Bulk
-            } else {
-                Lane::Interactive
-            },
+            lane,
             model: ModelId(rng.below(self.setup.max_queue.len())),
-            tokens: (0..inputs).map(|_| rng.range(1, longest) as usize).collect(),
+            chunk: rng.one_in(4).then(|| rng.range(1, 5) as usize),
+            at: lane,
+            done: 0,
+            attempt: 1,
+            alone: false,
+            deliveries: 0,
+            sent: vec![false; tokens.len()],
+            finished: false,
+            slice: 0,
+            moved: false,
+            tokens,
             budget: rng.one_in(3).then(|| rng.range(0, 3000)),
             broken: rng.one_in(50),
             answerable: !rng.one_in(50),
@@ -125,7 +137,7 @@ impl World {
     pub(super) fn heal(&mut self) {
         self.trouble = false;
         self.tokenizer_slow = false;
-        self.undelivering = [false; 3];
+        self.undelivering = [false; Lane::COUNT];
         self.unconfirming = None;
         self.engines.iter_mut().for_each(|engine| engine.slow = false);
         if self.link && self.blocked {

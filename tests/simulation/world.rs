@@ -11,16 +11,19 @@ use embeddings::clock::Moment;
 use embeddings::config::Limits;
 use embeddings::job::{ErrorType, JobKey, Lane, Refusal};
 use embeddings::logic::event::{
-    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome, Ticket, TokenizerId, Worker,
+    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Onward, Outcome, Streaming, Ticket,
+    TokenizerId, Worker,
 };
 use embeddings::logic::health::{Condition, KillReason};
 use embeddings::logic::{Logic, Setup};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, HashSet, VecDeque};
 use std::time::Duration;
 
 /// Unacknowledged deliveries per lane, in the order of [`Lane::ALL`].
-const PREFETCH: [usize; 3] = [4, 24, 12];
+const PREFETCH: [usize; Lane::COUNT] = [4, 24, 12, 1];
+/// Inputs of one slice of a streamed job.
+const SLICE: usize = 6;
 /// Clients hold back while the broker has this many messages.
 const BACKLOG_MAX: usize = 120;
 /// Steps longer than this are trouble.
@@ -35,6 +38,24 @@ struct Message {
     budget: Option<u64>,
     broken: bool,
     answerable: bool,
+    /// Inputs of one chunk, if it is streamed.
+    chunk: Option<usize>,
+    /// The queue it is in, or was delivered from.
+    at: Lane,
+    /// Inputs before the first one in the message; their chunks are with the sender.
+    done: usize,
+    /// As its header says.
+    attempt: u32,
+    alone: bool,
+    /// How often it was delivered from the queue it is in.
+    deliveries: u32,
+    /// Inputs that the sender has, and whether it was told that these are all.
+    sent: Vec<bool>,
+    finished: bool,
+    /// Inputs of the slice that was delivered last.
+    slice: usize,
+    /// A copy of it went on.
+    moved: bool,
     /// How often it was settled for good; exactly once when all is over.
     settled: u32,
     /// Replies and dead-letter copies that reached the broker.
@@ -47,10 +68,36 @@ enum Letter {
     Canary,
 }
 
+/// What the service publishes for a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Parcel {
+    Answer,
+    /// From this input of the slice on, so many.
+    Chunk(usize, usize),
+    Done,
+    Refusal,
+    Suspect,
+    NextSlice,
+    Retry,
+    DeadLetter,
+}
+
+impl Parcel {
+    /// Whether it goes to a queue of ours, which is tried until it takes it.
+    fn is_ours(self) -> bool {
+        matches!(
+            self,
+            Parcel::Suspect | Parcel::NextSlice | Parcel::Retry | Parcel::DeadLetter
+        )
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Delivery {
     letter: Letter,
     lane: Lane,
+    /// Inputs of it that are taken up.
+    inputs: usize,
     /// False for a canary that never saw the broker.
     brokered: bool,
 }
@@ -72,7 +119,9 @@ enum Next {
     TokenizerStep(usize, JobKey),
     Tried(Worker),
     EngineStep(usize, u64),
-    Published(u64, JobKey, bool),
+    Published(u64, JobKey, Parcel),
+    /// A job that is to go on has waited long enough.
+    Later(usize),
     Unconfirmed(u64, JobKey),
     Acked(u64, JobKey),
 }
@@ -110,6 +159,7 @@ pub struct Counts {
     pub drain_timeouts: u64,
     pub canaries: u64,
     pub refused: u64,
+    pub moved: u64,
     pub reconnects: u64,
 }
 
@@ -138,6 +188,10 @@ pub struct World {
     now: u64,
     trouble: bool,
     quiet: bool,
+    /// Whether the broker has the queues for jobs that go on.
+    resumable: bool,
+    /// Messages that were here when a session was lost.
+    innocent: HashSet<usize>,
     future: BinaryHeap<Reverse<(u64, u64, u64, Next)>>,
     sequence: u64,
     life: u64,
@@ -151,16 +205,16 @@ pub struct World {
     /// Since when the watchdog thread has been frozen.
     watchdog_stuck: Option<u64>,
     /// Per lane, whether the broker has lost our consumer, and whether it does not deliver.
-    unconsumed: [bool; 3],
-    undelivering: [bool; 3],
+    unconsumed: [bool; Lane::COUNT],
+    undelivering: [bool; Lane::COUNT],
     /// Per lane, whether the thread that reads large messages hangs.
-    reader_stuck: [bool; 3],
+    reader_stuck: [bool; Lane::COUNT],
     /// The broker confirms nothing, or nothing to one in so many reply queues.
     unconfirming: Option<u64>,
     /// Which queue is looked at next.
     look_at: usize,
     messages: Vec<Message>,
-    queues: [VecDeque<Letter>; 3],
+    queues: [VecDeque<Letter>; Lane::COUNT],
     deliveries: BTreeMap<JobKey, Delivery>,
     on_the_wire: Vec<Letter>,
     session: u64,
@@ -171,7 +225,7 @@ pub struct World {
     blocked: bool,
     /// Consumers are cancelled when the service is asked to stop; what is on the wire still comes.
     intake: bool,
-    held_back: Vec<(JobKey, bool)>,
+    held_back: Vec<(JobKey, Parcel)>,
     next_key: u64,
     /// Until when slow tokenizations last.
     slow_until: u64,
@@ -188,12 +242,15 @@ impl World {
         let mut rng = Rng::new(seed);
         let models = rng.range(1, 3) as usize;
         let setup = trouble::draw_setup(&mut rng, models);
+        let resumable = !rng.one_in(5);
         let mut world = World {
             mutant: None,
             rng,
             now: 0,
             trouble: true,
             quiet: false,
+            resumable,
+            innocent: HashSet::new(),
             future: BinaryHeap::new(),
             sequence: 0,
             life: 0,
@@ -205,9 +262,9 @@ impl World {
             to_tokenize: VecDeque::new(),
             tokenizer_slow: false,
             watchdog_stuck: None,
-            unconsumed: [false; 3],
-            undelivering: [false; 3],
-            reader_stuck: [false; 3],
+            unconsumed: [false; Lane::COUNT],
+            undelivering: [false; Lane::COUNT],
+            reader_stuck: [false; Lane::COUNT],
             unconfirming: None,
             look_at: 0,
             messages: Vec::new(),
@@ -258,6 +315,8 @@ impl World {
                 message.outcomes >= 1,
                 "message {number} was acked without an answer"
             );
+            let whole = !message.finished || message.sent.iter().all(|sent| *sent);
+            assert!(whole, "message {number} was finished without all its chunks");
         }
     }
 
@@ -298,7 +357,7 @@ impl World {
         }
         let Reverse((at, _, life, next)) = self.future.pop().expect("something always happens");
         self.now = self.now.max(at);
-        if life == self.life || matches!(next, Next::Produce | Next::Chaos) {
+        if life == self.life || matches!(next, Next::Produce | Next::Chaos | Next::Later(_)) {
             self.happen(next);
         }
     }
@@ -320,7 +379,7 @@ impl World {
             Next::Probe(session) if session == self.session && self.link => {
                 let pause = (self.setup.limits.disconnect_kill.as_millis() as u64 / 10).clamp(50, 2000);
                 self.plan(pause, Next::Probe(session));
-                let lane = Lane::ALL[self.look_at % 3];
+                let lane = Lane::ALL[self.look_at % Lane::COUNT];
                 self.look_at += 1;
                 self.step(Event::QueueSeen {
                     lane,
@@ -335,9 +394,10 @@ impl World {
                 let delivery = Delivery {
                     letter: Letter::Canary,
                     lane: Lane::Probe,
+                    inputs: 1,
                     brokered: false,
                 };
-                self.delivered(job, delivery, Ok(canary_ticket()), true);
+                self.delivered(job, delivery, Ok(canary_ticket()), true, (1, false));
             }
             Next::Tried(worker) => {
                 let frozen = match worker {
@@ -351,14 +411,17 @@ impl World {
             Next::Tokenize => self.take_up(),
             Next::TokenizerStep(tokenizer, job) => self.tokenizer_step(tokenizer, job),
             Next::EngineStep(engine, batch) => self.engine_step(engine, batch),
-            Next::Published(session, job, dead) if session == self.session && self.link => {
-                self.published(job, dead);
+            Next::Published(session, job, parcel) if session == self.session && self.link => {
+                self.published(job, parcel);
+            }
+            Next::Later(number) => {
+                self.queues[Lane::Resumed as usize].push_back(Letter::Client(number));
             }
             Next::Unconfirmed(session, job) if session == self.session && self.link => {
                 match self.deliveries.get(&job).map(|it| it.lane) {
                     None => {}
                     // A canary's answer is waited for as long as it takes.
-                    Some(Lane::Probe) => self.publish(job, false),
+                    Some(Lane::Probe) => self.publish(job, Parcel::Answer),
                     Some(_) => self.step(Event::Confirmed {
                         job,
                         outcome: Confirmation::Unconfirmed,
@@ -396,8 +459,8 @@ impl World {
         self.to_tokenize.clear();
         self.tokenizer_slow = false;
         self.watchdog_stuck = None;
-        self.undelivering = [false; 3];
-        self.reader_stuck = [false; 3];
+        self.undelivering = [false; Lane::COUNT];
+        self.reader_stuck = [false; Lane::COUNT];
         self.slow_until = 0;
         self.intake = true;
         self.disturbed();
@@ -407,6 +470,7 @@ impl World {
 
     fn die(&mut self) {
         self.cut();
+        self.innocent.clear();
         self.up = false;
         self.logic = None;
         self.deliveries.clear();
@@ -421,14 +485,18 @@ impl World {
         delivery: Delivery,
         arrival: Result<Ticket, Refusal>,
         answerable: bool,
+        (attempt, suspect): (u32, bool),
     ) {
-        self.deliveries.insert(job, delivery);
+        let inputs = arrival.as_ref().map_or(1, |ticket| ticket.inputs);
+        self.deliveries.insert(job, Delivery { inputs, ..delivery });
         let lane = delivery.lane;
         self.step(Event::Delivered {
             job,
             lane,
             arrival,
             answerable,
+            attempt,
+            suspect,
         });
     }
 
@@ -483,12 +551,23 @@ impl World {
                     self.start_engine(at);
                 }
             }
-            Action::Answer { job } => self.publish(job, false),
+            Action::Answer { job } => self.publish(job, Parcel::Answer),
+            Action::Chunk { job, first, inputs } => self.publish(job, Parcel::Chunk(first, inputs)),
+            Action::Finish { job } => self.publish(job, Parcel::Done),
+            Action::Move { job, onward } => {
+                self.counts.moved += 1;
+                let parcel = match onward {
+                    Onward::Suspect => Parcel::Suspect,
+                    Onward::NextSlice => Parcel::NextSlice,
+                    Onward::Retry(_) => Parcel::Retry,
+                };
+                self.publish(job, parcel);
+            }
             Action::Refuse { job, .. } => {
                 self.counts.refused += 1;
-                self.publish(job, false);
+                self.publish(job, Parcel::Refusal);
             }
-            Action::DeadLetter { job, .. } => self.publish(job, true),
+            Action::DeadLetter { job, .. } => self.publish(job, Parcel::DeadLetter),
             Action::Ack { job } => {
                 let delay = self.rng.range(0, 3);
                 self.plan(delay, Next::Acked(self.session, job));
@@ -496,7 +575,7 @@ impl World {
             Action::Requeue { job } => {
                 let letter = self.deliveries[&job].letter;
                 if let (true, Letter::Client(number)) = (self.link, letter) {
-                    self.queues[self.messages[number].lane as usize].push_front(letter);
+                    self.queues[self.messages[number].at as usize].push_front(letter);
                 }
                 self.deliveries.get_mut(&job).expect("seen above").letter = Letter::Canary;
             }
@@ -565,5 +644,6 @@ fn canary_ticket() -> Ticket {
         inputs: 1,
         bytes: 20,
         deadline: None,
+        stream: None,
     }
 }

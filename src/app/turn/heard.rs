@@ -4,8 +4,8 @@ use super::super::desk::Held;
 use super::Loop;
 use crate::broker::{Arrival, BrokerEvent, Command, Published};
 use crate::clock::Moment;
-use crate::job::Refusal;
 use crate::job::request::Number;
+use crate::job::{Lane, Refusal};
 use crate::logic::event::{Confirmation, Event};
 use crate::watchdog::notify;
 use std::time::Duration;
@@ -34,8 +34,8 @@ impl Loop {
                 self.waiting = Some(line);
                 return None;
             }
-            BrokerEvent::Up { session } => {
-                self.session = session;
+            BrokerEvent::Up { session, resumable } => {
+                (self.session, self.resumable) = (session, resumable);
                 self.waiting = None;
                 if self.draining {
                     self.command(Command::StopIntake);
@@ -43,9 +43,15 @@ impl Loop {
                 if !self.ready {
                     notify::extend_start(ATTEMPT_MAX, "broker reached · first canary under way");
                 }
-                Event::BrokerUp
+                Event::BrokerUp { resumable }
             }
-            BrokerEvent::Down { .. } => Event::BrokerDown,
+            BrokerEvent::Down { .. } => {
+                let brokered = |held: &&Held| held.lane != Lane::Probe;
+                for held in self.desk.values().filter(brokered) {
+                    self.innocent.remember(&held.id);
+                }
+                Event::BrokerDown
+            }
             BrokerEvent::Proof => Event::BrokerProof,
             BrokerEvent::QueueSeen {
                 lane,
@@ -67,6 +73,7 @@ impl Loop {
             BrokerEvent::Reading { lane } => Event::Reading { lane },
             BrokerEvent::Arrived(arrival) => self.arrived(*arrival),
             BrokerEvent::Published { job, outcome } => {
+                self.chunk_answered(job, outcome);
                 let dead = self.desk.get(&job)?.receipt.is_some() && self.parts.logic.is_dead_lettering(job);
                 match (dead, outcome) {
                     (true, _) => Event::DeadLettered { job },
@@ -100,7 +107,7 @@ impl Loop {
         let missing = || Refusal::invalid("reply_to", "reply_to is missing, there is no place for an answer");
         let planned = request.and_then(|request| {
             let plan = self.parts.catalogue.plan(&request)?;
-            Ok((plan, request.input))
+            Ok((plan, request))
         });
         let planned = if answerable {
             planned
@@ -109,16 +116,31 @@ impl Loop {
         };
         let deadline = self.deadline(&arrival, now);
         let bytes = arrival.bytes;
-        let (arrival_event, plan, texts) = match planned {
-            Ok((plan, texts)) => (Ok(plan.ticket(texts.len(), bytes, deadline)), Some(plan), texts),
-            Err(refusal) => (Err(refusal), None, Vec::new()),
-        };
-        self.desk.insert(job, Held::new(arrival, plan, texts, now));
+        let (redelivered, checkpoint) = (arrival.redelivered, arrival.checkpoint.clone());
+        let mut held = Held::new(arrival, now);
+        let innocent = redelivered && self.innocent.is(&held.id);
+        if innocent {
+            held.attempt = checkpoint.as_ref().map_or(1, |it| it.attempt.max(1));
+        } else if redelivered && lane != Lane::Resumed {
+            // Perhaps it only waited when a process died: that may cost it one life, and never the last.
+            held.attempt = 2.min(self.parts.config.limits.max_attempts);
+        }
+        let marked = checkpoint.is_some_and(|checkpoint| checkpoint.alone);
+        let suspect = marked || redelivered && !innocent;
+        let attempt = held.attempt;
+        let arrival = planned.map(|(plan, request)| {
+            let unix_ms = self.parts.clock.unix_ms();
+            let (inputs, stream) = held.plan(request, plan.clone(), self.resumable, unix_ms);
+            plan.ticket(inputs, bytes, deadline, stream)
+        });
+        self.desk.insert(job, held);
         Event::Delivered {
             job,
             lane,
-            arrival: arrival_event,
+            arrival,
             answerable,
+            attempt,
+            suspect,
         }
     }
 

@@ -1,0 +1,65 @@
+//! What a job that goes on takes along: how far it has come, and how often it was tried.
+//!
+//! It travels in a header of the job's message, so that any worker can go on where another stopped. The message
+//! holds only the inputs that are still to be computed.
+
+use serde::{Deserialize, Serialize};
+
+/// Header of a job in the resumed lane.
+pub const HEADER_CHECKPOINT: &str = "x-checkpoint";
+
+/// How far a job has come.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Checkpoint {
+    /// Inputs of the whole job that come before the first one in the message; their chunks are confirmed.
+    pub done: usize,
+    /// Inputs of the whole job.
+    pub total: usize,
+    /// Tokens of the inputs that are done.
+    pub tokens: u64,
+    /// When its first inputs were taken up, Unix milliseconds; 0 if none were.
+    pub begun_ms: u64,
+    /// Which attempt at the inputs in the message this is; the first is 1.
+    pub attempt: u32,
+    /// Attempts that failed since the job began.
+    pub failures: u32,
+    /// What the last failure was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// It may have ended a process, or failed: it is computed with no other job's inputs.
+    pub alone: bool,
+}
+
+impl Checkpoint {
+    /// Reads a header. What is not one of ours counts as none.
+    pub fn parse(header: &str) -> Option<Checkpoint> {
+        serde_json::from_str(header).ok()
+    }
+
+    /// Writes the header.
+    pub fn to_header(&self) -> String {
+        serde_json::to_string(self).expect("plain data is always written")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_survives_its_header() {
+        let checkpoint = Checkpoint {
+            done: 512,
+            total: 6000,
+            tokens: 9,
+            begun_ms: 1_700_000_000_000,
+            attempt: 2,
+            failures: 1,
+            last_error: Some("internal: \"odd\"".into()),
+            alone: true,
+        };
+        assert_eq!(Checkpoint::parse(&checkpoint.to_header()), Some(checkpoint));
+        assert_eq!(Checkpoint::parse("[]"), None);
+    }
+}

@@ -1,0 +1,122 @@
+//! How a job goes on when it cannot be finished where it is: the next slice of a streamed one, another attempt of
+//! one that failed, one that may have ended a process; and what becomes of it after its last attempt.
+//!
+//! It goes on as a message of its own, which the broker keeps, so that any worker can take it up.
+
+use super::Logic;
+use super::event::{Action, Confirmation, Onward};
+use super::ledger::Stage;
+use super::settle::{End, Phase};
+use crate::clock::Moment;
+use crate::job::{ErrorType, JobKey, Lane, Refusal};
+
+impl Logic {
+    /// What is left of the job goes to another queue of ours.
+    pub(super) fn move_on(&mut self, key: JobKey, onward: Onward, now: Moment, actions: &mut Vec<Action>) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        job.phase = Phase::Moving {
+            slice: onward == Onward::NextSlice,
+        };
+        self.health.ledger.enter(Stage::Published, 1, now);
+        actions.push(Action::Move { job: key, onward });
+    }
+
+    /// It failed by no fault of its sender: again, later and alone; or, after the last attempt, to the
+    /// dead-letter queue, and then its sender is told.
+    pub(super) fn fail(&mut self, key: JobKey, refusal: Refusal, now: Moment, actions: &mut Vec<Action>) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        if job.lane == Lane::Probe {
+            self.refuse(key, refusal, now, actions);
+        } else if self.resumable && job.attempt < self.setup.limits.max_attempts {
+            self.move_on(key, Onward::Retry(refusal), now, actions);
+        } else {
+            job.phase = Phase::DeadLettering;
+            job.last_word = job.answerable.then(|| refusal.clone());
+            self.health.ledger.enter(Stage::Published, 1, now);
+            actions.push(Action::DeadLetter { job: key, refusal });
+        }
+    }
+
+    /// An input has been computed, which may complete a chunk.
+    pub(super) fn chunk(&mut self, key: JobKey, input: usize, now: Moment, actions: &mut Vec<Action>) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        let Some(stream) = &mut job.stream else { return };
+        let Some((first, inputs)) = stream.computed(input, job.tokens.len()) else {
+            return;
+        };
+        if job.failure.is_some() || stream.returned {
+            return;
+        }
+        stream.unconfirmed += 1;
+        self.health.ledger.enter(Stage::Published, 1, now);
+        actions.push(Action::Chunk {
+            job: key,
+            first,
+            inputs,
+        });
+    }
+
+    /// The broker answered for a chunk.
+    pub(super) fn chunk_confirmed(
+        &mut self,
+        key: JobKey,
+        outcome: Confirmation,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        let Some(stream) = &mut job.stream else { return };
+        stream.unconfirmed = stream.unconfirmed.saturating_sub(1);
+        match outcome {
+            Confirmation::Routed => {}
+            Confirmation::Returned => stream.returned = true,
+            Confirmation::Rejected | Confirmation::Unconfirmed => {
+                job.failure.get_or_insert_with(|| not_taken(outcome));
+            }
+        }
+        if outcome == Confirmation::Unconfirmed {
+            // Nothing was heard: it is taken out, and that is no progress.
+            self.health.ledger.withdraw(Stage::Published, 1);
+        } else {
+            self.health.broker_proof(now);
+            self.health.ledger.leave(Stage::Published, 1, now);
+        }
+        self.settle_computed(key, now, actions);
+    }
+
+    /// Where a job goes that has left the engines, once all its chunks are confirmed.
+    pub(super) fn settle_computed(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
+        let Some(job) = self.jobs.get(key) else { return };
+        let given_up = job.failure.is_some() || job.stream.as_ref().is_some_and(|stream| stream.returned);
+        if given_up && job.undrawn > 0 {
+            self.leave_lane(key);
+        }
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        if job.phase != Phase::Computing || !job.is_at_rest() {
+            return;
+        }
+        if let Some(refusal) = job.failure.take() {
+            self.fail(key, refusal, now, actions);
+            return;
+        }
+        match &job.stream {
+            None => self.answer(key, now, actions),
+            Some(stream) if stream.returned => self.ack(key, End::Returned, now, actions),
+            Some(stream) if stream.last => {
+                job.phase = Phase::Replying { vectors: true };
+                self.health.ledger.enter(Stage::Published, 1, now);
+                actions.push(Action::Finish { job: key });
+            }
+            Some(_) => self.move_on(key, Onward::NextSlice, now, actions),
+        }
+    }
+}
+
+/// Why an answer did not reach its sender.
+pub(super) fn not_taken(outcome: Confirmation) -> Refusal {
+    let message = match outcome {
+        Confirmation::Unconfirmed => "the reply queue does not confirm the answer",
+        _ => "the reply queue rejected the answer",
+    };
+    Refusal::new(ErrorType::Internal, message)
+}
