@@ -105,7 +105,7 @@ impl Life {
         setup.limits.max_queue = 6;
         setup.limits.max_inflight = 3;
         let mut life = Life::new(setup);
-        life.step(Event::BrokerUp);
+        life.step(Event::BrokerUp { resumable: false });
         for turn in turns {
             if !life.is_over() {
                 life.turn(turn);
@@ -142,7 +142,7 @@ impl Life {
             Turn::Step(engine) => self.step(Event::BatchStep {
                 engine: EngineId(*engine),
             }),
-            Turn::Up if !self.connected => self.step(Event::BrokerUp),
+            Turn::Up if !self.connected => self.step(Event::BrokerUp { resumable: false }),
             Turn::Down if self.connected => self.step(Event::BrokerDown),
             Turn::Proof if self.connected => self.step(Event::BrokerProof),
             Turn::Seen(lane, ready, consumers) if self.connected => self.step(Event::QueueSeen {
@@ -168,12 +168,14 @@ impl Life {
             lane,
             arrival: Ok(ticket),
             answerable: !job.0.is_multiple_of(7),
+            attempt: 1,
+            suspect: false,
         });
     }
 
     fn step(&mut self, event: Event) {
         match event {
-            Event::BrokerUp => self.connected = true,
+            Event::BrokerUp { .. } => self.connected = true,
             Event::Delivered {
                 job,
                 arrival: Ok(ref ticket),
@@ -243,6 +245,8 @@ impl Life {
                     lane: Lane::Probe,
                     arrival: Ok(ticket(1)),
                     answerable: true,
+                    attempt: 1,
+                    suspect: false,
                 }
             }
             Action::Drained => {
@@ -486,7 +490,7 @@ proptest! {
             ticket.model = ModelId(key as usize % 2);
             let arrival = Ok(ticket);
             let result = Ok(vec![10; inputs]);
-            act(logic, running, Event::Delivered { job, lane, arrival, answerable: true });
+            act(logic, running, Event::Delivered { job, lane, arrival, answerable: true, attempt: 1, suspect: false });
             act(logic, running, Event::Tokenized { job, result });
             job
         };

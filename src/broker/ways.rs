@@ -6,6 +6,7 @@
 //! goes to one apart, where it can only harm its like; and the channel that it held up is left for a new one.
 
 use super::{BrokerError, session};
+use crate::clock::{Clock, Moment};
 use lapin::{Channel, Connection};
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -14,7 +15,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 /// Channels for queues that take what they are given. An eighth of the queues waits once for one that does not.
 const SOUND: usize = 8;
@@ -32,7 +32,8 @@ pub(super) struct Ways {
     connection: Arc<Connection>,
     ways: [Way; SOUND + 1],
     /// Queues that did not take a message, and when.
-    apart: Mutex<HashMap<String, Instant>>,
+    apart: Mutex<HashMap<String, Moment>>,
+    clock: Clock,
     /// Answers of the broker on any of them.
     confirms: AtomicU64,
 }
@@ -70,6 +71,7 @@ impl Ways {
                 left: watch::Sender::new(0),
             }),
             apart: Mutex::default(),
+            clock: Clock::start(),
             confirms: AtomicU64::new(0),
         }
     }
@@ -127,8 +129,9 @@ impl Ways {
 
     /// Whether the queue did not take a message lately.
     pub fn is_apart(&self, queue: &str) -> bool {
+        let now = self.clock.now();
         let mut apart = self.apart();
-        apart.retain(|_, since| since.elapsed() < APART_FOR);
+        apart.retain(|_, since| now.since(*since) < APART_FOR);
         apart.contains_key(queue)
     }
 
@@ -142,10 +145,10 @@ impl Ways {
         {
             apart.remove(&longest);
         }
-        apart.insert(queue.to_owned(), Instant::now());
+        apart.insert(queue.to_owned(), self.clock.now());
     }
 
-    fn apart(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
+    fn apart(&self) -> std::sync::MutexGuard<'_, HashMap<String, Moment>> {
         self.apart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -34,7 +34,9 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Reads a header. What is not one of ours counts as none.
     pub fn parse(header: &str) -> Option<Checkpoint> {
-        serde_json::from_str(header).ok()
+        // An array would be read as the fields in their order.
+        let object = header.starts_with('{');
+        object.then(|| serde_json::from_str(header).ok()).flatten()
     }
 
     /// Writes the header.

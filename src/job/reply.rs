@@ -321,6 +321,7 @@ mod tests {
 
     fn answer(vectors: Vec<Vec<f32>>, encoding: Encoding) -> Answer {
         Answer {
+            first: 0,
             model: "m".into(),
             vectors,
             encoding,

@@ -302,6 +302,7 @@ mod tests {
 
     const LIMITS: RequestLimits = RequestLimits {
         inputs_max: 3,
+        stream_inputs_max: 5,
         body_bytes_max: 1 << 20,
     };
 

@@ -252,7 +252,7 @@ async fn a_missing_consumer_begins_a_new_session() {
 async fn a_reply_queue_that_takes_nothing_harms_no_other() {
     const JOBS: usize = 6;
     let Some(bench) = bench("wedged") else { return };
-    let limits = "liveness_max_stall_ms = 6000\ncanary_interval_ms = 500";
+    let limits = "liveness_max_stall_ms = 6000\ncanary_interval_ms = 500\nmax_attempts = 1";
     let mut service = bench.start(&bench.node.url, limits);
     service.ready();
     let mut caller = Caller::connect(&bench).await;

@@ -18,4 +18,5 @@ mod service;
 mod settle;
 mod status;
 mod stop;
+mod streams;
 mod submit;

@@ -111,7 +111,7 @@ async fn direct_reply_to_works() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_reply_queue_dead_letters() {
     let Some(bench) = bench("full") else { return };
-    let _service = bench.serve("");
+    let service = bench.serve("max_attempts = 2");
     let caller = Caller::connect(&bench).await;
     let mut table = FieldTable::default();
     table.insert("x-max-length".into(), AMQPValue::LongInt(1));
@@ -135,7 +135,11 @@ async fn a_full_reply_queue_dead_letters() {
         header(&dead.properties, "x-error-type").as_deref(),
         Some("internal")
     );
-    caller.settles_at(&queue, (0, 1)).await;
+    assert_eq!(header(&dead.properties, "x-attempt").as_deref(), Some("2"));
+    assert!(service.log().contains("failed, to be tried again"));
+    for queue in [&queue, &caller.names.resumed] {
+        caller.settles_at(queue, (0, 1)).await;
+    }
 }
 
 /// Goal: the topology is what the contract says, the broker's own dead-lettering included, and a job

@@ -37,7 +37,7 @@ pub fn setup() -> Setup {
         limits: limits(),
         engines: 1,
         tokenizers: 2,
-        prefetch: [8, 320, 16],
+        prefetch: [8, 320, 16, 1],
         batch_tokens: 512,
         max_queue: vec![None],
         pet_spacing: Duration::from_secs(1),
@@ -51,6 +51,7 @@ pub fn ticket(inputs: usize) -> Ticket {
         inputs,
         bytes: 100 * inputs,
         deadline: None,
+        stream: None,
     }
 }
 
@@ -69,7 +70,7 @@ impl Service {
             now: 0,
             next: 0,
         };
-        let actions = service.step(Event::BrokerUp);
+        let actions = service.step(Event::BrokerUp { resumable: false });
         (service, actions)
     }
 
@@ -127,6 +128,8 @@ impl Service {
             lane,
             arrival,
             answerable: true,
+            attempt: 1,
+            suspect: false,
         })
     }
 

@@ -1,0 +1,226 @@
+//! Contract 3.3 and 3.4: long jobs in chunks, which survive the death of any worker, and jobs that are tried again.
+
+use crate::caller::{Caller, Reply, cosine, header};
+use crate::service::{Bench, SOON, Service, bench};
+use embeddings::clock::{Clock, Moment};
+use embeddings::job::reply::{Received, ReceivedItem};
+use lapin::options::QueueDeleteOptions;
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// What has come of a streamed job.
+#[derive(Default)]
+struct Stream {
+    vectors: BTreeMap<usize, Vec<f32>>,
+    repeats: usize,
+    progress: usize,
+    end: Option<Reply>,
+}
+
+impl Stream {
+    fn take(&mut self, reply: Reply, chunk_max: usize) {
+        match reply.kind() {
+            Some("embeddings.chunk") => {
+                assert!(reply.header("x-model-fingerprint").is_some());
+                let Ok(Received::Result { data, .. }) = serde_json::from_value(reply.json) else {
+                    panic!("a chunk has the shape of a result")
+                };
+                assert!(data.len() <= chunk_max);
+                for ReceivedItem { index, embedding } in data {
+                    if let Some(before) = self.vectors.insert(index, embedding) {
+                        assert!(cosine(&before, &self.vectors[&index]) > 0.99999);
+                        self.repeats += 1;
+                    }
+                }
+            }
+            Some("embeddings.progress") => {
+                let told = &reply.json;
+                assert!(told["done"].as_u64() <= told["total"].as_u64());
+                assert!(told["rate"].is_number() && told["rss_bytes"].as_u64() > Some(1 << 20));
+                assert!(told["attempt"].as_u64() >= Some(1));
+                self.progress += 1;
+            }
+            Some("embeddings.done" | "embeddings.error") => self.end = Some(reply),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Takes what comes until so many vectors are there, or the job has ended.
+    async fn until(&mut self, caller: &mut Caller, vectors: usize) {
+        while self.vectors.len() < vectors && self.end.is_none() {
+            let reply = caller.reply().await;
+            self.take(reply, 32);
+        }
+    }
+
+    /// Takes what comes until the job has ended, and sees that nothing is missing.
+    async fn whole(&mut self, caller: &mut Caller, inputs: usize) {
+        self.until(caller, usize::MAX).await;
+        let end = self.end.as_ref().unwrap();
+        assert_eq!(end.kind(), Some("embeddings.done"), "{}", end.json);
+        assert_eq!(end.json["total"].as_u64(), Some(inputs as u64));
+        assert!(self.vectors.keys().copied().eq(0..inputs), "each index is there");
+    }
+}
+
+fn texts(count: usize) -> Vec<String> {
+    (0..count)
+        .map(|n| format!("text number {n} is about {}", n * 7919 % 1000))
+        .collect()
+}
+
+/// Goal: each chunk is out as soon as it is computed, with indices of the whole job and the same vectors as a plain
+/// job has; then the end says what it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_streamed_job_comes_in_chunks() {
+    const INPUTS: usize = 700;
+    let Some(bench) = bench("chunks") else { return };
+    let _service = bench.serve("max_inputs = 64");
+    let mut caller = Caller::connect(&bench).await;
+    for queue in [caller.names.interactive.clone(), caller.names.bulk.clone()] {
+        let (properties, id) = caller.properties();
+        let body = json!({"input": texts(INPUTS), "stream": true, "encoding_format": "base64"});
+        caller
+            .publish(&queue, body.to_string().as_bytes(), properties)
+            .await;
+        let mut stream = Stream::default();
+        stream.whole(&mut caller, INPUTS).await;
+        assert_eq!(stream.repeats, 0);
+        let end = stream.end.unwrap();
+        assert_eq!(
+            (end.correlation_id(), end.message_id()),
+            (Some(id.as_str()), Some(id.as_str()))
+        );
+        assert_eq!(end.header("x-attempt").as_deref(), Some("1"));
+        assert_eq!(end.json["attempts"], 1);
+        assert!(end.json["usage"]["total_tokens"].as_u64() > Some(INPUTS as u64 * 5));
+        let plain = caller.ask(&json!({"input": texts(64)})).await.vectors();
+        for (index, vector) in plain.iter().enumerate() {
+            assert!(cosine(vector, &stream.vectors[&index]) > 0.99999, "{index}");
+        }
+        caller.settles_at(&queue, (0, 1)).await;
+    }
+    let resumed = caller.names.resumed.clone();
+    caller.settles_at(&resumed, (0, 1)).await;
+    // One text is a stream too.
+    caller.send(&json!({"input": "alone", "stream": true})).await;
+    Stream::default().whole(&mut caller, 1).await;
+}
+
+/// Goal: whenever its worker is killed, a streamed job goes on behind its last checkpoint, on whatever worker there is;
+/// no index is missing, and little is computed again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_streamed_job_survives_its_workers() {
+    const INPUTS: usize = 3000;
+    /// A checkpoint's interval, and what lay in engines.
+    const AGAIN_MAX: usize = 700;
+    let Some(bench) = bench("survives") else { return };
+    let mut service = bench.serve("");
+    let mut caller = Caller::connect(&bench).await;
+    let (properties, _) = caller.properties();
+    let body = json!({"input": texts(INPUTS), "stream": true, "encoding_format": "base64"});
+    let queue = caller.names.bulk.clone();
+    caller
+        .publish(&queue, body.to_string().as_bytes(), properties)
+        .await;
+    let mut stream = Stream::default();
+    let deaths = [700, 1500, 2300];
+    for death in deaths {
+        stream.until(&mut caller, death).await;
+        assert!(stream.end.is_none(), "killed in the midst of it");
+        service.signal(libc::SIGKILL);
+        service = bench.serve("");
+    }
+    stream.whole(&mut caller, INPUTS).await;
+    assert!(stream.repeats <= deaths.len() * AGAIN_MAX, "{}", stream.repeats);
+    let attempts = stream.end.unwrap().json["attempts"].as_u64().unwrap();
+    assert!((1..=4).contains(&attempts), "{attempts}");
+    for queue in [&queue, &caller.names.resumed] {
+        caller.settles_at(queue, (0, 1)).await;
+    }
+    assert_eq!(caller.depth(&caller.names.dead).await.0, 0);
+}
+
+/// Goal: where the queues for it are not there and may not be made, a streamed job is worked off in one go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_its_queue_a_stream_makes_no_checkpoints() {
+    const INPUTS: usize = 600;
+    let Some(bench) = bench("plain") else { return };
+    let mut maker = bench.serve("");
+    maker.signal(libc::SIGTERM);
+    maker.exit(SOON);
+    let mut caller = Caller::connect(&bench).await;
+    let resumed = caller.names.resumed.clone();
+    let deleted = caller
+        .channel
+        .queue_delete(resumed.as_str().into(), QueueDeleteOptions::default());
+    deleted.await.unwrap();
+    let service = bench.serve("broker.declare = false");
+    assert!(service.log().contains("makes no checkpoints"));
+    caller
+        .send(&json!({"input": texts(INPUTS), "stream": true}))
+        .await;
+    Stream::default().whole(&mut caller, INPUTS).await;
+}
+
+/// Kills the service once this job is at work.
+async fn kill_at_work(service: &mut Service, job: &str) {
+    let clock = Clock::start();
+    loop {
+        let suspects = service.black_box().suspects.ids;
+        if suspects.iter().any(|id| id == job) && service.black_box().figures.inflight.unwrap_or(0) > 0 {
+            break;
+        }
+        assert!(clock.now().since(Moment::ZERO) < SOON, "{job} is not at work");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    service.signal(libc::SIGKILL);
+    service.exit(SOON);
+}
+
+/// Goal: a job that is at work whenever its process dies is given up after `max_attempts` deaths, and its sender is told;
+/// those that only waited are answered, however many died over them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deaths_are_charged_to_what_was_at_work() {
+    const ATTEMPTS: usize = 3;
+    let Some(bench) = bench("deadly") else { return };
+    let settings = "max_attempts = 3\nmax_inflight = 1";
+    let start = |bench: &Bench| bench.serve(settings);
+    let mut service = start(&bench);
+    let mut caller = Caller::connect(&bench).await;
+    let text = "one two three four five six seven eight nine ten ".repeat(30);
+    let deadly = caller.send(&json!({"input": vec![text.as_str(); 400]})).await;
+    let mut waiting = BTreeSet::new();
+    for n in 0..6 {
+        waiting.insert(caller.send(&json!({"input": format!("waits {n}")})).await);
+    }
+    for _ in 0..ATTEMPTS {
+        kill_at_work(&mut service, &deadly).await;
+        service = start(&bench);
+    }
+    let mut given_up = None;
+    while !waiting.is_empty() || given_up.is_none() {
+        let reply = caller.reply().await;
+        let id = reply.correlation_id().unwrap().to_owned();
+        if id == deadly {
+            assert_eq!(reply.error(), ("internal", 500, None));
+            given_up = Some(reply);
+        } else {
+            reply.vectors();
+            waiting.remove(&id);
+        }
+    }
+    let dead = caller.take(&caller.names.dead).await;
+    assert_eq!(
+        dead.properties.correlation_id().as_ref().unwrap().as_str(),
+        deadly
+    );
+    assert_eq!(
+        header(&dead.properties, "x-error-type").as_deref(),
+        Some("internal")
+    );
+    for queue in [&caller.names.interactive, &caller.names.resumed] {
+        caller.settles_at(queue, (0, 1)).await;
+    }
+}
