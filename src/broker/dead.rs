@@ -37,10 +37,10 @@ const TURN_MAX: Duration = Duration::from_secs(15);
 /// Pause between attempts to get a turn.
 const TURN_PAUSE: Duration = Duration::from_millis(250);
 /// Longest wait until what was given back can be seen in the queue again.
-const RETURN_MAX: Duration = Duration::from_secs(3);
+const RETURN_MAX: Duration = Duration::from_secs(10);
 /// Looks after which a letter is replaced by a fresh copy. RabbitMQ 4 throws away what was given back more than
 /// 20 times where nothing else is set ("Quorum queues", poison messages); half of that leaves room for looks
-/// that are cut off.
+/// that are cut off before they come to the copy.
 const LOOKS_MAX: u64 = 10;
 /// How deep headers are shown; a message can hold thousands of tables one inside the other.
 const DEPTH_MAX: usize = 8;

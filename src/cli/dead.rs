@@ -1,6 +1,6 @@
 //! `embeddings dead`: looks through the dead-letter queue, and puts letters back to work or deletes them.
 //!
-//! Each command is one pass over what the queue held when it began: a letter is read, judged by a [`Filter`],
+//! Each command is one pass over what the queue held when it began: a letter is read, judged by a `Filter`,
 //! and kept, requeued or deleted before the next one is read, so that one body is in memory at a time. How
 //! that is done without losing any is `broker::dead`'s business. Exit 0: done; 1: failed; 3: no such letter.
 
