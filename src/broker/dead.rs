@@ -76,11 +76,15 @@ pub enum DeadError {
     /// The publication came back. The letter stays.
     #[error("queue {0} does not exist, the dead letter stays; start the service once, it declares the queue")]
     Unroutable(String),
-    /// The broker would not take the message, or did not say so in time. The letter stays.
+    /// The broker would not take the message. The letter stays.
+    #[error("queue {0} is full, the dead letter stays")]
+    Full(String),
+    /// The broker has not said in time whether it took the message. The letter stays.
     #[error(
-        "queue {0} did not take the message, the dead letter stays; it is full, or the broker has an alarm (rabbitmq-diagnostics alarms)"
+        "queue {0} has not confirmed the message within {wait} s, the dead letter stays, and the job may be there twice; look for an alarm: rabbitmq-diagnostics alarms",
+        wait = publish::CONFIRM_MAX.as_secs()
     )]
-    NotTaken(String),
+    Unconfirmed(String),
 }
 
 /// A dead letter, free of the client library's types.
@@ -247,7 +251,8 @@ impl Letters {
         match sent.await? {
             Published::Routed => Ok(()),
             Published::Returned => Err(DeadError::Unroutable(queue.to_owned())),
-            Published::Rejected | Published::Unconfirmed => Err(DeadError::NotTaken(queue.to_owned())),
+            Published::Rejected => Err(DeadError::Full(queue.to_owned())),
+            Published::Unconfirmed => Err(DeadError::Unconfirmed(queue.to_owned())),
         }
     }
 

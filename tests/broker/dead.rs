@@ -2,6 +2,7 @@
 //! look nor the death of the command costs one.
 
 use crate::caller::{Caller, header};
+use crate::proxy::Proxy;
 use crate::service::{Bench, SOON, bench};
 use embeddings::clock::{Clock, Moment};
 use futures_util::future::join_all;
@@ -348,7 +349,8 @@ async fn looking_costs_no_letter() {
 }
 
 /// Goal: a command that is killed between publishing and acknowledging doubles a job and loses none. Method:
-/// SIGKILL in the midst of many, several times; every id is in the one queue or the other.
+/// SIGKILL in the midst of many, several times, and once while a lost confirm holds it in just that gap; every
+/// id is in the one queue or the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_in_the_midst_loses_nothing() {
     let Some(bench) = bench("killed") else { return };
@@ -379,6 +381,25 @@ async fn a_kill_in_the_midst_loses_nothing() {
     );
     let found: BTreeSet<String> = found.into_iter().collect();
     assert_eq!(found, all.into_iter().collect());
+
+    // The gap itself: the job is in its lane, and the command, which has not heard so, holds the letter.
+    bury(&caller, &["gap".into()], b"{}").await;
+    let proxy = Proxy::to(bench.node.address());
+    proxy.lose_confirms();
+    let url = format!("broker.url={}", bench.node.url_at(proxy.address));
+    let mut child = command(&bench, &["requeue", "gap"])
+        .args(["--set", &url])
+        .spawn()
+        .unwrap();
+    caller.settles_at(&names.bulk, (1, 0)).await;
+    // Whoever holds a message that it has got counts as a consumer.
+    caller.settles_at(&names.dead, (0, 1)).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(proxy);
+    caller.settles_at(&names.dead, (1, 0)).await;
+    assert_eq!(drain(&caller, &names.bulk).await, ["gap"]);
+    assert_eq!(dead(&bench, &["purge", "gap"]).0, Some(0));
 
     // A lane that is gone: nothing is confirmed, so the letter stays.
     bury(&caller, &["last".into()], b"{}").await;
