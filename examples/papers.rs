@@ -28,6 +28,12 @@ Failed; a line on standard error says why.
 .B 2
 Wrong use of the command line, or a line of input that is none.
 .TP
+.B 3
+.BR embeddings-dead (1)
+found no such dead letter;
+.BR embeddings-status (1)
+found no process.
+.TP
 .B 69
 .BR embeddings-submit (1)
 reached no broker, or no service answered there.

@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Embedding service for RabbitMQ and systemd that never turns into a zombie.
 #[derive(Debug, Parser)]
@@ -30,6 +31,9 @@ pub enum Command {
     Status(StatusArgs),
     /// Test configuration, broker, permissions, topology, model and device; say what to mend
     Check(CheckArgs),
+    /// List, show, requeue and purge dead letters: jobs that could not be answered
+    #[command(subcommand)]
+    Dead(DeadCommand),
     /// Listen to the heartbeats of the workers on this machine and end those that fall silent
     Monitor(MonitorArgs),
     /// Write the record of a death; systemd calls it when the service has ended (ExecStopPost=)
@@ -220,10 +224,133 @@ pub struct CheckArgs {
     pub json: bool,
 }
 
+/// `embeddings dead …`: exit 0 when done, 1 when failed, 3 when there is no such dead letter
+#[derive(Debug, Subcommand)]
+pub enum DeadCommand {
+    /// One line for each dead letter: which job, why, from where; exit 3 if there is none
+    List(DeadListArgs),
+    /// Everything of a dead letter: properties, headers, reason, and what its body asks for
+    Show(DeadShowArgs),
+    /// Put dead letters back to the queue they came from, as new jobs
+    Requeue(DeadRequeueArgs),
+    /// Delete dead letters
+    Purge(DeadPurgeArgs),
+}
+
+/// `embeddings dead list`
+#[derive(Debug, Args)]
+pub struct DeadListArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented on the type")]
+    pub config: ConfigFlags,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Read no further after this many
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pub limit: usize,
+    /// Only those with this error type (internal), or reason of the broker's own (delivery_limit)
+    #[arg(long, value_name = "TYPE")]
+    pub reason: Option<String>,
+    /// Only those that came from this queue; `interactive` and `bulk` are short for the lanes' queues
+    #[arg(long, value_name = "NAME")]
+    pub queue: Option<String>,
+}
+
+/// `embeddings dead show`
+#[derive(Debug, Args)]
+pub struct DeadShowArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented on the type")]
+    pub config: ConfigFlags,
+    /// The job id, as `dead list` shows it
+    pub id: String,
+    /// The whole body, too
+    #[arg(long)]
+    pub body: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `embeddings dead requeue`
+#[derive(Debug, Args)]
+pub struct DeadRequeueArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented on the type")]
+    pub config: ConfigFlags,
+    /// Job ids, as `dead list` shows them
+    #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "ID")]
+    pub ids: Vec<String>,
+    /// All of them, or all that the other options leave
+    #[arg(long)]
+    pub all: bool,
+    /// Only those with this error type (internal), or reason of the broker's own (delivery_limit)
+    #[arg(long, value_name = "TYPE")]
+    pub reason: Option<String>,
+    /// At most this many
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+}
+
+/// `embeddings dead purge`
+#[derive(Debug, Args)]
+pub struct DeadPurgeArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented on the type")]
+    pub config: ConfigFlags,
+    /// Job ids, as `dead list` shows them
+    #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "ID")]
+    pub ids: Vec<String>,
+    /// All of them, or all that the other options leave
+    #[arg(long)]
+    pub all: bool,
+    /// Only those with this error type (internal), or reason of the broker's own (delivery_limit)
+    #[arg(long, value_name = "TYPE")]
+    pub reason: Option<String>,
+    /// Only those that died longer ago, such as 90s, 15m, 12h, 7d; where only the time of sending is known,
+    /// that counts, and where nothing is known, the letter stays
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub older_than: Option<Duration>,
+    /// Do not ask before deleting with --all
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// A whole number and its unit: `90s`, `15m`, `12h`, `7d`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "a whole number and its unit is expected, such as 90s, 15m, 12h, 7d".to_owned();
+    let unit = text.chars().next_back().ok_or_else(wrong)?;
+    let seconds: u64 = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 60 * 60,
+        'd' => 24 * 60 * 60,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    let whole = number.checked_mul(seconds).ok_or_else(wrong)?;
+    Ok(Duration::from_secs(whole))
+}
+
 /// `embeddings monitor`
 #[derive(Debug, Args)]
 pub struct MonitorArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "documented on the type")]
     pub config: ConfigFlags,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(604_800)));
+        for wrong in ["", "7", "d", "1.5h", "-1h", "1ü", "99999999999999999d"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -38,6 +38,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             args.config.set,
         ))),
         Command::Submit(args) => cli::submit::run(&args),
+        Command::Dead(command) => cli::dead::run(&command),
         #[cfg(target_os = "linux")]
         Command::Monitor(args) => cli::monitor::run(&args),
         #[cfg(not(target_os = "linux"))]

@@ -166,6 +166,8 @@ fn a_bad_configuration_ends_with_78_and_names_file_key_value_and_range() {
         &["check"],
         &["model", "list"],
         &["model", "rm", "x"],
+        &["dead", "list"],
+        &["dead", "purge", "x"],
     ] {
         let output = home.run(&[command, &["--config", file]].concat());
         assert_eq!(output.status.code(), Some(78), "{command:?}: {}", stderr(&output));
@@ -251,6 +253,34 @@ fn check_says_what_to_mend_and_fails() {
             .iter()
             .any(|check| check["what"] == "broker address")
     );
+}
+
+#[test]
+fn dead_letters_are_not_deleted_by_accident() {
+    let home = Home::new();
+    let nowhere = ["--set", "broker.url=amqp://guest:hunter2@127.0.0.1:1"];
+    let none = ["--config", "/dev/null"];
+    let run = |args: &[&str]| home.run(&[&["dead"], args, &none, &nowhere].concat());
+    for wrong in [
+        &["purge"][..],
+        &["purge", "--all"],
+        &["purge", "x", "--all", "--yes"],
+        &["purge", "--all", "--yes", "--older-than", "7"],
+        &["requeue"],
+        &["requeue", "x", "--all"],
+        &["show"],
+    ] {
+        let output = run(wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {}", stderr(&output));
+    }
+    let output = run(&["list"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(
+        said.contains("127.0.0.1:1") && said.contains("embeddings check"),
+        "{said}"
+    );
+    assert!(!said.contains("hunter2") && stdout(&output).is_empty(), "{said}");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 mod announce;
 pub mod client;
+pub mod dead;
 mod intake;
 pub mod probe;
 mod publish;

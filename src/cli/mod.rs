@@ -6,6 +6,7 @@
 pub mod alarm;
 pub mod check;
 pub mod config;
+pub mod dead;
 pub mod embed;
 pub mod model;
 #[cfg(target_os = "linux")]
@@ -31,8 +32,13 @@ pub fn configuration(flags: &ConfigFlags) -> Result<Loaded, ConfigErrors> {
 /// # Errors
 /// Whatever else the system says.
 pub fn print(text: &str) -> std::io::Result<()> {
+    print_bytes(text.as_bytes())
+}
+
+/// Writes to stdout what need not be text.
+fn print_bytes(bytes: &[u8]) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }

@@ -7,6 +7,8 @@ mod hints;
 mod text;
 mod unit;
 
+pub(super) use text::{moment, span};
+
 use super::{Paint, print};
 use crate::args::StatusArgs;
 use crate::clock::Clock;

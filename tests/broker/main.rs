@@ -5,6 +5,7 @@
 //! for conditions and have deadlines. Where RabbitMQ or the model is missing, a test says so and passes.
 
 mod caller;
+mod dead;
 mod faults;
 mod heartbeats;
 mod hostile;

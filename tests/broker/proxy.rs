@@ -26,6 +26,8 @@ struct Switches {
     undelivered: Mutex<Option<&'static str>>,
     /// The broker tells that queues have no consumers.
     unconsumed: AtomicBool,
+    /// The broker's confirms get lost.
+    unconfirmed: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
 }
 
@@ -74,6 +76,11 @@ impl Proxy {
     /// Tells, in the broker's name, that queues have no consumers.
     pub fn deny_consumers(&self, denying: bool) {
         self.switches.unconsumed.store(denying, Ordering::SeqCst);
+    }
+
+    /// Loses every confirm of a publication, and nothing else.
+    pub fn lose_confirms(&self) {
+        self.switches.unconfirmed.store(true, Ordering::SeqCst);
     }
 
     /// Closes new connections at once.
@@ -150,6 +157,7 @@ impl Frames {
     const BODY: u8 = 3;
     const DELIVER: [u8; 4] = [0, 60, 0, 60];
     const DECLARE_OK: [u8; 4] = [0, 50, 0, 11];
+    const ACK: [u8; 4] = [0, 60, 0, 80];
 
     /// The whole frames among what has come, without those that get lost.
     fn pass(&mut self, bytes: &[u8], switches: &Switches) -> Vec<u8> {
@@ -186,6 +194,7 @@ impl Frames {
                 }
                 lost
             }
+            Frames::METHOD if begins(Frames::ACK) => switches.unconfirmed.load(Ordering::SeqCst),
             Frames::METHOD => {
                 if begins(Frames::DECLARE_OK) && switches.unconsumed.load(Ordering::SeqCst) {
                     let consumers = payload.len() - 4;

@@ -278,7 +278,7 @@ pub fn span(ms: u64) -> String {
 }
 
 /// A moment of the wall clock, in UTC.
-fn moment(unix_ms: u64) -> String {
+pub fn moment(unix_ms: u64) -> String {
     let seconds = unix_ms / 1000;
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
