@@ -89,6 +89,7 @@ def states():
 
 def broker(seconds):
     import pika
+    from load import FAILURES
 
     # The address that the service uses too.
     patience = {"socket_timeout": 2, "stack_timeout": 5, "blocked_connection_timeout": 5}
@@ -100,7 +101,7 @@ def broker(seconds):
             print(time.time())
             connection.close()
             return
-        except (pika.exceptions.AMQPError, OSError):
+        except FAILURES:
             time.sleep(0.2)
     sys.exit(f"no broker within {seconds} s")
 
