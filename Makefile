@@ -1,6 +1,6 @@
 # The few verbs of this project; each is a small script in scripts/.
 
-.PHONY: help demo test check sim test-system chaos bench deb
+.PHONY: help demo test check sim test-system chaos outages bench deb
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
@@ -21,6 +21,9 @@ test-system: ## Test the packages in a booted Debian: sudo make test-system [DEB
 
 chaos: ## Do harm to the installed service and write docs/chaos.md: sudo make chaos [DEBIAN=trixie] [ONLY=REGEX]
 	@scripts/chaos
+
+outages: ## Replay a week's outages of the broker in an hour and write docs/outages.md: sudo make outages [DEBIAN=trixie] [MINUTES=60] [SEED=1]
+	@scripts/outages
 
 bench: ## Measure the engine alone and through a private broker
 	@scripts/bench

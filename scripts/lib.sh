@@ -45,6 +45,14 @@ packages_are_up_to_date() {
     [ -z "$(find src Cargo.toml Cargo.lock debian systemd packaging -type f -newer "${built[0]}" -print -quit)" ]
 }
 
+# container_base [PACKAGE…]: makes ready what boots dist/'s packages in a Debian, and prints the path of its root.
+container_base() {
+  # In a $(…) no failure ends the script by itself.
+  need_packages systemd-container debootstrap debhelper procps "$@" &&
+    { packages_are_up_to_date || "$ROOT/scripts/deb" >&2; } &&
+    "$ROOT/scripts/system-base" "${DEBIAN:-bookworm}"
+}
+
 # wait_for SECONDS WHAT COMMAND…: polls until the command succeeds; its deadline is an error.
 wait_for() {
   local deadline=$((SECONDS + $1)) what=$2

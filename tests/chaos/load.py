@@ -26,7 +26,12 @@ ANSWERS = "chaos.answers"
 SENT = "/run/chaos-sent"
 # Another address than the service's, so that its way to the broker can be cut alone.
 BROKER = pika.ConnectionParameters("127.0.0.2", blocked_connection_timeout=None, heartbeat=10, socket_timeout=2)
-FAILURES = (pika.exceptions.AMQPError, OSError)
+# The last is no AMQPError: a broker that is stopped takes connections and answers none.
+FAILURES = (
+    pika.exceptions.AMQPError,
+    OSError,
+    pika.adapters.utils.connection_workflow.AMQPConnectorException,
+)
 
 
 def connected():

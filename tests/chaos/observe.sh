@@ -14,7 +14,7 @@
 # Settings of one fault stand before it: RATE=0 (idle), PETS=may (systemd may be petted until the bound, because
 # part of the service works on), HELD='check' (must hold while the fault lasts).
 
-readonly RATE_PER_S=4
+readonly RATE_PER_S=${RATE_PER_S:-4}
 # A bound is about the decision. Behind it come the 0.3 s that a dying process stays for journald's sake, and
 # what this machine needs to notice.
 # The gate of `make test` runs on machines that may be busy with other things; what it measures is written nowhere.

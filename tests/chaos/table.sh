@@ -1,36 +1,14 @@
-# Writes docs/chaos.md from what a full run has seen; sourced by run.
-#
-# Each release of Debian has a section with a table of its own; a run replaces that of its release.
+# What `make chaos` writes into docs/chaos.md: its rows, and the words above them; sourced by run.
 
 readonly DOCUMENT=$here/../../docs/chaos.md
 
-write_table() {
-  local others
-  others=$(mktemp)
-  [ ! -e "$DOCUMENT" ] || awk -v mine="$(section_title)" '/^## / { other = ($0 != mine) } other' "$DOCUMENT" >"$others"
-  { head_of_document; { section; cat "$others"; } | sort_sections; } >"$DOCUMENT.new"
-  mv "$DOCUMENT.new" "$DOCUMENT"
-  rm "$others"
-}
-
-section_title() { (. "$base/etc/os-release" && echo "## Debian $VERSION_ID ($VERSION_CODENAME)"); }
-
 section() {
-  section_title
-  echo
-  echo "$(date +%F), systemd $(version_of systemd), RabbitMQ $(version_of rabbitmq-server), embeddings $(version_of embeddings)," \
-    "Linux $(uname -r | cut -d- -f1), $(nproc) cores: $passed passed, $failed failed."
-  echo
+  platform "$passed passed, $failed failed."
   echo '| fault | died after | bound | exit | reason found in the journal | ready again after | jobs | lost | done twice |'
   echo '|---|---|---|---|---|---|---|---|---|'
   printf '%s\n' "${rows[@]}"
   echo
 }
-
-version_of() { inside dpkg-query -W -f '${Version}' "$1"; }
-
-# By their titles; a section holds no line that begins with `## `.
-sort_sections() { awk '/^## / { key = $0 } { print key "\t" NR "\t" $0 }' | sort -t "$(printf '\t')" -k1,1 -k2,2n | cut -f3-; }
 
 head_of_document() {
   cat <<END

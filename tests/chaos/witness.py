@@ -3,6 +3,8 @@
 
 witness.py death PID SECONDS   waits for the process to end; prints JSON: when and how, and the last pet
 witness.py ready PID SECONDS   waits for another process than PID to be ready; prints since when
+witness.py states              prints each new state: when, process, systemd's word, the service's first word
+witness.py broker SECONDS      waits for the broker to answer; prints since when
 """
 
 import json
@@ -73,11 +75,46 @@ def ready(pid, seconds):
     sys.exit(f"not ready within {seconds} s: {show('ActiveState', 'SubState', 'StatusText')}")
 
 
+def states():
+    before = None
+    while True:
+        seen = show("MainPID", "ActiveState", "StatusText")
+        said = seen["StatusText"].split(maxsplit=1) or ["-"]
+        state = seen["MainPID"], seen["ActiveState"], said[0]
+        if state != before:
+            print(time.time(), *state, flush=True)
+            before = state
+        time.sleep(POLL_S)
+
+
+def broker(seconds):
+    import pika
+    from load import FAILURES
+
+    # The address that the service uses too.
+    patience = {"socket_timeout": 2, "stack_timeout": 5, "blocked_connection_timeout": 5}
+    address = pika.ConnectionParameters("127.0.0.1", **patience)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            connection = pika.BlockingConnection(address)
+            print(time.time())
+            connection.close()
+            return
+        except FAILURES:
+            time.sleep(0.2)
+    sys.exit(f"no broker within {seconds} s")
+
+
 if __name__ == "__main__":
     command, *rest = sys.argv[1:] or [""]
     if command == "death":
         death(int(rest[0]), float(rest[1]))
     elif command == "ready":
         ready(int(rest[0]), float(rest[1]))
+    elif command == "states":
+        states()
+    elif command == "broker":
+        broker(float(rest[0]))
     else:
         sys.exit(__doc__)
