@@ -48,6 +48,9 @@ fn run(seed: u64, total: &mut Counts) {
     total.canaries += counts.canaries;
     total.refused += counts.refused;
     total.reconnects += counts.reconnects;
+    for (total, count) in total.pressed.iter_mut().zip(counts.pressed) {
+        *total += count;
+    }
 }
 
 fn from_env(name: &str) -> Option<u64> {
@@ -72,6 +75,7 @@ fn simulation_of_known_seeds() {
     println!("{total:?}");
     // A world in which nothing happens proves nothing.
     assert!(total.settled > 1000 && total.pets > 100 && total.canaries > 50);
+    assert!(total.pressed.iter().all(|&count| count > 20) || from_env("SEED").is_some());
     assert!(total.stalls > 10 || from_env("SEED").is_some());
 }
 

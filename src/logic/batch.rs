@@ -1,6 +1,6 @@
 //! Batches: which inputs run through a model together, and on which engine.
 
-use super::event::{BatchId, EngineId, Item, ModelId};
+use super::event::{BatchId, CallerId, EngineId, Item, ModelId};
 use crate::job::Lane;
 use std::collections::HashMap;
 
@@ -119,6 +119,8 @@ pub struct Draw {
     pub model: ModelId,
     /// The lane of the first in it.
     pub lead: Lane,
+    /// The caller of the first in it.
+    pub caller: CallerId,
     /// In order of waiting.
     pub window: Vec<Item>,
 }

@@ -127,6 +127,7 @@ impl World {
                 let message = &self.messages[number];
                 let ticket = Ticket {
                     model: message.model,
+                    caller: message.caller,
                     inputs: message.tokens.len(),
                     bytes: message.tokens.iter().sum::<usize>() * 5,
                     deadline: message.budget.map(|ms| self.moment() + Duration::from_millis(ms)),

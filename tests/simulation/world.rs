@@ -11,9 +11,11 @@ use embeddings::clock::Moment;
 use embeddings::config::Limits;
 use embeddings::job::{ErrorType, JobKey, Lane, Refusal};
 use embeddings::logic::event::{
-    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Outcome, Ticket, TokenizerId, Worker,
+    Action, BatchId, CallerId, Confirmation, EngineId, Event, Item, ModelId, Outcome, Ticket, TokenizerId,
+    Worker,
 };
 use embeddings::logic::health::{Condition, KillReason};
+use embeddings::logic::pressure::Memory;
 use embeddings::logic::{Logic, Setup};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -31,6 +33,7 @@ const CALM_STEP_MS: u64 = 60;
 struct Message {
     lane: Lane,
     model: ModelId,
+    caller: CallerId,
     tokens: Vec<usize>,
     budget: Option<u64>,
     broken: bool,
@@ -111,6 +114,8 @@ pub struct Counts {
     pub canaries: u64,
     pub refused: u64,
     pub reconnects: u64,
+    /// Times that backpressure went on, in the order of `Cause::ALL`.
+    pub pressed: [u64; 4],
 }
 
 /// A fault put into the logic on purpose, to see that the judge finds it.
@@ -526,6 +531,9 @@ impl World {
                 self.counts.reconnects += 1;
                 self.plan(0, Next::Down(self.session));
             }
+            Action::Backpressure(change) => {
+                self.counts.pressed[change.cause as usize] += u64::from(change.on)
+            }
             Action::Drained | Action::Ready => {}
         }
     }
@@ -562,6 +570,7 @@ fn mutate(mutant: Mutant, event: &Event, logic: &Logic, now: Moment, actions: &m
 fn canary_ticket() -> Ticket {
     Ticket {
         model: ModelId(0),
+        caller: CallerId(0),
         inputs: 1,
         bytes: 20,
         deadline: None,

@@ -6,8 +6,9 @@ use crate::broker::{Arrival, BrokerEvent, Command, Published};
 use crate::clock::Moment;
 use crate::job::Refusal;
 use crate::job::request::Number;
-use crate::logic::event::{Confirmation, Event};
+use crate::logic::event::{CallerId, Confirmation, Event};
 use crate::watchdog::notify;
+use std::hash::BuildHasher;
 use std::time::Duration;
 use tracing::{info, warn};
 
@@ -108,8 +109,13 @@ impl Loop {
         };
         let deadline = self.deadline(&arrival, now);
         let bytes = arrival.bytes;
+        let caller = CallerId(self.callers.hash_one(arrival.properties.caller()));
         let (arrival_event, plan, texts) = match planned {
-            Ok((plan, texts)) => (Ok(plan.ticket(texts.len(), bytes, deadline)), Some(plan), texts),
+            Ok((plan, texts)) => (
+                Ok(plan.ticket(caller, texts.len(), bytes, deadline)),
+                Some(plan),
+                texts,
+            ),
             Err(refusal) => (Err(refusal), None, Vec::new()),
         };
         self.desk.insert(job, Held::new(arrival, plan, texts, now));
