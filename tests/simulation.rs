@@ -113,6 +113,8 @@ fn faults_put_in_on_purpose_are_found() {
         Mutant::DeafToSteps,
         Mutant::NoCanary,
         Mutant::AcksTwice,
+        Mutant::TellsPerJob,
+        Mutant::NeverAtEase,
     ];
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));

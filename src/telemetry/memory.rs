@@ -14,7 +14,7 @@ const NO_BOUND: u64 = 1 << 62;
 /// Starts the thread. It ends when `tell` says that nobody listens any more.
 pub fn watch(tell: impl Fn(Memory) -> bool + Send + 'static) -> io::Result<()> {
     let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let meter = Meter::new(&own, Path::new("/sys/fs/cgroup"), Path::new("/proc/meminfo"));
+    let meter = Meter::new(&own, Path::new("/"));
     let turn = move || {
         while meter.read().is_none_or(&tell) {
             std::thread::sleep(INTERVAL);
@@ -28,7 +28,7 @@ pub fn watch(tell: impl Fn(Memory) -> bool + Send + 'static) -> io::Result<()> {
 #[derive(Debug)]
 struct Meter {
     groups: Vec<Group>,
-    meminfo: PathBuf,
+    root: PathBuf,
 }
 
 /// One cgroup on the way from ours up to the root.
@@ -39,9 +39,10 @@ struct Group {
 }
 
 impl Meter {
-    /// `own` is `/proc/self/cgroup`, `root` where cgroups are mounted.
-    fn new(own: &str, root: &Path, meminfo: &Path) -> Meter {
+    /// `own` is what `/proc/self/cgroup` says, `root` the root of all files.
+    fn new(own: &str, root: &Path) -> Meter {
         let mut groups = Vec::new();
+        let cgroups = root.join("sys/fs/cgroup");
         for line in own.lines() {
             // hierarchy-ID:controller-list:path, see cgroups(7); version 2 is the line with an empty list.
             let mut parts = line.splitn(3, ':').skip(1);
@@ -50,8 +51,8 @@ impl Meter {
             };
             let version2 = controllers.is_empty();
             let mount = match (version2, controllers.split(',').any(|name| name == "memory")) {
-                (true, _) => root.to_owned(),
-                (false, true) => root.join(controllers),
+                (true, _) => cgroups.clone(),
+                (false, true) => cgroups.join(controllers),
                 _ => continue,
             };
             let path = Path::new(path.trim_start_matches('/'));
@@ -67,7 +68,7 @@ impl Meter {
         }
         Meter {
             groups,
-            meminfo: meminfo.to_owned(),
+            root: root.to_owned(),
         }
     }
 
@@ -75,7 +76,7 @@ impl Meter {
     fn read(&self) -> Option<Memory> {
         let groups = self.groups.iter().filter_map(Group::read);
         let room = |memory: &Memory| i128::from(memory.bound()) - i128::from(memory.in_use);
-        groups.chain(machine(&self.meminfo)).min_by_key(room)
+        groups.chain(machine(&self.root)).min_by_key(room)
     }
 }
 
@@ -111,14 +112,37 @@ impl Group {
 }
 
 /// The machine as a whole, for a process without a bound of its own.
-fn machine(meminfo: &Path) -> Option<Memory> {
-    let text = std::fs::read_to_string(meminfo).ok()?;
-    let bytes = |name| Some(field(&text, name)?.saturating_mul(1024));
-    let limit = bytes("MemTotal:")?;
-    Some(Memory {
-        in_use: limit.saturating_sub(bytes("MemAvailable:")?),
-        limit,
-    })
+fn machine(root: &Path) -> Option<Memory> {
+    let text = std::fs::read_to_string(root.join("proc/meminfo"));
+    let Ok(text) = text else { return nodes(root) };
+    let limit = field(&text, "MemTotal:")?;
+    Some(kilobytes(limit, field(&text, "MemAvailable:")?))
+}
+
+/// The same from `/sys`, under a unit that hides `/proc/meminfo` (`ProcSubset=pid`): summed over the memory's nodes,
+/// and counting what MemAvailable counts for the most part, free pages and those of files.
+fn nodes(root: &Path) -> Option<Memory> {
+    let (mut limit, mut available) = (0, 0);
+    for number in 0.. {
+        let file = root.join(format!("sys/devices/system/node/node{number}/meminfo"));
+        let Ok(text) = std::fs::read_to_string(file) else {
+            break;
+        };
+        // Each line begins with "Node N".
+        let text = text.replace(&format!("Node {number} "), "");
+        limit += field(&text, "MemTotal:")?;
+        for part in ["MemFree:", "Active(file):", "Inactive(file):"] {
+            available += field(&text, part)?;
+        }
+    }
+    (limit > 0).then(|| kilobytes(limit, available))
+}
+
+fn kilobytes(limit: u64, available: u64) -> Memory {
+    Memory {
+        in_use: limit.saturating_sub(available).saturating_mul(1024),
+        limit: limit.saturating_mul(1024),
+    }
 }
 
 /// The number behind a name at the beginning of a line.
@@ -142,20 +166,23 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        Meter::new(own, root.path(), &root.path().join("meminfo")).read()
+        Meter::new(own, root.path()).read()
     }
 
     #[test]
     fn the_nearest_bound_on_the_way_up_counts() {
         let own = "0::/a.slice/b.service\n";
         let files = [
-            ("meminfo", MEMINFO),
-            ("a.slice/memory.max", "500000000\n"),
-            ("a.slice/memory.current", "480000000\n"),
-            ("a.slice/memory.stat", "anon 5\ninactive_file 30000000\nslab 7\n"),
-            ("a.slice/b.service/memory.max", "max\n"),
-            ("a.slice/b.service/memory.high", "700000000\n"),
-            ("a.slice/b.service/memory.current", "450000000\n"),
+            ("proc/meminfo", MEMINFO),
+            ("sys/fs/cgroup/a.slice/memory.max", "500000000\n"),
+            ("sys/fs/cgroup/a.slice/memory.current", "480000000\n"),
+            (
+                "sys/fs/cgroup/a.slice/memory.stat",
+                "anon 5\ninactive_file 30000000\nslab 7\n",
+            ),
+            ("sys/fs/cgroup/a.slice/b.service/memory.max", "max\n"),
+            ("sys/fs/cgroup/a.slice/b.service/memory.high", "700000000\n"),
+            ("sys/fs/cgroup/a.slice/b.service/memory.current", "450000000\n"),
         ];
         assert_eq!(
             read(own, &files),
@@ -175,15 +202,18 @@ mod tests {
     #[test]
     fn version_1_is_understood() {
         let files = [
-            ("memory/x/memory.limit_in_bytes", "400000000\n"),
-            ("memory/x/memory.usage_in_bytes", "390000000\n"),
+            ("sys/fs/cgroup/memory/x/memory.limit_in_bytes", "400000000\n"),
+            ("sys/fs/cgroup/memory/x/memory.usage_in_bytes", "390000000\n"),
             (
-                "memory/x/memory.stat",
+                "sys/fs/cgroup/memory/x/memory.stat",
                 "inactive_file 1\ntotal_inactive_file 90000000\n",
             ),
-            ("memory/memory.limit_in_bytes", "9223372036854771712\n"),
-            ("memory/memory.usage_in_bytes", "999999999\n"),
-            ("meminfo", MEMINFO),
+            (
+                "sys/fs/cgroup/memory/memory.limit_in_bytes",
+                "9223372036854771712\n",
+            ),
+            ("sys/fs/cgroup/memory/memory.usage_in_bytes", "999999999\n"),
+            ("proc/meminfo", MEMINFO),
         ];
         let own = "9:name=systemd:/\n4:memory:/x\n0::/\n";
         let group = Memory {
@@ -191,6 +221,26 @@ mod tests {
             limit: 400_000_000,
         };
         assert_eq!(read(own, &files), Some(group));
+    }
+
+    #[test]
+    fn a_hidden_meminfo_is_made_up_for() {
+        let node = |n: u32| {
+            format!(
+                "Node {n} MemTotal:       1000 kB\nNode {n} MemFree:        100 kB\n\
+                 Node {n} Active(file):   50 kB\nNode {n} Inactive(file): 150 kB\n"
+            )
+        };
+        let (first, second) = (node(0), node(1));
+        let files = [
+            ("sys/devices/system/node/node0/meminfo", first.as_str()),
+            ("sys/devices/system/node/node1/meminfo", second.as_str()),
+        ];
+        let both = Memory {
+            in_use: 1400 << 10,
+            limit: 2000 << 10,
+        };
+        assert_eq!(read("", &files), Some(both));
     }
 
     /// No bound of our own: the machine's. Nothing at all: nothing is said.
@@ -201,8 +251,8 @@ mod tests {
             limit: 1_000_000 << 10,
         };
         let nonsense = "0::/../../etc\nwhat\n4:memory:/gone\n";
-        assert_eq!(read(nonsense, &[("meminfo", MEMINFO)]), Some(machine));
-        assert_eq!(read("0::/\n", &[("memory.max", "soon\n")]), None);
-        assert_eq!(read("", &[("meminfo", "MemTotal: x kB\n")]), None);
+        assert_eq!(read(nonsense, &[("proc/meminfo", MEMINFO)]), Some(machine));
+        assert_eq!(read("0::/\n", &[("sys/fs/cgroup/memory.max", "soon\n")]), None);
+        assert_eq!(read("", &[("proc/meminfo", "MemTotal: x kB\n")]), None);
     }
 }

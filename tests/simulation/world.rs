@@ -133,6 +133,10 @@ pub enum Mutant {
     NoCanary,
     /// A job is acknowledged twice.
     AcksTwice,
+    /// Backpressure is told again with each refusal.
+    TellsPerJob,
+    /// That backpressure is over is not told.
+    NeverAtEase,
 }
 
 /// All of it.
@@ -562,6 +566,17 @@ fn mutate(mutant: Mutant, event: &Event, logic: &Logic, now: Moment, actions: &m
             if let Some(ack) = actions.iter().find(|action| matches!(action, Action::Ack { .. })) {
                 actions.push(ack.clone());
             }
+        }
+        Mutant::TellsPerJob => {
+            let told = actions
+                .iter()
+                .find(|action| matches!(action, Action::Backpressure(_)));
+            if let Some(told) = told {
+                actions.push(told.clone());
+            }
+        }
+        Mutant::NeverAtEase => {
+            actions.retain(|action| !matches!(action, Action::Backpressure(change) if !change.on));
         }
         Mutant::TimerPet | Mutant::DeafToSteps => {}
     }
