@@ -79,6 +79,8 @@ pub struct Report {
     pub broker: Broker,
     /// Jobs settled since the start, by lane and outcome.
     pub jobs: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Backpressure by lane.
+    pub backpressure: BTreeMap<String, Backpressure>,
     /// Jobs that wait for their next attempt.
     pub retrying: Vec<Retrying>,
     /// Bounds and time limits in force, named as in the configuration.
@@ -146,6 +148,22 @@ pub struct Broker {
     pub blocked_ms: Option<u64>,
     /// What the last attempt to connect came to, while there is no session.
     pub waiting: Option<String>,
+}
+
+/// What the world was told of a lane's backpressure.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Backpressure {
+    /// Whether it is on.
+    pub on: bool,
+    /// Why: `queue_full`, `bytes`, `memory`, `slam`.
+    pub cause: Option<String>,
+    /// For how long it has been on.
+    pub since_ms: Option<u64>,
+    /// How often it has gone on or off since the start.
+    pub changes: u64,
+    /// Jobs refused as overloaded since the start, by cause.
+    pub refused: BTreeMap<String, u64>,
 }
 
 /// A job that waits for its next attempt.

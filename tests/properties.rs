@@ -12,10 +12,13 @@ use embeddings::clock::Moment;
 use embeddings::job::{ErrorType, JobKey, Lane};
 use embeddings::logic::admission::Admission;
 use embeddings::logic::batch::{Batcher, compose};
-use embeddings::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Item, ModelId};
+use embeddings::logic::event::{
+    Action, BatchId, CallerId, Confirmation, EngineId, Event, Item, ModelId, Ticket,
+};
 use embeddings::logic::health::{KillReason, Verdict};
 use embeddings::logic::lane::{BULK_SHARE, Lanes};
 use embeddings::logic::ledger::Stage;
+use embeddings::logic::pressure::{Cause, Guard, Load, Memory, Told, memory_of};
 use embeddings::logic::{Logic, Setup};
 use oracle::Oracle;
 use proptest::prelude::*;
@@ -27,7 +30,8 @@ use support::{limits, setup, ticket};
 #[derive(Clone, Debug)]
 enum Turn {
     Wait(u64),
-    Deliver(Lane, usize, Option<u64>),
+    /// Lane, inputs, budget, caller.
+    Deliver(Lane, usize, Option<u64>, u64),
     /// Something that was asked for comes about, in whatever order.
     Keep(usize),
     Step(usize),
@@ -39,6 +43,8 @@ enum Turn {
     Block,
     Unblock,
     Reload(u64),
+    /// MiB in use, of 1000.
+    Memory(u64),
     Drain,
 }
 
@@ -49,7 +55,8 @@ fn turns() -> impl Strategy<Value = Vec<Turn>> {
     let turn = prop_oneof![
         6 => (0u64..3000).prop_map(Turn::Wait),
         1 => (0u64..40_000).prop_map(Turn::Wait),
-        6 => (lane, 1usize..6, budget).prop_map(|(lane, inputs, ms)| Turn::Deliver(lane, inputs, ms)),
+        6 => (lane, 1usize..6, budget, 0u64..4)
+            .prop_map(|(lane, inputs, ms, caller)| Turn::Deliver(lane, inputs, ms, caller)),
         24 => any::<usize>().prop_map(Turn::Keep),
         2 => (0usize..2).prop_map(Turn::Step),
         1 => Just(Turn::Up),
@@ -60,6 +67,7 @@ fn turns() -> impl Strategy<Value = Vec<Turn>> {
         1 => Just(Turn::Block),
         1 => Just(Turn::Unblock),
         1 => (2000u64..40_000).prop_map(Turn::Reload),
+        2 => prop_oneof![0u64..800, 800u64..1100].prop_map(Turn::Memory),
     ];
     let end = prop_oneof![4 => Just(None), 1 => (0usize..150).prop_map(Some)];
     (proptest::collection::vec(turn, 1..150), end).prop_map(|(mut turns, end)| {
@@ -104,6 +112,7 @@ impl Life {
         setup.batch_tokens = 40;
         setup.limits.max_queue = 6;
         setup.limits.max_inflight = 3;
+        setup.limits.slam_limit = Duration::from_secs(4);
         let mut life = Life::new(setup);
         life.step(Event::BrokerUp { resumable: false });
         for turn in turns {
@@ -128,8 +137,9 @@ impl Life {
                 self.now += ms;
                 self.step(Event::Tick);
             }
-            Turn::Deliver(lane, inputs, budget) if self.connected => {
+            Turn::Deliver(lane, inputs, budget, caller) if self.connected => {
                 let mut ticket = ticket(*inputs);
+                ticket.caller = CallerId(*caller);
                 ticket.deadline = budget.map(|ms| self.moment() + Duration::from_millis(ms));
                 self.next += 1;
                 let job = JobKey(self.next);
@@ -155,8 +165,13 @@ impl Life {
             Turn::Reload(stall_ms) => {
                 let mut limits = limits();
                 limits.liveness_max_stall = Duration::from_millis(*stall_ms);
+                limits.slam_limit = Duration::from_millis(*stall_ms / 4);
                 self.step(Event::Reloaded(limits));
             }
+            Turn::Memory(mib) => self.step(Event::MemorySeen(Memory {
+                in_use: mib << 20,
+                limit: 1000 << 20,
+            })),
             Turn::Drain => self.step(Event::Drain),
             _ => {}
         }
@@ -339,30 +354,53 @@ proptest! {
         }
     }
 
-    /// The lane holds no more than its bounds, and every refusal says when to come back.
+    /// The lane holds no more than its bounds, each model no more than its own, and every refusal names the bound
+    /// that is reached and says when to come back.
     #[test]
     fn admission_keeps_its_bounds(
-        sizes in proptest::collection::vec((0usize..300, any::<bool>(), any::<bool>()), 1..200),
+        jobs in proptest::collection::vec((0usize..300, 0usize..2, any::<bool>(), any::<bool>()), 1..200),
         max_queue in 1usize..20,
+        own in proptest::option::of(1usize..20),
+        memory in proptest::option::of(0u64..1000),
     ) {
         let mut bounds = limits();
-        bounds.max_queue_bytes = 1000;
-        let mut admission = Admission::new(bounds);
+        (bounds.max_queue, bounds.max_queue_bytes) = (max_queue, 1000);
+        let mut admission = Admission::new(bounds, &[None, own]);
+        let seen = memory.map(|mib| Memory { in_use: mib << 20, limit: 1000 << 20 });
+        if let Some(seen) = seen {
+            admission.memory_seen(seen, Moment::ZERO);
+        }
         let mut held = VecDeque::new();
-        for (at, (bytes, leaves, settled)) in sizes.into_iter().enumerate() {
+        let mut taken = 0;
+        for (at, (bytes, model, leaves, settled)) in jobs.into_iter().enumerate() {
             let now = Moment::from_millis(50 * at as u64);
             let mut job = ticket(1);
-            job.bytes = bytes;
-            let room = held.len() < max_queue && admission.bytes() + bytes <= 1000;
-            match admission.admit(Lane::Interactive, &job, max_queue, now) {
+            (job.bytes, job.model) = (bytes, ModelId(model));
+            let of_model = held.iter().filter(|held: &&Ticket| held.model == job.model).count();
+            let need = memory_of(bytes, 1);
+            let tight = seen.is_some_and(|seen| {
+                let then = seen.in_use + taken + need;
+                if held.is_empty() { then > seen.limit } else { then > seen.bound() }
+            });
+            let full = held.len() >= max_queue || (model == 1 && own.is_some_and(|own| of_model >= own));
+            let heavy = admission.bytes() + bytes > 1000;
+            match admission.admit(Lane::Interactive, &job, now) {
                 Ok(()) => {
-                    prop_assert!(room);
+                    prop_assert!(!full && !heavy && !tight);
+                    taken += need;
                     held.push_back(job);
                 }
-                Err(refusal) => {
-                    prop_assert!(!room);
-                    prop_assert_eq!(refusal.error, ErrorType::Overloaded);
-                    prop_assert!(refusal.retry_after_ms.is_some_and(|ms| ms > 0));
+                Err(overload) => {
+                    let true_cause = match overload.cause {
+                        Cause::QueueFull => full,
+                        Cause::Bytes => heavy,
+                        Cause::Memory => tight,
+                        Cause::Slam => false,
+                    };
+                    prop_assert!(true_cause, "{:?}", overload);
+                    prop_assert_eq!(overload.model.is_some(), full && held.len() < max_queue);
+                    prop_assert_eq!(overload.refusal.error, ErrorType::Overloaded);
+                    prop_assert!(overload.refusal.retry_after_ms.is_some_and(|ms| ms > 0));
                 }
             }
             prop_assert_eq!(admission.held(Lane::Interactive), held.len());
@@ -373,32 +411,111 @@ proptest! {
         }
     }
 
-    /// More jobs before you, or a longer standstill, never make the estimate shorter.
+    /// More jobs before you, or a longer standstill, never make the estimate shorter, whatever the cause; and an
+    /// idle time before the rush does not make it longer.
     #[test]
     fn retry_after_grows_with_depth_and_standstill(
         settled in proptest::collection::vec(1u64..2000, 0..30),
+        idle in 0u64..10_000_000,
         depth in 0usize..200,
         waits in proptest::collection::vec(1u64..20_000, 1..10),
+        scarce in any::<bool>(),
     ) {
-        let mut admission = Admission::new(limits());
+        let mut admission = Admission::new(limits(), &[None]);
+        let (lane, job) = (Lane::Interactive, ticket(1));
         let mut now = Moment::ZERO;
         for pause in settled {
+            admission.admit(lane, &job, now).unwrap();
             now = now + Duration::from_millis(pause);
-            admission.admit(Lane::Interactive, &ticket(1), 256, now).unwrap();
-            admission.release(Lane::Interactive, &ticket(1), true, now);
+            admission.release(lane, &job, true, now);
         }
-        let mut last = admission.retry_after_ms(now);
+        let causes = Cause::ALL;
+        let estimates = |admission: &Admission, now| causes.map(|cause| admission.retry_after_ms(lane, cause, now));
+        let before = estimates(&admission, now);
+        now = now + Duration::from_millis(idle);
+        prop_assert_eq!(estimates(&admission, now), before);
+        let mut last = before;
         for _ in 0..depth {
-            admission.admit(Lane::Interactive, &ticket(1), 256, now).unwrap();
-            let deeper = admission.retry_after_ms(now);
-            prop_assert!(deeper >= last);
+            admission.admit(lane, &job, now).unwrap();
+            let deeper = estimates(&admission, now);
+            prop_assert!(deeper.iter().zip(last).all(|(&deeper, last)| deeper >= last));
             last = deeper;
+        }
+        if scarce {
+            admission.memory_seen(Memory { in_use: 990, limit: 1000 }, now);
         }
         for wait in waits {
             now = now + Duration::from_millis(wait);
-            let later = admission.retry_after_ms(now);
-            prop_assert!(later >= last);
+            let later = estimates(&admission, now);
+            prop_assert!(later.iter().zip(last).all(|(&later, last)| later >= last));
             last = later;
+        }
+        // While nothing goes, at least as long again as it has stood still, up to the largest estimate.
+        if depth > 100 {
+            let rest = Duration::from_secs(120);
+            let stuck = admission.retry_after_ms(lane, Cause::QueueFull, now + rest);
+            prop_assert!(stuck >= 120_000, "{} ms after two minutes of standstill", stuck);
+        }
+    }
+
+    /// What is promised is kept: with the engine going at a steady pace, a caller who comes back when told finds
+    /// that as many jobs have gone as were before it.
+    #[test]
+    fn a_promise_is_kept_at_a_steady_pace(job_ms in 5u64..3000, depth in 1usize..100) {
+        let mut admission = Admission::new(limits(), &[None]);
+        let (lane, job) = (Lane::Interactive, ticket(1));
+        for _ in 0..depth {
+            admission.admit(lane, &job, Moment::ZERO).unwrap();
+        }
+        let mut now = 0;
+        // One goes and one comes, for a minute at least.
+        while now < 60_000 {
+            now += job_ms;
+            admission.release(lane, &job, true, Moment::from_millis(now));
+            admission.admit(lane, &job, Moment::from_millis(now)).unwrap();
+        }
+        let promised = admission.retry_after_ms(lane, Cause::QueueFull, Moment::from_millis(now));
+        let needed = job_ms * depth as u64;
+        prop_assert!(promised.max(50) * 11 / 10 >= needed.min(600_000), "{} ms promised, {} needed", promised, needed);
+        prop_assert!(promised <= needed * 2 + job_ms * 2 + 50, "{} ms promised, {} needed", promised, needed);
+    }
+
+    /// The guard shuts above its limit, opens under 80 % of it, and stays as it is between.
+    #[test]
+    fn the_guard_has_a_memory(limit_ms in 1u64..100_000, loads in proptest::collection::vec((0u64..50_000, 0usize..20), 1..50)) {
+        let mut guard = Guard::default();
+        let mut shut = false;
+        for (mean_ms, inflight) in loads {
+            guard.judge(Some(Duration::from_millis(mean_ms)), inflight, Duration::from_millis(limit_ms));
+            let product = mean_ms * inflight as u64;
+            let (over, under) = (product > limit_ms, product * 10 < limit_ms * 8);
+            let between = product * 10 == limit_ms * 8;
+            shut = over || (shut && !under);
+            prop_assert!(between || guard.is_shut() == shut);
+            shut = guard.is_shut();
+        }
+    }
+
+    /// Whatever a lane goes through, its changes alternate, and each is off no sooner than a second after on.
+    #[test]
+    fn changes_alternate(turns in proptest::collection::vec((0u64..700, 0usize..3), 1..200)) {
+        let mut told = Told::default();
+        let (mut now, mut on, mut tense, mut changes) = (0, false, 0, 0);
+        for (wait, load) in turns {
+            now += wait;
+            let load = [Load::Relaxed, Load::Near, Load::Over(Cause::Bytes)][load];
+            if load != Load::Relaxed {
+                tense = now;
+            }
+            if let Some((is_on, _, _)) = told.judge(load, Moment::from_millis(now)) {
+                prop_assert!(is_on != on);
+                let allowed = if is_on { matches!(load, Load::Over(_)) } else { now - tense >= 1000 };
+                prop_assert!(allowed);
+                on = is_on;
+                changes += 1;
+            }
+            prop_assert!(on || !matches!(load, Load::Over(_)));
+            prop_assert_eq!(told.changes, changes);
         }
     }
 
@@ -406,19 +523,20 @@ proptest! {
     #[test]
     fn bulk_has_its_share(canaries in proptest::collection::vec(any::<bool>(), 1..100)) {
         let mut lanes = Lanes::default();
-        lanes.push(Lane::Interactive, JobKey(1));
-        lanes.push(Lane::Bulk, JobKey(2));
+        let whose = CallerId(0);
+        lanes.push(Lane::Interactive, whose, JobKey(1));
+        lanes.push(Lane::Bulk, whose, JobKey(2));
         let (mut led, mut bulk) = (0, 0);
         for canary in canaries {
             if canary {
-                lanes.push(Lane::Probe, JobKey(3));
+                lanes.push(Lane::Probe, whose, JobKey(3));
                 prop_assert_eq!(lanes.in_order().next(), Some(JobKey(3)));
-                lanes.drawn(Lane::Probe);
-                lanes.remove(Lane::Probe, JobKey(3));
+                lanes.drawn(Lane::Probe, whose);
+                lanes.remove(Lane::Probe, whose, JobKey(3));
             }
             let lead = lanes.in_order().next();
             let lane = if lead == Some(JobKey(2)) { Lane::Bulk } else { Lane::Interactive };
-            lanes.drawn(lane);
+            lanes.drawn(lane, whose);
             led += 1;
             bulk += u32::from(lane == Lane::Bulk);
             prop_assert_eq!(bulk, led / BULK_SHARE);
@@ -479,7 +597,7 @@ proptest! {
         let mut setup = setup();
         (setup.engines, setup.batch_tokens) = (engines, 30);
         setup.limits.max_inflight = max_inflight;
-        setup.max_queue = vec![None, None];
+        (setup.max_queue, setup.max_inflight) = (vec![None, None], vec![None, None]);
         let mut logic = Logic::new(setup, Moment::ZERO);
         let mut running = VecDeque::new();
         let mut key = 0;
@@ -517,6 +635,56 @@ proptest! {
             // The flood goes on.
             turn += 1;
             begin(&mut logic, &mut running, Lane::Interactive, sizes[turn % sizes.len()]);
+        }
+    }
+
+    /// A caller with one job is not buried by others with floods of them: its job leads a batch after at most one
+    /// batch of each of the others, and as many as it takes to free a place in flight, whatever the size of their
+    /// jobs; and bulk has its share of the batches beside it.
+    #[test]
+    fn a_lone_caller_is_not_buried(
+        floods in proptest::collection::vec((1usize..200, 1usize..30), 1..6),
+        bulk in any::<bool>(),
+        max_inflight in 2usize..6,
+        engines in 1usize..3,
+    ) {
+        let mut setup = setup();
+        (setup.engines, setup.batch_tokens) = (engines, 40);
+        setup.limits.max_inflight = max_inflight;
+        setup.limits.max_queue = 10_000;
+        setup.limits.max_queue_bytes = usize::MAX;
+        let mut logic = Logic::new(setup, Moment::ZERO);
+        let mut running = VecDeque::new();
+        let mut key = 0;
+        let mut begin = |logic: &mut Logic, running: &mut VecDeque<_>, caller: usize, inputs: usize| {
+            key += 1;
+            let job = JobKey(key);
+            let lane = if bulk { Lane::Bulk } else { Lane::Interactive };
+            let mut ticket = ticket(inputs);
+            ticket.caller = CallerId(caller as u64);
+            act(logic, running, Event::Delivered { job, lane, arrival: Ok(ticket), answerable: true, attempt: 1, suspect: false });
+            act(logic, running, Event::Tokenized { job, result: Ok(vec![10; inputs]) });
+            job
+        };
+        for (caller, &(jobs, inputs)) in floods.iter().enumerate() {
+            for _ in 0..jobs {
+                begin(&mut logic, &mut running, 1 + caller, inputs);
+            }
+        }
+        let lone = begin(&mut logic, &mut running, 0, 1);
+        // What runs or lies ready when it comes; a turn of each other caller; and again while short jobs of others
+        // hold the places in flight.
+        let bound = 2 * engines + (floods.len() + 1) * (1 + engines);
+        let mut batches = 0;
+        loop {
+            let (engine, batch, items) = running.pop_front().expect("work");
+            if items.iter().any(|item: &Item| item.job == lone) {
+                break;
+            }
+            batches += 1;
+            prop_assert!(batches <= bound, "not begun after {} batches", batches);
+            let results = vec![Ok(()); items.len()];
+            act(&mut logic, &mut running, Event::BatchDone { engine, batch, results });
         }
     }
 }

@@ -49,6 +49,9 @@ fn run(seed: u64, total: &mut Counts) {
     total.refused += counts.refused;
     total.moved += counts.moved;
     total.reconnects += counts.reconnects;
+    for (total, count) in total.pressed.iter_mut().zip(counts.pressed) {
+        *total += count;
+    }
 }
 
 fn from_env(name: &str) -> Option<u64> {
@@ -74,6 +77,7 @@ fn simulation_of_known_seeds() {
     // A world in which nothing happens proves nothing.
     assert!(total.settled > 1000 && total.pets > 100 && total.canaries > 50);
     assert!(total.moved > 100 || from_env("SEED").is_some());
+    assert!(total.pressed.iter().all(|&count| count > 20) || from_env("SEED").is_some());
     assert!(total.stalls > 10 || from_env("SEED").is_some());
 }
 
@@ -111,6 +115,8 @@ fn faults_put_in_on_purpose_are_found() {
         Mutant::DeafToSteps,
         Mutant::NoCanary,
         Mutant::AcksTwice,
+        Mutant::TellsPerJob,
+        Mutant::NeverAtEase,
     ];
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));

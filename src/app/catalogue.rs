@@ -6,7 +6,7 @@ use crate::engine::{LoadError, LoadOptions, LoadStep, Model, Sequence, TokenizeE
 use crate::job::reply::result_bytes_max;
 use crate::job::request::{Encoding, InputType, Request};
 use crate::job::{ErrorType, Refusal};
-use crate::logic::event::{ModelId, Streaming, Ticket};
+use crate::logic::event::{CallerId, ModelId, Streaming, Ticket};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -55,6 +55,8 @@ pub struct Entry {
     batch_inputs: usize,
     /// Its own bound on the interactive lane, if it has one.
     max_queue: Option<usize>,
+    /// Its own bound on jobs in flight, if it has one.
+    max_inflight: Option<usize>,
     /// The canary's vector, computed at start.
     reference: Vec<f32>,
 }
@@ -114,14 +116,14 @@ impl Catalogue {
             })?;
             let reference = canary_vector(name, &model, progress)?;
             let limits = config.limits_of(name);
-            let max_queue = (limits.max_queue != config.limits.max_queue).then_some(limits.max_queue);
             entries.push(Entry {
                 name: name.clone(),
                 model: Arc::new(model),
                 max_inputs: limits.max_inputs,
                 max_stream_inputs: limits.max_stream_inputs,
                 batch_inputs: limits.batch_inputs,
-                max_queue,
+                max_queue: settings.max_queue,
+                max_inflight: settings.max_inflight,
                 reference,
             });
         }
@@ -144,9 +146,19 @@ impl Catalogue {
         self.entry(self.default)
     }
 
+    /// Names of all models, in the order of their numbers.
+    pub fn model_names(&self) -> Vec<String> {
+        self.entries.iter().map(|entry| entry.name.clone()).collect()
+    }
+
     /// Per model, its own bound on the interactive lane.
     pub fn max_queues(&self) -> Vec<Option<usize>> {
         self.entries.iter().map(|entry| entry.max_queue).collect()
+    }
+
+    /// Per model, its own bound on jobs in flight.
+    pub fn max_inflights(&self) -> Vec<Option<usize>> {
+        self.entries.iter().map(|entry| entry.max_inflight).collect()
     }
 
     /// Largest number of inputs that any model allows.
@@ -236,6 +248,7 @@ impl Plan {
     /// What the logic needs to know.
     pub fn ticket(
         &self,
+        caller: CallerId,
         inputs: usize,
         bytes: usize,
         deadline: Option<Moment>,
@@ -243,6 +256,7 @@ impl Plan {
     ) -> Ticket {
         Ticket {
             model: self.model,
+            caller,
             inputs,
             bytes,
             deadline,

@@ -6,6 +6,7 @@
 mod catalogue;
 mod desk;
 mod innocent;
+mod notices;
 mod pulse;
 mod show;
 mod trace;
@@ -196,13 +197,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     let (work_done, work_events) = mpsc::channel(EVENTS);
     let report = turn::report(work_done.clone());
     let pool = Pool::start(engines, report).context("failed to start engine threads")?;
-    let widest = catalogue
-        .max_queues()
-        .into_iter()
-        .flatten()
-        .fold(limits.max_queue, usize::max)
-        .min(MAX_QUEUE_MAX);
-    let prefetch = prefetch(widest, limits.max_inflight);
+    let prefetch = prefetch(limits.max_queue, limits.max_inflight);
     let waiting_max: usize = prefetch.iter().map(|&n| usize::from(n)).sum();
     let tokenizer_threads = device::threads();
     let tokenizers = Tokenizers::start(
@@ -213,6 +208,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     )
     .context("failed to start tokenizer threads")?;
 
+    turn::watch_memory(work_done.clone()).context("failed to start the memory thread")?;
     if notify::is_service() {
         for fault in watchdog::disorder(&limits, notify::period()) {
             warn!("{fault}");
@@ -226,6 +222,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             prefetch: prefetch.map(usize::from),
             batch_tokens: config.engine.batch_tokens,
             max_queue: catalogue.max_queues(),
+            max_inflight: catalogue.max_inflights(),
             pet_spacing: notify::period().map_or(Duration::ZERO, |period| period / 8),
         },
         clock.now(),
@@ -283,7 +280,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             host,
             disconnect_kill,
             confirm_patience,
-            max_queue_max: widest,
+            max_queue_max: limits.max_queue,
             logging,
             catalogue: Arc::new(catalogue),
             logic,

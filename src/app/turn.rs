@@ -7,6 +7,7 @@ mod signals;
 use super::catalogue::{self, Catalogue};
 use super::desk::{Desk, Held};
 use super::innocent::Innocent;
+use super::notices::Notices;
 use super::pulse::Pulse;
 use super::show::Show;
 use super::trace::Trace;
@@ -22,21 +23,24 @@ use crate::job::request::decode;
 use crate::job::{ErrorType, JobKey, Lane, Names, Refusal};
 use crate::logic::Logic;
 use crate::logic::event::{
-    Action, BatchId, EngineId, Event, Item, ModelId, Onward, Outcome, TokenizerId, Worker,
+    Action, BatchId, CallerId, EngineId, Event, Item, ModelId, Onward, Outcome, TokenizerId, Worker,
 };
 use crate::logic::health::KillReason;
+use crate::logic::pressure::Memory;
 use crate::telemetry::Logging;
 use crate::telemetry::blackbox::Phase;
+use crate::telemetry::memory;
 use crate::watchdog::{notify, thread::Truth};
 use anyhow::Context;
 use futures_util::StreamExt;
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use std::collections::{HashMap, VecDeque};
+use std::hash::RandomState;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
@@ -58,6 +62,15 @@ pub enum Done {
     Tokenizer(TokenizerId, Progress),
     /// A job's texts are tokens.
     Tokens(JobKey, Result<Vec<Sequence>, Refusal>),
+    /// A reading of memory.
+    Memory(Memory),
+}
+
+/// Carries readings of memory to the loop. One may be dropped when the loop is behind: the next follows soon.
+pub fn watch_memory(done: mpsc::Sender<Done>) -> std::io::Result<()> {
+    memory::watch(move |reading| {
+        !matches!(done.try_send(Done::Memory(reading)), Err(TrySendError::Closed(_)))
+    })
 }
 
 /// Carries the tokenizers' reports to the loop, as [`report`] does for the engines.
@@ -136,6 +149,9 @@ pub struct Loop {
     /// What the last attempt to reach the broker came to, while there is no session.
     waiting: Option<String>,
     pulse: Pulse,
+    notices: Notices,
+    /// Names of callers to numbers, differently in each process: nobody can choose whose number he gets.
+    callers: RandomState,
     trace: Trace,
 }
 
@@ -151,6 +167,8 @@ impl Loop {
                 parts.host.clone(),
                 &parts.catalogue,
             ),
+            notices: Notices::new(parts.clock, parts.host.clone(), &parts.catalogue),
+            callers: RandomState::new(),
             trace: Trace::new(&parts.catalogue.default_entry().name),
             names: Names::new(&parts.config.broker.prefix),
             parts,
@@ -250,6 +268,9 @@ impl Loop {
         if let Some(heartbeat) = self.pulse.turned(&self.parts.logic, now) {
             self.command(heartbeat);
         }
+        while let Some(notice) = self.notices.due(&self.parts.logic) {
+            self.command(notice);
+        }
         self.trace.turned(&self.parts.logic, &self.desk, now);
     }
 
@@ -324,6 +345,7 @@ impl Loop {
                 let session = self.session;
                 self.command(Command::Reconnect { session, lane });
             }
+            Action::Backpressure(change) => self.notices.changed(&change, &self.parts.logic),
             Action::Ready => {
                 self.ready = true;
                 self.trace.phase(Phase::Ready);
@@ -424,7 +446,7 @@ impl Loop {
             .catalogue
             .plan(&request)
             .expect("a canary can be planned");
-        let ticket = plan.ticket(1, body.len(), None, None);
+        let ticket = plan.ticket(CallerId::default(), 1, body.len(), None, None);
         let job = self.parts.logic.local_key();
         self.desk.insert(job, Held::local(plan, request.input, now));
         Some(Event::Delivered {
@@ -472,6 +494,7 @@ impl Loop {
                 });
                 Event::Tokenized { job, result }
             }
+            Done::Memory(reading) => Event::MemorySeen(reading),
             Done::Batch(engine, batch, result) => {
                 let items = self.batches.remove(&batch)?;
                 items.iter().for_each(|item| self.trace.ends(item.job));

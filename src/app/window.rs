@@ -11,7 +11,8 @@ use crate::control;
 use crate::job::Lane;
 use crate::logic::Logic;
 use crate::logic::event::Outcome;
-use crate::report::{Broker, Report, Stage, State};
+use crate::logic::pressure::Cause;
+use crate::report::{Backpressure, Broker, Report, Stage, State};
 use crate::telemetry::{self, history};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -226,8 +227,26 @@ pub fn report(logic: &Logic, outcomes: &HashMap<(Lane, Outcome), u64>, line: Str
             ..Broker::default()
         },
         jobs,
+        backpressure: [Lane::Interactive, Lane::Bulk]
+            .map(|lane| (lane.name().to_owned(), backpressure(logic, lane, now)))
+            .into(),
         limits: limits(logic.limits()),
         ..Report::default()
+    }
+}
+
+fn backpressure(logic: &Logic, lane: Lane, now: Moment) -> Backpressure {
+    let told = logic.told(lane);
+    let refused = Cause::ALL.into_iter().zip(told.refused);
+    Backpressure {
+        on: told.on.is_some(),
+        cause: told.on.map(|(cause, _)| cause.name().to_owned()),
+        since_ms: told.on.map(|(_, since)| millis(now.since(since))),
+        changes: told.changes,
+        refused: refused
+            .filter(|&(_, count)| count > 0)
+            .map(|(cause, count)| (cause.name().to_owned(), count))
+            .collect(),
     }
 }
 

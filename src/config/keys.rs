@@ -209,7 +209,7 @@ pub const KEYS: &[Key] = &[
         1,
         DAY_MS,
         20_000,
-        "Latency guard: intake pauses while the average time of a job times the jobs in flight is above this.",
+        "Latency guard: a lane's intake pauses when the average time of its jobs times its jobs in flight is above this, until it is under 80 % of it.",
     ),
     count(
         "idle_unload_ms",
@@ -375,14 +375,14 @@ pub const MODEL_KEYS: &[Key] = &[
         "jobs",
         1,
         4096,
-        "Overrides max_inflight for this model.",
+        "Jobs for this model that may be computed at the same time; max_inflight holds as well.",
     ),
     limit(
         "max_queue",
         "jobs",
         1,
         1_000_000,
-        "Overrides max_queue for this model.",
+        "Interactive jobs for this model that may wait or be computed; max_queue holds as well.",
     ),
     limit(
         "max_inputs",

@@ -110,9 +110,9 @@ pub struct ModelConfig {
     pub device: Device,
     /// Number format of its weights.
     pub precision: Precision,
-    /// Overrides [`Limits::max_inflight`].
+    /// For jobs of this model; [`Limits::max_inflight`] holds as well.
     pub max_inflight: Option<usize>,
-    /// Overrides [`Limits::max_queue`].
+    /// For jobs of this model; [`Limits::max_queue`] holds as well.
     pub max_queue: Option<usize>,
     /// Overrides [`Limits::max_inputs`].
     pub max_inputs: Option<usize>,

@@ -2,6 +2,7 @@
 //!
 //! What stands here is the contract's text in types; it decides nothing about order or time.
 
+pub mod backpressure;
 pub mod checkpoint;
 pub mod heartbeat;
 pub mod reply;

@@ -29,6 +29,21 @@ pub struct Properties {
     pub delivery_count: u64,
 }
 
+impl Properties {
+    /// Whose job it is, as far as that can be told: jobs with one reply queue are one caller's, for who reads the
+    /// answers has asked. A direct reply-to (`amq.rabbitmq.reply-to.CHANNEL.CONSUMER`) is one channel's.
+    pub fn caller(&self) -> Option<&str> {
+        let name = self.reply_to.as_deref()?;
+        let channel = name.rsplit_once('.').map(|(channel, _)| channel);
+        channel
+            .filter(|_| name.starts_with(DIRECT_REPLY_TO))
+            .or(Some(name))
+    }
+}
+
+/// What the names of RabbitMQ's direct reply-to begin with.
+const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to.";
+
 /// A header that should be a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Number {
@@ -418,6 +433,23 @@ mod tests {
         );
         let long = format!("{{\"input\":\"{}\"}}", "a".repeat(1 << 20));
         assert_eq!(refused(&long), (ErrorType::InputTooLong, Some("input".into())));
+    }
+
+    #[test]
+    fn one_reply_queue_is_one_caller() {
+        let caller = |name: &str| {
+            let reply_to = Some(name.to_owned());
+            let properties = Properties {
+                reply_to,
+                ..Default::default()
+            };
+            properties.caller().map(str::to_owned)
+        };
+        assert_eq!(caller("team.search.replies"), Some("team.search.replies".into()));
+        assert_eq!(caller("amq.gen-x.y"), Some("amq.gen-x.y".into()));
+        let direct = "amq.rabbitmq.reply-to.g1h2AA5yZXBseUA4NDQ2MDcAAApQAAAAAGcB";
+        assert_eq!(caller(&format!("{direct}.abc==")), Some(direct.into()));
+        assert_eq!(Properties::default().caller(), None);
     }
 
     #[test]

@@ -1,76 +1,31 @@
 //! Admission: room or no room, and when there may be room again. A job is admitted or refused whole.
+//!
+//! An interactive job is refused as soon as one of its bounds does not hold; a bulk job that is here already waits
+//! instead, and nothing of its lane is begun while intake pauses; a canary is always let in.
 
-use super::event::Ticket;
+use super::event::{ModelId, Ticket};
+use super::pace::{Pace, SettleRate};
+use super::pressure::{Cause, Guard, Load, Memory, MemoryBound, is_relaxed, memory_of};
 use crate::clock::Moment;
 use crate::config::Limits;
 use crate::job::{ErrorType, Lane, Refusal};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// Memory of the settle rate: an event counts half after about 7 s. Long enough to smooth batches,
-/// short enough to follow a change of load within the time a caller waits.
-const RATE_MEMORY: Duration = Duration::from_secs(10);
-/// Assumed time per job while no job has been settled yet.
-const JOB_GUESS: Duration = Duration::from_millis(100);
 /// A retry is never asked for sooner or later than this.
-const RETRY_MS: std::ops::RangeInclusive<u64> = 50..=600_000;
+const RETRY_MS: RangeInclusive<u64> = 50..=600_000;
 
-/// Events a second, forgetting exponentially.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Rate {
-    weight: f64,
-    at: Moment,
-    seen: bool,
-}
-
-impl Rate {
-    /// `n` events happened.
-    pub fn count(&mut self, n: f64, now: Moment) {
-        self.weight = self.decayed(now) + n;
-        self.at = now;
-        self.seen = true;
-    }
-
-    /// Events a second at this moment; `None` before the first.
-    pub fn per_second(&self, now: Moment) -> Option<f64> {
-        self.seen.then(|| self.decayed(now) / RATE_MEMORY.as_secs_f64())
-    }
-
-    fn decayed(&self, now: Moment) -> f64 {
-        self.weight * (-now.since(self.at).as_secs_f64() / RATE_MEMORY.as_secs_f64()).exp()
-    }
-}
-
-/// Weight of the newest job in the mean of service times: the last thirty or so count.
-const PACE_WEIGHT: f64 = 1.0 / 16.0;
-
-/// How long jobs take.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Pace {
-    last_latency: Option<Duration>,
-    /// Exponentially weighted mean, in seconds.
-    service_s: Option<f64>,
-}
-
-impl Pace {
-    /// A job was answered with vectors: `latency` since it was delivered, `service` since its first batch.
-    pub fn settled(&mut self, latency: Duration, service: Duration) {
-        self.last_latency = Some(latency);
-        let new = service.as_secs_f64();
-        self.service_s = Some(
-            self.service_s
-                .map_or(new, |mean| mean + (new - mean) * PACE_WEIGHT),
-        );
-    }
-
-    /// The last job's latency; `None` before the first.
-    pub fn last_latency(&self) -> Option<Duration> {
-        self.last_latency
-    }
-
-    /// The mean service time; `None` before the first job.
-    pub fn service_time(&self) -> Option<Duration> {
-        self.service_s.map(Duration::from_secs_f64)
-    }
+/// No room, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overload {
+    /// Which bound.
+    pub cause: Cause,
+    /// The model whose own bound it is, if it is one's own.
+    pub model: Option<ModelId>,
+    /// Whether it would not fit into an empty lane either; then it says nothing of the load.
+    pub too_large: bool,
+    /// What the caller is told.
+    pub refusal: Refusal,
 }
 
 /// What is held, against what may be held.
@@ -79,17 +34,26 @@ pub struct Admission {
     limits: Limits,
     held: [usize; Lane::COUNT],
     bytes: usize,
-    settled: Rate,
+    /// Per model, its own bound on the interactive lane where it has one, and what it holds there.
+    models: Vec<(Option<usize>, usize)>,
+    settled: [SettleRate; Lane::COUNT],
+    paces: [Pace; Lane::COUNT],
+    guards: [Guard; Lane::COUNT],
+    memory: MemoryBound,
 }
 
 impl Admission {
-    /// Nothing held.
-    pub fn new(limits: Limits) -> Admission {
+    /// Nothing held. `models` has, per model, its own bound on the interactive lane where it has one.
+    pub fn new(limits: Limits, models: &[Option<usize>]) -> Admission {
         Admission {
             limits,
             held: [0; Lane::COUNT],
             bytes: 0,
-            settled: Rate::default(),
+            models: models.iter().map(|&bound| (bound, 0)).collect(),
+            settled: Default::default(),
+            paces: Default::default(),
+            guards: Default::default(),
+            memory: MemoryBound::default(),
         }
     }
 
@@ -99,42 +63,134 @@ impl Admission {
     }
 
     /// Takes the job in, or says why not. Bulk jobs are bounded by the prefetch, canaries by being one.
-    pub fn admit(
-        &mut self,
-        lane: Lane,
-        ticket: &Ticket,
-        max_queue: usize,
-        now: Moment,
-    ) -> Result<(), Refusal> {
+    pub fn admit(&mut self, lane: Lane, ticket: &Ticket, now: Moment) -> Result<(), Overload> {
+        let memory = memory_of(ticket.bytes, ticket.inputs);
         if lane == Lane::Interactive {
-            if self.held[lane as usize] >= max_queue {
-                let message = format!(
-                    "queue holds {} jobs, limit is {max_queue}",
-                    self.held[lane as usize]
-                );
-                return Err(self.overloaded(message, now));
-            }
-            let bytes = self.bytes.saturating_add(ticket.bytes);
-            if bytes > self.limits.max_queue_bytes {
-                let limit = self.limits.max_queue_bytes;
-                return Err(self.overloaded(format!("queue would hold {bytes} bytes, limit is {limit}"), now));
-            }
+            self.room(ticket, memory, now)?;
+            self.bytes = self.bytes.saturating_add(ticket.bytes);
+            self.models[ticket.model.0].1 += 1;
         }
         self.held[lane as usize] += 1;
-        if lane == Lane::Interactive {
-            self.bytes = self.bytes.saturating_add(ticket.bytes);
+        self.settled[lane as usize].holds(true, now);
+        self.memory.take(memory, now);
+        Ok(())
+    }
+
+    /// The bounds of the interactive lane, the cheapest to lift first.
+    fn room(&self, ticket: &Ticket, memory: u64, now: Moment) -> Result<(), Overload> {
+        let lane = Lane::Interactive;
+        let (held, most) = (self.held(lane), self.limits.max_queue);
+        if held >= most {
+            let message = format!("queue holds {held} jobs, limit is {most}");
+            return Err(self.overload(Cause::QueueFull, message, now));
+        }
+        if let (Some(most), held) = self.models[ticket.model.0]
+            && held >= most
+        {
+            let message = format!("queue holds {held} jobs of this model, its limit is {most}");
+            return Err(Overload {
+                model: Some(ticket.model),
+                ..self.overload(Cause::QueueFull, message, now)
+            });
+        }
+        let (bytes, most) = (
+            self.bytes.saturating_add(ticket.bytes),
+            self.limits.max_queue_bytes,
+        );
+        if ticket.bytes > most {
+            let message = format!("the job has {} bytes, the queue takes {most}", ticket.bytes);
+            let mut overload = self.overload(Cause::Bytes, message, now);
+            // However empty the queue: no earlier moment can be promised.
+            overload.refusal.retry_after_ms = Some(*RETRY_MS.end());
+            overload.too_large = true;
+            return Err(overload);
+        }
+        if bytes > most {
+            let message = format!("queue would hold {bytes} bytes, limit is {most}");
+            return Err(self.overload(Cause::Bytes, message, now));
+        }
+        let guard = self.guards[lane as usize];
+        if guard.is_shut() {
+            let (work, most) = (guard.product().as_millis(), self.limits.slam_limit.as_millis());
+            let message = format!("mean time of a job times jobs in flight is {work} ms, limit is {most} ms");
+            return Err(self.overload(Cause::Slam, message, now));
+        }
+        if let Some(present) = self.memory.present()
+            && !self.memory.fits(memory, held == 0)
+        {
+            let (in_use, most) = (present.in_use, present.bound());
+            let message = format!("{in_use} bytes of memory are in use, jobs are taken up to {most}");
+            return Err(self.overload(Cause::Memory, message, now));
         }
         Ok(())
     }
 
     /// An admitted job has left. `settled` says that it left by being worked off.
     pub fn release(&mut self, lane: Lane, ticket: &Ticket, settled: bool, now: Moment) {
-        self.held[lane as usize] = self.held[lane as usize].saturating_sub(1);
+        let held = &mut self.held[lane as usize];
+        *held = held.saturating_sub(1);
+        let empty = *held == 0;
+        if settled {
+            self.settled[lane as usize].settled(now);
+        }
+        self.settled[lane as usize].holds(!empty, now);
         if lane == Lane::Interactive {
             self.bytes = self.bytes.saturating_sub(ticket.bytes);
+            let (_, of_model) = &mut self.models[ticket.model.0];
+            *of_model = of_model.saturating_sub(1);
         }
-        if settled && lane != Lane::Probe {
-            self.settled.count(1.0, now);
+    }
+
+    /// A job of the lane was answered with vectors: `latency` since it was delivered, `service` since its first
+    /// batch.
+    pub fn answered(&mut self, lane: Lane, latency: Duration, service: Duration) {
+        self.paces[lane as usize].settled(latency, service);
+    }
+
+    /// So many jobs of the lane are in flight now: the latency guard is judged anew.
+    pub fn in_flight(&mut self, lane: Lane, inflight: usize) {
+        let mean = self.paces[lane as usize].service_time();
+        self.guards[lane as usize].judge(mean, inflight, self.limits.slam_limit);
+    }
+
+    /// A reading of memory.
+    pub fn memory_seen(&mut self, memory: Memory, now: Moment) {
+        self.memory.seen(memory, now);
+    }
+
+    /// Why nothing further of the bulk lane may be begun, if so.
+    pub fn bulk_pauses(&self) -> Option<Cause> {
+        let memory = self.memory.tight_since().map(|_| Cause::Memory);
+        let shut = self.guards[Lane::Bulk as usize].is_shut();
+        memory.or(shut.then_some(Cause::Slam))
+    }
+
+    /// How the lane stands against its bounds.
+    pub fn load(&self, lane: Lane) -> Load {
+        match lane {
+            Lane::Probe | Lane::Resumed => Load::Relaxed,
+            // It fills up to its prefetch whenever the broker has enough: that is no load.
+            Lane::Bulk => self.bulk_pauses().map_or(Load::Relaxed, Load::Over),
+            Lane::Interactive => {
+                let shut = self.guards[lane as usize].is_shut();
+                if self.is_saturated() {
+                    Load::Over(Cause::QueueFull)
+                } else if shut {
+                    Load::Over(Cause::Slam)
+                } else if self.memory.tight_since().is_some() {
+                    Load::Over(Cause::Memory)
+                } else if is_relaxed(self.held(lane), self.limits.max_queue)
+                    && is_relaxed(self.bytes, self.limits.max_queue_bytes)
+                    && self
+                        .models
+                        .iter()
+                        .all(|&(bound, held)| bound.is_none_or(|bound| is_relaxed(held, bound)))
+                {
+                    Load::Relaxed
+                } else {
+                    Load::Near
+                }
+            }
         }
     }
 
@@ -153,20 +209,41 @@ impl Admission {
         self.bytes
     }
 
-    /// When a retry may find room: the jobs before it, at the rate at which jobs are settled now. While
-    /// nothing is settled the rate falls, and so the estimate grows with the length of the standstill.
-    pub fn retry_after_ms(&self, now: Moment) -> u64 {
-        let depth = (self.held.iter().sum::<usize>() + 1) as f64;
-        let floor = 1.0 / RETRY_MS.end().to_owned() as f64;
-        let per_second = self
-            .settled
-            .per_second(now)
-            .unwrap_or(1.0 / JOB_GUESS.as_secs_f64())
-            .max(floor);
-        ((depth / per_second * 1000.0) as u64).clamp(*RETRY_MS.start(), *RETRY_MS.end())
+    /// Memory at the last reading, with what was admitted since.
+    pub fn memory(&self) -> Option<Memory> {
+        self.memory.present()
     }
 
-    fn overloaded(&self, message: String, now: Moment) -> Refusal {
-        Refusal::new(ErrorType::Overloaded, message).retry_after(self.retry_after_ms(now))
+    /// Mean time of a lane's jobs.
+    pub fn service_time(&self, lane: Lane) -> Option<Duration> {
+        self.paces[lane as usize].service_time()
+    }
+
+    /// When a retry may find room: the jobs that must go before it, at the rate at which such jobs go now. While
+    /// none goes the rate falls, and so the estimate grows with the length of the standstill. For want of memory
+    /// both lanes must drain, and a want that has lasted long is not expected to be over soon.
+    pub fn retry_after_ms(&self, lane: Lane, cause: Cause, now: Moment) -> u64 {
+        let drained = |lane: Lane| {
+            let per_job = self.settled[lane as usize].seconds_per_job(now);
+            (self.held(lane) + 1) as f64 * per_job
+        };
+        let seconds = match (cause, self.memory.tight_since()) {
+            (Cause::Memory, tight) => {
+                let lasted = tight.map_or(0.0, |since| now.since(since).as_secs_f64());
+                drained(Lane::Interactive).max(drained(Lane::Bulk)).max(lasted)
+            }
+            _ => drained(lane),
+        };
+        ((seconds * 1000.0) as u64).clamp(*RETRY_MS.start(), *RETRY_MS.end())
+    }
+
+    fn overload(&self, cause: Cause, message: String, now: Moment) -> Overload {
+        let retry_ms = self.retry_after_ms(Lane::Interactive, cause, now);
+        Overload {
+            cause,
+            model: None,
+            too_large: false,
+            refusal: Refusal::new(ErrorType::Overloaded, message).retry_after(retry_ms),
+        }
     }
 }

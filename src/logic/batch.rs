@@ -1,6 +1,6 @@
 //! Batches: which inputs run through a model together, and on which engine.
 
-use super::event::{BatchId, EngineId, Item, ModelId};
+use super::event::{BatchId, CallerId, EngineId, Item, ModelId};
 use crate::job::Lane;
 use std::collections::HashMap;
 
@@ -121,6 +121,8 @@ pub struct Draw {
     pub lead: Lane,
     /// Whether that job is computed with no other's inputs.
     pub alone: bool,
+    /// The caller of the first in it.
+    pub caller: CallerId,
     /// In order of waiting.
     pub window: Vec<Item>,
 }

@@ -62,38 +62,40 @@ impl Logic {
                 .into_iter()
                 .map(|place| draw.window[place])
                 .collect();
-            self.lanes.drawn(draw.lead);
+            self.lanes.drawn(draw.lead, draw.caller);
             for item in &items {
                 self.jobs.deadline_met(item.job);
                 let job = self.jobs.get_mut(item.job).expect("a waiting job is here");
                 job.draw(item.input, now);
                 if job.undrawn == 0 {
-                    let lane = job.lane;
-                    self.lanes.remove(lane, item.job);
+                    self.lanes.remove(job.lane, job.ticket.caller, item.job);
                 }
             }
             self.health.ledger.leave(Stage::Batched, items.len(), now);
             self.start_batch(engine, draw.model, items, now, actions);
+            self.count_in_flight();
         }
     }
 
     /// The inputs among which the next batch is chosen: of the model of the first job in line, and of no
-    /// more jobs at once than `max_inflight` allows. `None` if that bound leaves nothing.
+    /// more jobs at once than the bounds in flight allow. `None` if they leave nothing.
     fn draw(&self) -> Option<Draw> {
-        let mut begun = self.inflight();
+        let mut places = self.places();
         let mut draw: Option<Draw> = None;
-        let enough = self.setup.batch_tokens * batch::WINDOW_BUDGETS;
+        let budget = self.setup.batch_tokens;
+        let enough = budget * batch::WINDOW_BUDGETS;
         let mut total = 0;
         for key in self.lanes.in_order() {
             let job = self.jobs.get(key).expect("a waiting job is here");
             let new = job.phase == Phase::Waiting;
-            if new && job.lane != Lane::Probe && begun >= self.setup.limits.max_inflight {
+            if new && !places.have_room_for(job, budget) {
                 continue;
             }
             let draw = draw.get_or_insert_with(|| Draw {
                 model: job.ticket.model,
                 lead: job.lane,
                 alone: job.alone,
+                caller: job.ticket.caller,
                 window: Vec::new(),
             });
             // A canary runs with no caller's input: what is poison to the one must not convict the engine. And a
@@ -103,7 +105,9 @@ impl Logic {
             if draw.model != job.ticket.model || mixed || apart {
                 continue;
             }
-            begun += usize::from(new);
+            if new {
+                places.take(job, budget);
+            }
             for input in job.undrawn_inputs() {
                 draw.window.push(Item {
                     job: key,

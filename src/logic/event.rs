@@ -2,6 +2,7 @@
 //! token ids and vectors stay with the shell, which finds them by [`JobKey`].
 
 use super::health::KillReason;
+use super::pressure::{Change, Memory};
 use crate::clock::Moment;
 use crate::config::Limits;
 use crate::job::{JobKey, Lane, Refusal};
@@ -31,11 +32,17 @@ pub enum Worker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BatchId(pub u64);
 
+/// Who sent a job, as far as that can be told: equal numbers are one caller. Only the shell knows names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallerId(pub u64);
+
 /// What the logic needs to know of a well-formed job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ticket {
     /// The model it wants.
     pub model: ModelId,
+    /// Whose it is.
+    pub caller: CallerId,
     /// Number of its texts, at least 1.
     pub inputs: usize,
     /// Size of its body.
@@ -188,6 +195,8 @@ pub enum Event {
     Drain,
     /// New limits.
     Reloaded(Limits),
+    /// Memory in use, and the bound at which the kernel steps in.
+    MemorySeen(Memory),
 }
 
 /// What the shell shall do, in the order given.
@@ -280,6 +289,8 @@ pub enum Action {
         /// The queue's lane.
         lane: Lane,
     },
+    /// Tell the world, once, that a lane's backpressure is on or off from now on.
+    Backpressure(Change),
     /// Tell systemd that the service is ready. Once.
     Ready,
     /// Tell systemd that real work went all the way round.

@@ -1,9 +1,10 @@
 //! Every decision of the service, as one pure machine: [`Event`]s and the present [`Moment`] go in,
 //! [`Action`]s come out. No IO, no `async`, no clock, no global; `tests/tidy.rs` keeps it so.
 //!
-//! This file only routes. What may come in is decided in [`admission`], who goes next in [`lane`], what
-//! runs together in [`batch`], what becomes of a job in [`settle`] and how it goes on in `onward`, and whether all of it is alive in
-//! [`health`] over the stages of [`ledger`].
+//! This file only routes. What may come in is decided in [`admission`], what the world is told of that in
+//! [`pressure`], who goes next in [`lane`], what runs together in [`batch`], what becomes of a job in
+//! [`settle`] and how it goes on in `onward`, and whether all of it is alive in [`health`] over the stages
+//! of [`ledger`].
 
 pub mod admission;
 pub mod batch;
@@ -11,24 +12,30 @@ mod compute;
 pub mod event;
 pub mod faults;
 pub mod health;
+mod intake;
 pub mod lane;
 pub mod ledger;
 pub mod monitor;
 mod onward;
+pub mod pace;
+mod places;
+pub mod pressure;
 pub mod settle;
 pub mod status;
 
 use crate::clock::Moment;
 use crate::config::Limits;
 use crate::job::{ErrorType, JobKey, Lane, Refusal};
-use admission::{Admission, Pace, Rate};
+use admission::Admission;
 use batch::Batcher;
 use compute::Part;
-use event::{Action, Confirmation, Event, ModelId, Onward, Outcome, Ticket};
+use event::{Action, CallerId, Confirmation, Event, ModelId, Onward, Outcome, Ticket};
 use faults::Faults;
 use health::{Health, Verdict};
 use lane::Lanes;
 use ledger::Stage;
+use pace::{Pace, Rate};
+use pressure::Told;
 use settle::{End, Job, Jobs, Phase};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -48,6 +55,8 @@ pub struct Setup {
     pub batch_tokens: usize,
     /// Per model, its own bound on the interactive lane where it has one.
     pub max_queue: Vec<Option<usize>>,
+    /// Per model, its own bound on jobs in flight where it has one.
+    pub max_inflight: Vec<Option<usize>>,
     /// At most one pet per this span (an eighth of systemd's `WATCHDOG_USEC`).
     pub pet_spacing: Duration,
 }
@@ -66,6 +75,8 @@ pub struct Logic {
     faults: Faults,
     inputs: Rate,
     pace: Pace,
+    /// Per lane, what the world was told of its backpressure.
+    told: [Told; Lane::COUNT],
     next_local: u64,
     /// The model whose turn it is to be tried by a canary.
     next_canary: usize,
@@ -83,7 +94,7 @@ impl Logic {
     pub fn new(setup: Setup, now: Moment) -> Logic {
         Logic {
             jobs: Jobs::default(),
-            admission: Admission::new(setup.limits),
+            admission: Admission::new(setup.limits, &setup.max_queue),
             lanes: Lanes::default(),
             batcher: Batcher::new(setup.engines),
             parts: VecDeque::new(),
@@ -91,6 +102,7 @@ impl Logic {
             faults: Faults::new(setup.engines),
             inputs: Rate::default(),
             pace: Pace::default(),
+            told: [Told::default(); Lane::COUNT],
             next_local: LOCAL_KEYS,
             next_canary: 0,
             resumable: false,
@@ -104,10 +116,12 @@ impl Logic {
     pub fn step(&mut self, event: Event, now: Moment, actions: &mut Vec<Action>) {
         self.health.turned(now);
         self.take(event, now, actions);
+        self.count_in_flight();
         self.expire(now, actions);
         self.fill_engines(now, actions);
         self.send_canary(now, actions);
         actions.extend(self.health.trials_due(now).into_iter().map(Action::Try));
+        self.tell_pressure(now, actions);
         self.finish_drain(actions);
         if let Verdict::Kill(reason) = self.health.verdict(now)
             && !self.killed
@@ -210,7 +224,9 @@ impl Logic {
                 self.setup.limits = limits;
                 self.admission.reload(limits);
                 self.health.reload(limits);
+                self.count_in_flight();
             }
+            Event::MemorySeen(memory) => self.admission.memory_seen(memory, now),
         }
     }
 
@@ -298,8 +314,7 @@ impl Logic {
                 return;
             }
             Ok(ticket) => {
-                let max_queue = self.setup.max_queue[ticket.model.0].unwrap_or(self.setup.limits.max_queue);
-                let refusal = self.admission.admit(lane, &ticket, max_queue, now).err();
+                let refusal = self.admit(lane, &ticket, now, actions).err();
                 (ticket, refusal)
             }
             Err(refusal) => (NO_TICKET, Some(refusal)),
@@ -337,8 +352,7 @@ impl Logic {
                 assert!(!tokens.is_empty(), "a job without inputs would wait for ever");
                 self.health.ledger.enter(Stage::Batched, tokens.len(), now);
                 job.tokenized(tokens);
-                let lane = job.lane;
-                self.lanes.push(lane, key);
+                self.lanes.push(job.lane, job.ticket.caller, key);
             }
             Err(refusal) => self.refuse(key, refusal, now, actions),
         }
@@ -364,8 +378,7 @@ impl Logic {
             Phase::Waiting | Phase::Computing if job.undrawn > 0 => {
                 self.health.ledger.withdraw(Stage::Batched, job.undrawn);
                 job.undrawn = 0;
-                let lane = job.lane;
-                self.lanes.remove(lane, key);
+                self.lanes.remove(job.lane, job.ticket.caller, key);
             }
             _ => {}
         }
@@ -509,7 +522,10 @@ impl Logic {
         if job.admitted {
             let settled = matches!(outcome, Outcome::Answered | Outcome::Returned);
             if let (true, Some(begun)) = (settled && job.lane != Lane::Probe, job.begun) {
-                self.pace.settled(now.since(job.delivered), now.since(begun));
+                let (latency, service) = (now.since(job.delivered), now.since(begun));
+                self.pace.settled(latency, service);
+                self.admission.answered(job.lane, latency, service);
+                self.count_in_flight();
             }
             self.admission.release(job.lane, &job.ticket, settled, now);
         }
@@ -524,6 +540,7 @@ impl Logic {
         for key in self.jobs.keys() {
             self.forget(key, Outcome::Lost, now, actions);
         }
+        self.count_in_flight();
     }
 
     /// Hands back what no engine has begun, and lets the rest finish.
@@ -570,7 +587,8 @@ struct Arrived {
 
 /// Stands in where a request is too broken to have a ticket.
 const NO_TICKET: Ticket = Ticket {
-    model: event::ModelId(0),
+    model: ModelId(0),
+    caller: CallerId(0),
     inputs: 0,
     bytes: 0,
     deadline: None,

@@ -127,7 +127,7 @@ impl Logic {
         let held = self.admission.held(Lane::Interactive);
         Figures {
             inputs_per_second: self.inputs.per_second(now).unwrap_or(0.0),
-            queue: held.saturating_sub(inflight),
+            queue: held.saturating_sub(self.in_flight(Lane::Interactive)),
             queue_max: self.setup.limits.max_queue,
             inflight,
         }
@@ -281,6 +281,11 @@ impl Logic {
             figures.queue_max,
             figures.inflight
         );
+        if let Some((cause, _)) = self.told(Lane::Interactive).on
+            && !self.admission.is_saturated()
+        {
+            let _ = write!(line, " · backpressure ({})", cause.name());
+        }
         match self.health.round_age(now) {
             Some(age) => {
                 let _ = write!(line, " · last proof {:.1} s ago", age.as_secs_f64());

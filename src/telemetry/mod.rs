@@ -13,6 +13,7 @@ pub mod folder;
 pub mod history;
 pub mod journal;
 mod lines;
+pub mod memory;
 pub mod storm;
 
 use lines::Lines;

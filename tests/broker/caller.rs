@@ -5,7 +5,8 @@ use embeddings::clock::{Clock, Moment};
 use embeddings::job::Names;
 use futures_util::StreamExt;
 use lapin::options::{
-    BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+    BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
+    QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
@@ -145,6 +146,28 @@ impl Caller {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         panic!("nothing came into {queue}");
+    }
+
+    /// A queue of its own on the exchange of events.
+    pub async fn listen(&self, topic: &str) -> String {
+        let options = QueueDeclareOptions::exclusive();
+        let queue = self
+            .channel
+            .queue_declare("".into(), options, FieldTable::default())
+            .await
+            .unwrap();
+        let name = queue.name().to_string();
+        self.channel
+            .queue_bind(
+                name.as_str().into(),
+                self.names.events.as_str().into(),
+                topic.into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+            .unwrap();
+        name
     }
 
     /// Messages that are ready in a queue, and its consumers.

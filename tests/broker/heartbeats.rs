@@ -3,7 +3,7 @@
 use crate::caller::Caller;
 use crate::service::{SOON, bench};
 use embeddings::clock::{Clock, Moment};
-use lapin::options::{ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::ExchangeDeleteOptions;
 use lapin::types::FieldTable;
 use serde_json::{Value, json};
 use std::os::unix::net::UnixDatagram;
@@ -29,27 +29,8 @@ const KEYS: [&str; 16] = [
     "version",
 ];
 
-/// A queue of its own on the exchange of events.
 async fn bound_queue(caller: &Caller) -> String {
-    let options = QueueDeclareOptions::exclusive();
-    let queue = caller
-        .channel
-        .queue_declare("".into(), options, FieldTable::default())
-        .await
-        .unwrap();
-    let name = queue.name().to_string();
-    caller
-        .channel
-        .queue_bind(
-            name.as_str().into(),
-            caller.names.events.as_str().into(),
-            "heartbeat.#".into(),
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        )
-        .await
-        .unwrap();
-    name
+    caller.listen("heartbeat.#").await
 }
 
 /// Goal: the contract's keys, on the exchange and at the monitor's socket, often enough, and truly said.

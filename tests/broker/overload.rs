@@ -3,7 +3,7 @@
 use crate::caller::{Caller, headers};
 use crate::service::bench;
 use embeddings::clock::Clock;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -50,6 +50,182 @@ async fn a_flood_is_refused_at_once() {
     let first = refused_ms[0].saturating_sub(sent_ms);
     assert!(first < 1000, "the first refusal came {first} ms after the flood");
     assert!(caller.reply_within(Duration::from_millis(300)).await.is_none());
+}
+
+/// Goal: while a huge job keeps every engine busy, five callers who send ten times the queue at once each get an
+/// answer or a refusal for every job; refusals wait for no engine; and backpressure is told once when it begins and
+/// once when it ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_from_five_callers_is_answered() {
+    const QUEUE: usize = 20;
+    const EACH: usize = QUEUE * 10 / 5;
+    let Some(bench) = bench("five") else { return };
+    let service = bench.serve(&format!("max_queue = {QUEUE}"));
+    let mut huge = Caller::connect(&bench).await;
+    let events = huge.listen("backpressure.#").await;
+    // Some seconds of work for all engines together.
+    huge.send(&json!({"input": vec!["many words make long work ".repeat(40); 200]}))
+        .await;
+    let mut callers = Vec::new();
+    for _ in 0..5 {
+        callers.push(Caller::connect(&bench).await);
+    }
+    let clock = Clock::start();
+    let floods = callers.into_iter().map(|mut caller| async move {
+        let mut sent_ms = BTreeMap::new();
+        for _ in 0..EACH {
+            let before = clock.now().as_millis();
+            let id = caller.send(&json!({"input": "a"})).await;
+            sent_ms.insert(id, before);
+        }
+        let (mut vectors, mut slowest_ms) = (0, 0);
+        while !sent_ms.is_empty() {
+            let reply = caller.reply().await;
+            let sent = sent_ms.remove(reply.correlation_id().unwrap());
+            let sent = sent.expect("an answer to a job of ours, and the only one");
+            if reply.kind() == Some("embeddings.result") {
+                vectors += 1;
+                continue;
+            }
+            assert_eq!(reply.error(), ("overloaded", 429, None));
+            assert!((50..=600_000).contains(&reply.json["error"]["retry_after_ms"].as_u64().unwrap()));
+            slowest_ms = slowest_ms.max(clock.now().as_millis() - sent);
+        }
+        (vectors, slowest_ms)
+    });
+    let ends = futures_util::future::join_all(floods).await;
+    let vectors: usize = ends.iter().map(|(vectors, _)| vectors).sum();
+    let refused = 5 * EACH - vectors;
+    assert!(vectors >= QUEUE - 1, "{ends:?}");
+    assert!(refused > 0, "{ends:?}");
+    // A caller's own answers are read only after its last job is sent, which takes a while by itself.
+    assert!(
+        ends.iter().all(|&(_, slowest_ms)| slowest_ms < 10_000),
+        "{ends:?}"
+    );
+    huge.reply().await.vectors();
+
+    let on = huge.take(&events).await;
+    assert_eq!(on.routing_key.as_str(), "backpressure.interactive");
+    assert_eq!(
+        on.properties.kind().as_ref().map(|kind| kind.as_str()),
+        Some("embeddings.backpressure")
+    );
+    let on: Value = serde_json::from_slice(&on.data).unwrap();
+    assert_eq!(
+        (&on["on"], &on["cause"]),
+        (&json!(true), &json!("queue_full")),
+        "{on}"
+    );
+    assert_eq!(on["limits"]["max_queue"], QUEUE, "{on}");
+    assert_eq!(
+        on["queue"].as_u64().unwrap() + on["inflight"].as_u64().unwrap(),
+        QUEUE as u64
+    );
+    assert!(
+        on["retry_after_ms"].as_u64() >= Some(50) && on["at_unix_ms"].is_u64(),
+        "{on}"
+    );
+    let off: Value = serde_json::from_slice(&huge.take(&events).await.data).unwrap();
+    assert_eq!(
+        (&off["on"], &off["lane"]),
+        (&json!(false), &json!("interactive")),
+        "{off}"
+    );
+    assert!(off["lasted_ms"].as_u64() >= Some(1000), "{off}");
+    // Once, however many were refused.
+    let log = service.log();
+    assert_eq!(log.matches("backpressure is on").count(), 1, "{log}");
+    assert_eq!(log.matches("backpressure is off").count(), 1, "{log}");
+    let status: Value = serde_json::from_slice(&service.status(&["--json"]).stdout).unwrap();
+    let told = &status["backpressure"]["interactive"];
+    assert_eq!(
+        (&told["on"], &told["changes"]),
+        (&json!(false), &json!(2)),
+        "{told}"
+    );
+    assert_eq!(told["refused"]["queue_full"], refused, "{told}");
+}
+
+/// Goal: the latency guard refuses at once although the queue has room, says so, and opens again by itself; bulk
+/// jobs wait through it and are never refused. Method: a limit that any job of some length is above.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_latency_guard_refuses_and_opens_again() {
+    let Some(bench) = bench("slam") else { return };
+    let service = bench.serve("slam_limit_ms = 40\n[engine]\nthreads = 1");
+    let mut caller = Caller::connect(&bench).await;
+    let events = caller.listen("backpressure.*").await;
+    let heavy = json!({"input": vec!["many words make long work ".repeat(40); 16]});
+    // The first tells how long such jobs take.
+    caller.ask(&heavy).await.vectors();
+    caller.send(&heavy).await;
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let refused = caller.ask(&json!({"input": "a"})).await;
+    assert_eq!(refused.error(), ("overloaded", 429, None));
+    let message = refused.json["error"]["message"].as_str().unwrap();
+    assert!(message.contains("limit is 40 ms"), "{message}");
+    caller.reply().await.vectors();
+    // With nothing in flight it is open.
+    caller.ask(&json!({"input": "a"})).await.vectors();
+    let on: Value = serde_json::from_slice(&caller.take(&events).await.data).unwrap();
+    assert_eq!((&on["on"], &on["cause"]), (&json!(true), &json!("slam")), "{on}");
+    assert!(
+        on["avg_job_ms"].as_u64().unwrap() * on["inflight"].as_u64().unwrap() > 40,
+        "{on}"
+    );
+    let off: Value = serde_json::from_slice(&caller.take(&events).await.data).unwrap();
+    assert_eq!(off["on"], false, "{off}");
+
+    let bulk = caller.names.bulk.clone();
+    for _ in 0..6 {
+        let (properties, _) = caller.properties();
+        caller
+            .publish(&bulk, heavy.to_string().as_bytes(), properties)
+            .await;
+    }
+    for _ in 0..6 {
+        caller.reply().await.vectors();
+    }
+    let on = caller.take(&events).await;
+    assert_eq!(on.routing_key.as_str(), "backpressure.bulk");
+    caller.take(&events).await;
+    assert_eq!(
+        service.log().matches("backpressure is on").count(),
+        2,
+        "{}",
+        service.log()
+    );
+}
+
+/// Goal: one caller's backlog does not bury another's single job.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lone_caller_is_served_among_the_jobs_of_another() {
+    const JOBS: usize = 60;
+    let Some(bench) = bench("fair") else { return };
+    let _service = bench.serve("[engine]\nthreads = 1");
+    let mut busy = Caller::connect(&bench).await;
+    let mut lone = Caller::connect(&bench).await;
+    let queue = busy.names.bulk.clone();
+    let heavy = json!({"input": vec!["many words make long work ".repeat(10); 8]}).to_string();
+    for _ in 0..JOBS {
+        let (properties, _) = busy.properties();
+        busy.publish(&queue, heavy.as_bytes(), properties).await;
+    }
+    let interactive = busy.names.interactive.clone();
+    for _ in 0..JOBS {
+        let (properties, _) = busy.properties();
+        busy.publish(&interactive, heavy.as_bytes(), properties).await;
+    }
+    lone.ask(&json!({"input": "a"})).await.vectors();
+    let mut before = 0;
+    while let Some(reply) = busy.reply_within(Duration::ZERO).await {
+        reply.vectors();
+        before += 1;
+    }
+    assert!(before < JOBS, "{before} of {} jobs went before it", 2 * JOBS);
+    for _ in before..2 * JOBS {
+        busy.reply().await.vectors();
+    }
 }
 
 /// Goal: a budget counts from `x-sent-at-ms`, else from the timestamp, else from receipt.

@@ -163,6 +163,7 @@ impl World {
                 });
                 let ticket = Ticket {
                     model: message.model,
+                    caller: message.caller,
                     inputs: message.slice,
                     bytes: message.tokens.iter().sum::<usize>() * 5,
                     deadline: message.budget.map(|ms| now + Duration::from_millis(ms)),

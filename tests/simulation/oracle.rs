@@ -2,6 +2,9 @@
 //! each job is, and panics at the first action that the contract does not allow, or that it demands and
 //! that does not come. It shares no code with the ledger or with health.
 
+#[path = "pressure.rs"]
+mod pressure;
+
 use embeddings::clock::Moment;
 use embeddings::job::{ErrorType, JobKey, Lane};
 use embeddings::logic::event::{
@@ -9,7 +12,9 @@ use embeddings::logic::event::{
 };
 use embeddings::logic::health::{KillReason, Verdict};
 use embeddings::logic::ledger::Stage;
+use embeddings::logic::pressure::memory_of;
 use embeddings::logic::{Logic, Setup};
+use pressure::{Book, Fill};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// Where the judge believes a job to be.
@@ -27,6 +32,8 @@ struct Seen {
     lane: Lane,
     model: ModelId,
     bytes: usize,
+    inputs: usize,
+    begun_at: Option<Moment>,
     deadline: Option<Moment>,
     local: bool,
     admitted: bool,
@@ -125,6 +132,7 @@ pub struct Oracle {
     withdrawn_now: bool,
     pub pet: Option<Moment>,
     pub killed: Option<KillReason>,
+    book: Book,
 }
 
 impl Oracle {
@@ -166,6 +174,7 @@ impl Oracle {
             withdrawn_now: false,
             pet: None,
             killed: None,
+            book: Book::default(),
         }
     }
 
@@ -183,6 +192,7 @@ impl Oracle {
         self.round_now = false;
         self.withdrawn_now = false;
         self.reconnect_now = false;
+        self.book.turn();
         match event {
             Event::Tick => {}
             Event::BrokerUp { resumable } => {
@@ -282,6 +292,8 @@ impl Oracle {
                     lane: *lane,
                     model: ticket.map_or(ModelId(0), |ticket| ticket.model),
                     bytes: ticket.map_or(0, |ticket| ticket.bytes),
+                    inputs: ticket.map_or(0, |ticket| ticket.inputs),
+                    begun_at: None,
                     deadline: ticket.and_then(|ticket| ticket.deadline),
                     local,
                     admitted: false,
@@ -353,6 +365,7 @@ impl Oracle {
                 self.draining.get_or_insert(now);
             }
             Event::Reloaded(limits) => self.setup.limits = *limits,
+            Event::MemorySeen(memory) => self.book.memory_seen(*memory),
         }
         if self.round_now {
             self.round = Some(now);
@@ -435,6 +448,11 @@ impl Oracle {
             self.action(action, now);
         }
         self.nothing_forgotten(now);
+        let fill = self.fill();
+        self.book.look(&fill, &self.setup.limits);
+        if self.draining.is_none() {
+            self.book.after(&fill, &self.setup.limits, now);
+        }
         assert!(
             !self.reconnect_now,
             "a consumer is missing, and the session goes on"
@@ -487,15 +505,27 @@ impl Oracle {
                     "admitted late"
                 );
                 seen.admitted = true;
-                let (lane, model) = (seen.lane, seen.model);
+                let (lane, model, need) = (seen.lane, seen.model, memory_of(seen.bytes, seen.inputs));
                 if lane == Lane::Interactive {
-                    let (jobs, bytes) = self.held();
-                    assert!(jobs <= self.max_queue(model), "the lane holds {jobs} jobs");
+                    let fill = self.fill();
+                    let (jobs, bytes) = (fill.held[lane as usize], fill.bytes);
+                    assert!(jobs <= self.setup.limits.max_queue, "the lane holds {jobs} jobs");
+                    let own = self.of_model(model);
+                    let most = self.setup.max_queue[model.0];
+                    assert!(
+                        most.is_none_or(|most| own <= most),
+                        "the lane holds {own} of a model"
+                    );
                     assert!(
                         bytes <= self.setup.limits.max_queue_bytes,
                         "the lane holds {bytes} bytes"
                     );
+                    assert!(
+                        !self.book.keeps_out(need, jobs == 1),
+                        "admitted while intake pauses"
+                    );
                 }
+                self.book.admitted(need);
                 assert!(self.draining.is_none(), "admitted while draining");
             }
             Action::StartBatch {
@@ -503,7 +533,7 @@ impl Oracle {
                 batch,
                 model,
                 items,
-            } => self.start_batch(engine.0, *batch, *model, items, action),
+            } => self.start_batch(engine.0, *batch, *model, items, action, now),
             Action::Answer { job } => {
                 let seen = self.job(*job, action);
                 assert!(seen.place == Place::Working && !seen.failed && !seen.local);
@@ -583,7 +613,10 @@ impl Oracle {
                 assert!(last_word || matches!(seen.place, Place::Tokenizing | Place::Working) && !seen.local);
                 seen.place = Place::Publishing;
             }
-            Action::DeadLetter { job, .. } => {
+            Action::DeadLetter { job, refusal } => {
+                if refusal.error == ErrorType::Overloaded {
+                    self.overloaded_is_true(*job);
+                }
                 self.withdrawn_now = true;
                 let seen = self.job(*job, action);
                 assert!(
@@ -665,6 +698,11 @@ impl Oracle {
                     "{worker:?} is asked twice"
                 );
             }
+            Action::Backpressure(change) => {
+                let fill = self.fill();
+                self.book.look(&fill, &self.setup.limits);
+                self.book.told(change, &fill, &self.setup.limits, now);
+            }
             Action::Reconnect { .. } => {
                 assert!(self.reconnect_now, "a session given up for nothing");
                 self.reconnect_now = false;
@@ -678,25 +716,48 @@ impl Oracle {
         }
     }
 
-    /// Jobs and bytes of the interactive lane; the others are bounded by the prefetch.
-    fn held(&self) -> (usize, usize) {
+    /// How full the lanes are.
+    fn fill(&self) -> Fill {
+        let mut fill = Fill::default();
+        for seen in self.jobs.values() {
+            fill.held[seen.lane as usize] += usize::from(seen.admitted);
+            fill.inflight[seen.lane as usize] += usize::from(seen.in_flight());
+            if seen.admitted && seen.lane == Lane::Interactive {
+                fill.bytes += seen.bytes;
+            }
+        }
+        let bounds = self.setup.max_queue.iter().enumerate();
+        fill.model_near = bounds
+            .filter_map(|(model, bound)| Some((ModelId(model), (*bound)?)))
+            .any(|(model, bound)| self.of_model(model) * 5 > bound * 4);
+        fill
+    }
+
+    /// Admitted interactive jobs of a model.
+    fn of_model(&self, model: ModelId) -> usize {
         let interactive = |seen: &&Seen| seen.admitted && seen.lane == Lane::Interactive;
-        let held = || self.jobs.values().filter(interactive);
-        (held().count(), held().map(|seen| seen.bytes).sum())
+        let held = self.jobs.values().filter(interactive);
+        held.filter(|seen| seen.model == model).count()
     }
 
-    fn max_queue(&self, model: ModelId) -> usize {
-        self.setup.max_queue[model.0].unwrap_or(self.setup.limits.max_queue)
-    }
-
-    fn overloaded_is_true(&self, job: JobKey) {
+    fn overloaded_is_true(&mut self, job: JobKey) {
         let seen = &self.jobs[&job];
-        let (jobs, bytes) = self.held();
-        let full = jobs >= self.max_queue(seen.model);
-        assert!(
-            full || bytes + seen.bytes > self.setup.limits.max_queue_bytes,
-            "refused with room left"
+        if seen.bytes <= self.setup.limits.max_queue_bytes {
+            self.book.refused();
+        }
+        assert_eq!(
+            seen.lane,
+            Lane::Interactive,
+            "only these are ever refused for load"
         );
+        let fill = self.fill();
+        let held = fill.held[Lane::Interactive as usize];
+        let own = self.setup.max_queue[seen.model.0];
+        let full =
+            held >= self.setup.limits.max_queue || own.is_some_and(|own| self.of_model(seen.model) >= own);
+        let heavy = fill.bytes + seen.bytes > self.setup.limits.max_queue_bytes;
+        let paused = self.book.keeps_out(memory_of(seen.bytes, seen.inputs), held == 0);
+        assert!(full || heavy || paused, "refused with room left");
     }
 
     fn start_batch(
@@ -706,9 +767,13 @@ impl Oracle {
         model: ModelId,
         items: &[Item],
         action: &Action,
+        now: Moment,
     ) {
         assert!(!items.is_empty(), "an empty batch");
         let mut parts = std::mem::take(&mut self.parts);
+        let fill = self.fill();
+        self.book.look(&fill, &self.setup.limits);
+        let mut bulk = fill.inflight[Lane::Bulk as usize];
         for item in items {
             if !self.jobs.contains_key(&item.job) && parts.remove(&(item.job, item.input)) {
                 continue;
@@ -729,9 +794,25 @@ impl Oracle {
                 "a suspect among others"
             );
             let new = !seen.begun();
-            let probe = seen.lane == Lane::Probe;
+            let (probe, of_bulk) = (seen.lane == Lane::Probe, seen.lane == Lane::Bulk);
             seen.started[item.input] = true;
+            seen.begun_at.get_or_insert(now);
+            if new && of_bulk {
+                let paused = self.book.bulk_pauses();
+                assert!(!paused || bulk == 0, "a bulk job is begun while intake pauses");
+                bulk += 1;
+            }
             if new && !probe {
+                let of_model = self
+                    .jobs
+                    .values()
+                    .filter(|seen| seen.in_flight() && seen.model == model);
+                let of_model = of_model.filter(|seen| seen.lane != Lane::Probe).count();
+                let most = self.setup.max_inflight[model.0];
+                assert!(
+                    most.is_none_or(|most| of_model <= most),
+                    "{of_model} jobs of a model in flight"
+                );
                 let begun = self.jobs.values().filter(|seen| seen.in_flight()).count();
                 let probes = self
                     .jobs
@@ -747,6 +828,8 @@ impl Oracle {
             tokens <= self.setup.batch_tokens || items.len() == 1,
             "{tokens} tokens in a batch"
         );
+        let fill = self.fill();
+        self.book.look(&fill, &self.setup.limits);
         self.engines[engine].push((batch, items.to_vec()));
         assert!(self.engines[engine].len() <= 2, "three batches on one engine");
     }
@@ -770,6 +853,10 @@ impl Oracle {
                     self.round = Some(now);
                 }
             }
+        }
+        let worked_off = matches!(outcome, Outcome::Answered | Outcome::Returned);
+        if let (true, Some(begun)) = (worked_off && seen.lane != Lane::Probe, seen.begun_at) {
+            self.book.answered(seen.lane, now.since(begun));
         }
         self.jobs.remove(&key);
         self.gone.insert(key);

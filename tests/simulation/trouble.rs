@@ -20,6 +20,8 @@ impl World {
         Message {
             lane,
             model: ModelId(rng.below(self.setup.max_queue.len())),
+            // One caller sends half of all.
+            caller: CallerId(if rng.one_in(2) { 0 } else { rng.range(1, 6) }),
             chunk: rng.one_in(4).then(|| rng.range(1, 5) as usize),
             at: lane,
             done: 0,
@@ -52,7 +54,7 @@ impl World {
         }
         let session = self.session;
         let engine = self.rng.below(self.setup.engines);
-        match self.rng.below(72) {
+        match self.rng.below(78) {
             0..6 if self.up => self.plan(0, Next::Down(session)),
             6..9 if self.link => {
                 // Half open: nothing passes, and nobody says so, for a while or for ever.
@@ -116,6 +118,7 @@ impl World {
                 self.tokenizer_slow = false;
                 self.engines.iter_mut().for_each(|engine| engine.slow = false);
             }
+            72..78 => self.memory_seen(),
             69..72 => {
                 let one_in = if self.rng.one_in(2) { 1 } else { 6 };
                 self.unconfirming = if self.unconfirming.is_some() {
@@ -132,6 +135,17 @@ impl World {
             56..62 => self.quiet ^= true,
             _ => {}
         }
+    }
+
+    /// Memory runs short, or there is plenty of it again. Nobody waits for a reading that never comes.
+    fn memory_seen(&mut self) {
+        let most = if self.rng.one_in(2) { 120 } else { 80 };
+        let in_use = self.rng.range(0, most);
+        let reading = Memory {
+            in_use: in_use << 20,
+            limit: 100 << 20,
+        };
+        self.step(Event::MemorySeen(reading));
     }
 
     pub(super) fn heal(&mut self) {
@@ -191,7 +205,11 @@ fn draw_limits(rng: &mut Rng) -> Limits {
         drain: ms(rng, 200, 5000),
         heartbeat_interval: Duration::from_secs(5),
         heartbeat_timeout: Duration::from_secs(45),
-        slam_limit: Duration::from_secs(20),
+        slam_limit: if rng.one_in(2) {
+            Duration::from_secs(20)
+        } else {
+            ms(rng, 20, 2000)
+        },
         canary_interval: ms(rng, 100, 5000),
         max_attempts: 5,
         max_inputs: 2048,
@@ -210,6 +228,9 @@ pub(super) fn draw_setup(rng: &mut Rng, models: usize) -> Setup {
         batch_tokens: rng.range(100, 800) as usize,
         max_queue: (0..models)
             .map(|_| rng.one_in(3).then(|| rng.range(1, 30) as usize))
+            .collect(),
+        max_inflight: (0..models)
+            .map(|_| rng.one_in(4).then(|| rng.range(1, 12) as usize))
             .collect(),
         pet_spacing: Duration::from_millis(rng.range(100, 3000)),
     }

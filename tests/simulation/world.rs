@@ -11,10 +11,11 @@ use embeddings::clock::Moment;
 use embeddings::config::Limits;
 use embeddings::job::{ErrorType, JobKey, Lane, Refusal};
 use embeddings::logic::event::{
-    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Onward, Outcome, Streaming, Ticket,
-    TokenizerId, Worker,
+    Action, BatchId, CallerId, Confirmation, EngineId, Event, Item, ModelId, Onward, Outcome, Streaming,
+    Ticket, TokenizerId, Worker,
 };
 use embeddings::logic::health::{Condition, KillReason};
+use embeddings::logic::pressure::Memory;
 use embeddings::logic::{Logic, Setup};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashSet, VecDeque};
@@ -34,6 +35,7 @@ const CALM_STEP_MS: u64 = 60;
 struct Message {
     lane: Lane,
     model: ModelId,
+    caller: CallerId,
     tokens: Vec<usize>,
     budget: Option<u64>,
     broken: bool,
@@ -161,6 +163,8 @@ pub struct Counts {
     pub refused: u64,
     pub moved: u64,
     pub reconnects: u64,
+    /// Times that backpressure went on, in the order of `Cause::ALL`.
+    pub pressed: [u64; 4],
 }
 
 /// A fault put into the logic on purpose, to see that the judge finds it.
@@ -178,6 +182,10 @@ pub enum Mutant {
     NoCanary,
     /// A job is acknowledged twice.
     AcksTwice,
+    /// Backpressure is told again with each refusal.
+    TellsPerJob,
+    /// That backpressure is over is not told.
+    NeverAtEase,
 }
 
 /// All of it.
@@ -605,6 +613,9 @@ impl World {
                 self.counts.reconnects += 1;
                 self.plan(0, Next::Down(self.session));
             }
+            Action::Backpressure(change) => {
+                self.counts.pressed[change.cause as usize] += u64::from(change.on)
+            }
             Action::Drained | Action::Ready => {}
         }
     }
@@ -634,6 +645,17 @@ fn mutate(mutant: Mutant, event: &Event, logic: &Logic, now: Moment, actions: &m
                 actions.push(ack.clone());
             }
         }
+        Mutant::TellsPerJob => {
+            let told = actions
+                .iter()
+                .find(|action| matches!(action, Action::Backpressure(_)));
+            if let Some(told) = told {
+                actions.push(told.clone());
+            }
+        }
+        Mutant::NeverAtEase => {
+            actions.retain(|action| !matches!(action, Action::Backpressure(change) if !change.on));
+        }
         Mutant::TimerPet | Mutant::DeafToSteps => {}
     }
 }
@@ -641,6 +663,7 @@ fn mutate(mutant: Mutant, event: &Event, logic: &Logic, now: Moment, actions: &m
 fn canary_ticket() -> Ticket {
     Ticket {
         model: ModelId(0),
+        caller: CallerId(0),
         inputs: 1,
         bytes: 20,
         deadline: None,

@@ -4,7 +4,9 @@
 use embeddings::clock::Moment;
 use embeddings::config::Limits;
 use embeddings::job::{JobKey, Lane, Refusal};
-use embeddings::logic::event::{Action, BatchId, Confirmation, EngineId, Event, ModelId, Ticket, Worker};
+use embeddings::logic::event::{
+    Action, BatchId, CallerId, Confirmation, EngineId, Event, ModelId, Ticket, Worker,
+};
 use embeddings::logic::health::KillReason;
 use embeddings::logic::{Logic, Setup};
 use std::time::Duration;
@@ -40,6 +42,7 @@ pub fn setup() -> Setup {
         prefetch: [8, 320, 16, 1],
         batch_tokens: 512,
         max_queue: vec![None],
+        max_inflight: vec![None],
         pet_spacing: Duration::from_secs(1),
     }
 }
@@ -48,6 +51,7 @@ pub fn setup() -> Setup {
 pub fn ticket(inputs: usize) -> Ticket {
     Ticket {
         model: ModelId(0),
+        caller: CallerId(0),
         inputs,
         bytes: 100 * inputs,
         deadline: None,

@@ -6,8 +6,9 @@ use crate::broker::{Arrival, BrokerEvent, Command, Published};
 use crate::clock::Moment;
 use crate::job::request::Number;
 use crate::job::{Lane, Refusal};
-use crate::logic::event::{Confirmation, Event};
+use crate::logic::event::{CallerId, Confirmation, Event};
 use crate::watchdog::notify;
+use std::hash::BuildHasher;
 use std::time::Duration;
 use tracing::{info, warn};
 
@@ -116,6 +117,7 @@ impl Loop {
         };
         let deadline = self.deadline(&arrival, now);
         let bytes = arrival.bytes;
+        let caller = CallerId(self.callers.hash_one(arrival.properties.caller()));
         let (redelivered, checkpoint) = (arrival.redelivered, arrival.checkpoint.clone());
         let mut held = Held::new(arrival, now);
         let innocent = redelivered && self.innocent.is(&held.id);
@@ -131,7 +133,7 @@ impl Loop {
         let arrival = planned.map(|(plan, request)| {
             let unix_ms = self.parts.clock.unix_ms();
             let (inputs, stream) = held.plan(request, plan.clone(), self.resumable, unix_ms);
-            plan.ticket(inputs, bytes, deadline, stream)
+            plan.ticket(caller, inputs, bytes, deadline, stream)
         });
         self.desk.insert(job, held);
         Event::Delivered {

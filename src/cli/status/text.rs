@@ -23,6 +23,7 @@ pub fn people(report: &Report, paint: Paint) -> String {
     section(&mut out, "broker", broker(report));
     section(&mut out, "round", round(report));
     section(&mut out, "jobs", jobs(&report.jobs));
+    section(&mut out, "refusing", refusing(report));
     section(&mut out, "systemd", systemd(report));
     section(&mut out, "retrying", retrying(report));
     out.push_str(&deaths(report, paint));
@@ -109,6 +110,23 @@ fn stages(report: &Report, paint: Paint) -> String {
         out.push('\n');
     }
     out
+}
+
+/// Lanes that take nothing now, and why; nothing where all do.
+fn refusing(report: &Report) -> Vec<String> {
+    let lanes = report.backpressure.iter().filter(|(_, lane)| lane.on);
+    let line = |(name, lane): (&String, &crate::report::Backpressure)| {
+        let cause = lane.cause.as_deref().unwrap_or("unknown");
+        let since = lane.since_ms.map(|ms| format!(" since {}", span(ms)));
+        let refused: u64 = lane.refused.values().sum();
+        let refused = (refused > 0).then(|| format!(", {refused} refused in all"));
+        format!(
+            "{name}: {cause}{}{}",
+            since.unwrap_or_default(),
+            refused.unwrap_or_default()
+        )
+    };
+    lanes.map(line).collect()
 }
 
 fn broker(report: &Report) -> Vec<String> {

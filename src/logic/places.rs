@@ -1,0 +1,99 @@
+//! Places in flight: which waiting job may be begun. Jobs that need several batches never take the last place, so
+//! that one of a single text waits for batches and not for jobs of a thousand texts.
+
+use super::Logic;
+use super::event::CallerId;
+use super::settle::Job;
+use crate::job::Lane;
+use std::collections::HashSet;
+
+/// What is begun, and what may be.
+pub(super) struct Places<'a> {
+    logic: &'a Logic,
+    begun: usize,
+    bulk: usize,
+    /// Begun jobs of which some inputs are in no batch yet, and those of them on the bulk lane.
+    long: usize,
+    bulk_long: usize,
+    models: Vec<usize>,
+    /// Whose next job has found no place: those behind it do not overtake it.
+    passed_over: HashSet<(Lane, CallerId)>,
+}
+
+impl Logic {
+    pub(super) fn places(&self) -> Places<'_> {
+        let mut places = Places {
+            logic: self,
+            begun: 0,
+            bulk: 0,
+            long: 0,
+            bulk_long: 0,
+            models: vec![0; self.setup.max_queue.len()],
+            passed_over: HashSet::new(),
+        };
+        for job in self.jobs.values().filter(|job| job.is_being_computed()) {
+            places.count(job, job.undrawn > 0);
+        }
+        places
+    }
+}
+
+impl Places<'_> {
+    /// Whether this job may be begun. A canary always may.
+    pub fn have_room_for(&mut self, job: &Job, budget: usize) -> bool {
+        let (lane, most) = (job.lane, self.logic.setup.limits.max_inflight);
+        if lane == Lane::Probe {
+            return true;
+        }
+        let model = job.ticket.model.0;
+        let of_model = self.logic.setup.max_inflight[model];
+        if self.begun >= most || of_model.is_some_and(|most| self.models[model] >= most) {
+            return false;
+        }
+        if is_bulk(lane) && self.bulk > 0 && self.logic.admission.bulk_pauses().is_some() {
+            return false;
+        }
+        let whose = (lane, job.ticket.caller);
+        let fits = !self.passed_over.contains(&whose)
+            && (most < 2 || self.is_room_for_long(lane, most) || !is_long(job, budget));
+        if !fits {
+            self.passed_over.insert(whose);
+        }
+        fits
+    }
+
+    /// It is going to be begun.
+    pub fn take(&mut self, job: &Job, budget: usize) {
+        self.count(job, is_long(job, budget));
+    }
+
+    /// All places but one, and of those on the bulk lane no more than half, so that long interactive jobs find
+    /// some as well.
+    fn is_room_for_long(&self, lane: Lane, most: usize) -> bool {
+        self.long < most - 1 && (!is_bulk(lane) || self.bulk_long < (most / 2).max(1))
+    }
+
+    fn count(&mut self, job: &Job, long: bool) {
+        let bulk = is_bulk(job.lane);
+        self.begun += 1;
+        self.bulk += usize::from(bulk);
+        self.long += usize::from(long);
+        self.bulk_long += usize::from(bulk && long);
+        self.models[job.ticket.model.0] += 1;
+    }
+}
+
+/// What goes on is not waited for like the first of it.
+fn is_bulk(lane: Lane) -> bool {
+    matches!(lane, Lane::Bulk | Lane::Resumed)
+}
+
+/// Whether a waiting job needs more than one batch.
+fn is_long(job: &Job, budget: usize) -> bool {
+    let mut tokens = 0;
+    job.undrawn > 1
+        && job.tokens.iter().any(|more| {
+            tokens += more;
+            tokens > budget
+        })
+}
