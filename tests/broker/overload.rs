@@ -5,6 +5,7 @@ use crate::service::bench;
 use embeddings::clock::Clock;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Goal: a flood is refused at once with an estimate, what is admitted is computed, and every job is
@@ -195,6 +196,98 @@ async fn the_latency_guard_refuses_and_opens_again() {
         "{}",
         service.log()
     );
+}
+
+/// A cgroup of its own with a bound on memory; removed in the end.
+struct Cgroup {
+    dir: PathBuf,
+    peak: &'static str,
+}
+
+impl Cgroup {
+    /// `None` where this process may not make one.
+    fn with_memory(bytes: u64) -> Option<Cgroup> {
+        let name = format!("embeddings-test-{}", std::process::id());
+        let kinds = [
+            (
+                "/sys/fs/cgroup/memory",
+                "memory.limit_in_bytes",
+                "memory.max_usage_in_bytes",
+            ),
+            ("/sys/fs/cgroup", "memory.max", "memory.peak"),
+        ];
+        kinds.into_iter().find_map(|(mount, limit, peak)| {
+            let dir = Path::new(mount).join(&name);
+            std::fs::create_dir(&dir).ok()?;
+            let group = Cgroup { dir, peak };
+            let limit = group.dir.join(limit);
+            (limit.exists() && std::fs::write(limit, bytes.to_string()).is_ok()).then_some(group)
+        })
+    }
+
+    fn take_in(&self, pid: u32) {
+        std::fs::write(self.dir.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+
+    /// The most that was in use, where the kernel tells.
+    fn peak(&self) -> Option<u64> {
+        let text = std::fs::read_to_string(self.dir.join(self.peak)).ok()?;
+        text.trim().parse().ok()
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.dir);
+    }
+}
+
+/// Goal: a flood of large jobs is refused before the cgroup's bound on memory is reached, not after; the process
+/// lives, and computes what it took in. Method: a cgroup with room for a few dozen of 60 jobs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_is_kept_below_the_kernels_bound() {
+    const LIMIT: u64 = 330_000_000;
+    const JOBS: usize = 60;
+    let Some(bench) = bench("memory") else { return };
+    let Some(group) = Cgroup::with_memory(LIMIT) else {
+        println!("skipped: this process may not make a cgroup");
+        return;
+    };
+    let mut service = bench.start(&bench.node.url, "[engine]\nthreads = 1");
+    group.take_in(service.pid());
+    service.ready();
+    let mut caller = Caller::connect(&bench).await;
+    let events = caller.listen("backpressure.interactive").await;
+    // Three million bytes, of which the model reads little.
+    let body = json!({"input": vec!["many words make long work ".repeat(4000); 30]});
+    for _ in 0..JOBS {
+        caller.send(&body).await;
+    }
+    let mut refused = 0;
+    for _ in 0..JOBS {
+        let reply = caller.reply().await;
+        if reply.kind() == Some("embeddings.error") {
+            assert_eq!(reply.error(), ("overloaded", 429, None));
+            refused += 1;
+        }
+    }
+    assert!((1..JOBS).contains(&refused), "{refused} refused");
+    assert!(service.exited().is_none(), "{}", service.log());
+    let peak = group.peak();
+    assert!(peak.is_none_or(|peak| peak < LIMIT), "{peak:?} bytes at most");
+    let on: Value = serde_json::from_slice(&caller.take(&events).await.data).unwrap();
+    assert_eq!(
+        (&on["on"], &on["cause"]),
+        (&json!(true), &json!("memory")),
+        "{on}"
+    );
+    assert_eq!(
+        on["limits"]["memory_bytes"].as_u64(),
+        Some(LIMIT / 4096 * 4096),
+        "{on}"
+    );
+    // Gone before its cgroup is.
+    drop(service);
 }
 
 /// Goal: one caller's backlog does not bury another's single job.

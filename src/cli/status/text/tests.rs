@@ -193,3 +193,26 @@ fn moments_and_spans() {
     }
     assert_eq!(span(200_000_000), "2 days");
 }
+
+#[test]
+fn a_lane_that_takes_nothing_is_named() {
+    let mut report = running();
+    let lane = crate::report::Backpressure {
+        on: true,
+        cause: Some("memory".into()),
+        since_ms: Some(3000),
+        changes: 3,
+        refused: [("memory".into(), 10), ("queue_full".into(), 2)].into(),
+    };
+    report.backpressure = [
+        ("interactive".into(), lane),
+        ("bulk".into(), crate::report::Backpressure::default()),
+    ]
+    .into();
+    let text = plain(&report);
+    assert!(
+        text.contains("\nrefusing  interactive: memory since 3.0 s, 12 refused in all\n"),
+        "{text}"
+    );
+    assert!(!text.contains("bulk: slam") && !plain(&running()).contains("refusing"));
+}
