@@ -34,8 +34,11 @@ use tracing::{info, warn};
 /// First pause after a failed attempt; doubles up to [`PAUSE_MAX`], and the real pause is drawn evenly
 /// from zero to it, so that a fleet does not come back in lockstep (full jitter).
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
-/// Longest pause between attempts. Short against the default `disconnect_kill_ms` of 10 s.
+/// Longest pause between attempts.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// After a session was lost, pauses are at most this part of `disconnect_kill_ms`: a broker that is back in time must
+/// be found in time.
+const PAUSE_SHARE: u32 = 8;
 /// A session that held this long was a good one: the next pause is a first pause again. One that falls at
 /// once, over and over, is retried ever more slowly.
 const STABLE: Duration = Duration::from_secs(10);
@@ -286,12 +289,13 @@ pub fn start(
 ) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         let clock = Clock::start();
-        let mut attempts = 0u32;
+        let (mut attempts, mut had_one) = (0u32, false);
         for number in 1u64.. {
             let cause = match tokio::time::timeout(OPEN_MAX, session::open(&setup, number)).await {
                 Ok(Ok(session)) => {
                     info!(session = number, "connected to the broker");
                     let opened = clock.now();
+                    had_one = true;
                     let up = BrokerEvent::Up {
                         session: number,
                         resumable: session.resumable,
@@ -322,7 +326,12 @@ pub fn start(
                     limit: OPEN_MAX,
                 },
             };
-            let ceiling = PAUSE_FIRST.saturating_mul(1 << attempts.min(8)).min(PAUSE_MAX);
+            let longest = if had_one {
+                PAUSE_MAX.min(setup.disconnect_kill.get() / PAUSE_SHARE)
+            } else {
+                PAUSE_MAX
+            };
+            let ceiling = PAUSE_FIRST.saturating_mul(1 << attempts.min(8)).min(longest);
             let pause = rand::rng().random_range(Duration::ZERO..=ceiling);
             attempts += 1;
             let cause = cause.to_string();

@@ -7,6 +7,7 @@
 //! of [`ledger`].
 
 pub mod admission;
+mod answer;
 pub mod batch;
 mod compute;
 pub mod event;
@@ -29,14 +30,14 @@ use crate::job::{ErrorType, JobKey, Lane, Refusal};
 use admission::Admission;
 use batch::Batcher;
 use compute::Part;
-use event::{Action, CallerId, Confirmation, Event, ModelId, Onward, Outcome, Ticket};
+use event::{Action, CallerId, Event, ModelId, Onward, Outcome, Ticket};
 use faults::Faults;
 use health::{Health, Verdict};
 use lane::Lanes;
 use ledger::Stage;
 use pace::{Pace, Rate};
 use pressure::Told;
-use settle::{End, Job, Jobs, Phase};
+use settle::{Job, Jobs, Phase};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -381,136 +382,6 @@ impl Logic {
                 self.lanes.remove(job.lane, job.ticket.caller, key);
             }
             _ => {}
-        }
-    }
-
-    fn answer(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
-        let Some(job) = self.jobs.get_mut(key) else { return };
-        if job.local {
-            self.forget(key, Outcome::Probe, now, actions);
-            // The short way is a whole round only while the broker says that it blocks the other.
-            if self.health.blocked_since().is_some() {
-                self.round(now, actions);
-            }
-            return;
-        }
-        job.phase = Phase::Replying { vectors: true };
-        self.health.ledger.enter(Stage::Published, 1, now);
-        actions.push(Action::Answer { job: key });
-    }
-
-    /// Answers with a refusal, or dead-letters where no answer can be sent.
-    fn refuse(&mut self, key: JobKey, refusal: Refusal, now: Moment, actions: &mut Vec<Action>) {
-        let Some(job) = self.jobs.get_mut(key) else { return };
-        if job.lane == Lane::Probe && refusal.error == ErrorType::Internal {
-            self.health.canary_wrong();
-        }
-        if job.local {
-            self.forget(key, Outcome::Probe, now, actions);
-            return;
-        }
-        self.health.ledger.enter(Stage::Published, 1, now);
-        if job.answerable {
-            job.phase = Phase::Replying { vectors: false };
-            actions.push(Action::Refuse { job: key, refusal });
-        } else {
-            job.phase = Phase::DeadLettering;
-            actions.push(Action::DeadLetter { job: key, refusal });
-        }
-    }
-
-    fn confirmed(&mut self, key: JobKey, outcome: Confirmation, now: Moment, actions: &mut Vec<Action>) {
-        let Some(job) = self.jobs.get_mut(key) else { return };
-        let (vectors, moving) = match job.phase {
-            Phase::Replying { vectors } => (vectors, None),
-            Phase::Moving { slice } => (false, Some(slice)),
-            Phase::Waiting | Phase::Computing => return self.chunk_confirmed(key, outcome, now, actions),
-            _ => return,
-        };
-        let told = job.last_word.is_some();
-        if outcome == Confirmation::Unconfirmed {
-            // Nothing was heard, so nothing has moved. But one reply queue that takes nothing must not hold its
-            // job, and with enough of them the lane, for ever.
-            self.health.ledger.withdraw(Stage::Published, 1);
-        } else {
-            self.health.broker_proof(now);
-            self.health.ledger.leave(Stage::Published, 1, now);
-        }
-        if let Some(slice) = moving {
-            return self.ack(key, End::MovedOn { slice }, now, actions);
-        }
-        if told {
-            // Its copy lies in the dead-letter queue; whether its sender has heard of it changes nothing.
-            return self.ack(key, End::DeadLettered, now, actions);
-        }
-        let end = match (outcome, vectors) {
-            (Confirmation::Unconfirmed | Confirmation::Rejected, true) => {
-                return self.fail(key, onward::not_taken(outcome), now, actions);
-            }
-            (Confirmation::Unconfirmed | Confirmation::Rejected, false) => {
-                job.phase = Phase::DeadLettering;
-                self.health.ledger.enter(Stage::Published, 1, now);
-                let refusal = onward::not_taken(outcome);
-                actions.push(Action::DeadLetter { job: key, refusal });
-                return;
-            }
-            (Confirmation::Returned, false) => End::RefusalReturned,
-            (Confirmation::Routed, false) => End::Refused,
-            (Confirmation::Routed, true) => End::Answered,
-            (Confirmation::Returned, true) => End::Returned,
-        };
-        self.ack(key, end, now, actions);
-    }
-
-    fn dead_lettered(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
-        if self
-            .jobs
-            .get(key)
-            .is_some_and(|job| job.phase == Phase::DeadLettering)
-        {
-            self.health.broker_proof(now);
-            self.health.ledger.leave(Stage::Published, 1, now);
-            match self.jobs.get(key).and_then(|job| job.last_word.clone()) {
-                Some(refusal) => self.refuse(key, refusal, now, actions),
-                None => self.ack(key, End::DeadLettered, now, actions),
-            }
-        }
-    }
-
-    fn ack(&mut self, key: JobKey, end: End, now: Moment, actions: &mut Vec<Action>) {
-        let Some(job) = self.jobs.get_mut(key) else { return };
-        job.phase = Phase::Acking { end };
-        self.health.ledger.enter(Stage::Acked, 1, now);
-        actions.push(Action::Ack { job: key });
-    }
-
-    fn acked(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
-        let Some(Phase::Acking { end }) = self.jobs.get(key).map(|job| job.phase) else {
-            return;
-        };
-        self.health.ledger.leave(Stage::Acked, 1, now);
-        let (outcome, round) = match end {
-            End::Answered => (Outcome::Answered, true),
-            End::Returned => (Outcome::Returned, true),
-            End::Refused => (Outcome::Refused, false),
-            End::RefusalReturned => (Outcome::Returned, false),
-            End::DeadLettered => (Outcome::DeadLettered, false),
-            End::MovedOn { slice } => (Outcome::MovedOn, slice),
-        };
-        self.forget(key, outcome, now, actions);
-        if round {
-            self.round(now, actions);
-        }
-    }
-
-    /// The proving event: real work, all the way round.
-    fn round(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        self.health.round_completed(now);
-        if self.health.becomes_ready(now) {
-            actions.push(Action::Ready);
-        }
-        if self.health.may_pet(self.setup.pet_spacing, now) {
-            actions.push(Action::Pet);
         }
     }
 

@@ -119,7 +119,7 @@ async fn drain(caller: &Caller, queue: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_dead_are_seen_and_brought_back() {
     let Some(bench) = bench("dead") else { return };
-    let _service = bench.serve("");
+    let _service = bench.serve("max_attempts = 1");
     let caller = Caller::connect(&bench).await;
     let names = caller.names.clone();
     assert_eq!(dead(&bench, &["list"]).0, Some(3));
