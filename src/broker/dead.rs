@@ -18,6 +18,7 @@ use super::{BrokerError, Published, session, topology, within};
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
 use crate::job::Names;
+use crate::job::checkpoint::{Checkpoint, HEADER_CHECKPOINT};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use lapin::options::{
@@ -200,6 +201,13 @@ impl Letters {
         if kept.contains_key("x-budget-ms") {
             let now_ms = i64::try_from(Clock::start().unix_ms()).unwrap_or(i64::MAX);
             kept.insert("x-sent-at-ms".into(), AMQPValue::LongLongInt(now_ms));
+        }
+        // What is left of a streamed job goes on where it stood, with all its attempts; elsewhere it would be read as a
+        // job of its own.
+        let checkpoint = kept.inner().get(HEADER_CHECKPOINT).and_then(anew);
+        kept = filtered(&kept, |name| name != HEADER_CHECKPOINT);
+        if let Some(checkpoint) = checkpoint.filter(|_| queue == self.names.resumed) {
+            kept.insert(HEADER_CHECKPOINT.into(), AMQPValue::LongString(checkpoint.into()));
         }
         let job = properties(&held.properties, kept);
         self.publish(queue, &held.letter.body, job).await?;
@@ -430,6 +438,21 @@ fn plain(value: &AMQPValue, depth: usize) -> Value {
         }
         AMQPValue::Void => Value::Null,
     }
+}
+
+/// The checkpoint of a job whose attempts begin anew.
+fn anew(header: &AMQPValue) -> Option<String> {
+    let AMQPValue::LongString(text) = header else {
+        return None;
+    };
+    let checkpoint = Checkpoint::parse(std::str::from_utf8(text.as_bytes()).ok()?)?;
+    let anew = Checkpoint {
+        attempt: 1,
+        alone: true,
+        last_error: None,
+        ..checkpoint
+    };
+    Some(anew.to_header())
 }
 
 #[cfg(test)]

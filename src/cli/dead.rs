@@ -103,6 +103,7 @@ async fn list(args: &DeadListArgs, letters: &mut Letters) -> anyhow::Result<End>
         queue: args.queue.as_deref().map(|queue| match queue {
             "interactive" => names.interactive.clone(),
             "bulk" => names.bulk.clone(),
+            "resumed" => names.resumed.clone(),
             other => other.to_owned(),
         }),
         ..Filter::default()

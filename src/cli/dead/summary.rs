@@ -118,6 +118,7 @@ impl Summary {
     pub fn target<'a>(&self, names: &'a Names) -> &'a str {
         match &self.queue {
             Some(queue) if *queue == names.interactive => &names.interactive,
+            Some(queue) if *queue == names.resumed => &names.resumed,
             _ => &names.bulk,
         }
     }
@@ -251,6 +252,9 @@ pub mod tests {
         let names = Names::new("embeddings");
         assert_eq!(read(&refused()).0.target(&names), "embeddings.interactive");
         assert_eq!(read(&caught()).0.target(&names), "embeddings.bulk");
+        let mut resumed = read(&refused()).0;
+        resumed.queue = Some("embeddings.resumed".into());
+        assert_eq!(resumed.target(&names), "embeddings.resumed");
         let other = Names::new("test");
         assert_eq!(read(&refused()).0.target(&other), "test.bulk");
     }
