@@ -1,6 +1,7 @@
 //! What the logic never sees: the texts, tokens and vectors of the jobs that are here, by their keys.
 
 use super::catalogue::{Catalogue, Plan};
+use super::results::{self, Results};
 use crate::broker::{Arrival, Content, PAUSES, Publication, Receipt, ReplyBody};
 use crate::clock::Moment;
 use crate::engine::{Sequence, pooling};
@@ -56,6 +57,10 @@ pub struct Held {
     /// Its tokens, until they are computed.
     pub sequences: Vec<Sequence>,
     vectors: Vec<Vec<f32>>,
+    /// Whether its sender gave it its id.
+    named: bool,
+    /// What was answered to it when it was here before.
+    pub recalled: Option<Arc<results::Result>>,
     /// When it came.
     pub arrived: Moment,
     /// Lives as long as the job is wanted.
@@ -74,6 +79,7 @@ impl Held {
             ..
         } = arrival;
         let made_up = || format!("{:032x}", rand::random::<u128>());
+        let named = properties.message_id.is_some() || properties.correlation_id.is_some();
         let id = properties
             .message_id
             .or_else(|| properties.correlation_id.clone())
@@ -93,6 +99,8 @@ impl Held {
             texts: Vec::new(),
             sequences: Vec::new(),
             vectors: Vec::new(),
+            named,
+            recalled: None,
             arrived: now,
             alive: Arc::default(),
         }
@@ -115,6 +123,8 @@ impl Held {
             texts,
             sequences: Vec::new(),
             vectors: Vec::new(),
+            named: false,
+            recalled: None,
             arrived: now,
             alive: Arc::default(),
         }
@@ -169,14 +179,37 @@ impl Held {
             .all(|vector| catalogue.canary_is_right(plan.model, vector))
     }
 
+    /// By which its answer is kept, if its sender gave it an id and it is answered in one piece. Never a canary's: that
+    /// must be computed each time, or it would prove nothing.
+    pub fn key(&self, results: &Results) -> Option<results::Key> {
+        let plain = self.plan.as_ref().is_some_and(|plan| plan.chunk.is_none());
+        let kept = plain && self.named && self.lane != Lane::Probe;
+        let message = self.receipt.as_ref().filter(|_| kept)?;
+        Some(results.key(&self.id, message.body()))
+    }
+
     /// By which a thread can see whether the job is still here.
     pub fn wanted(&self) -> Weak<()> {
         Arc::downgrade(&self.alive)
     }
 
-    /// The answer with all its vectors, to be published. Leaves the job without them.
-    pub fn answer(&mut self, key: JobKey, catalogue: &Catalogue) -> Option<Box<Publication>> {
-        let (answer, fingerprint) = self.take(0..self.sequences.len(), catalogue)?;
+    /// The answer with all its vectors, to be published and kept. Leaves the job without them.
+    pub fn answer(
+        &mut self,
+        key: JobKey,
+        catalogue: &Catalogue,
+        results: &mut Results,
+    ) -> Option<Box<Publication>> {
+        let (answer, fingerprint) = match self.recalled.take() {
+            Some(result) => Arc::unwrap_or_clone(result),
+            None => {
+                let result = self.take(0..self.sequences.len(), catalogue)?;
+                if let Some(kept) = self.key(results) {
+                    results.keep(kept, &result);
+                }
+                result
+            }
+        };
         self.reply(key, ReplyBody::Result(answer, fingerprint))
     }
 
@@ -195,7 +228,7 @@ impl Held {
         let plan = self.plan.as_ref()?;
         let entry = catalogue.entry(plan.model);
         let dimensions = plan.dimensions.unwrap_or(entry.model.info().dimensions);
-        let first = self.checkpoint.done + inputs.start;
+        let first = self.checkpoint.done.saturating_add(inputs.start);
         let sequences = &mut self.sequences[inputs.clone()];
         let truncated = sequences
             .iter()
@@ -207,7 +240,7 @@ impl Held {
             vectors: self.vectors[inputs].iter_mut().map(std::mem::take).collect(),
             encoding: plan.encoding,
             tokens: sequences.iter().map(|sequence| sequence.ids.len() as u64).sum(),
-            truncated: truncated.map(|(index, _)| first + index).collect(),
+            truncated: truncated.map(|(index, _)| first.saturating_add(index)).collect(),
         };
         Some((answer, entry.model.fingerprint(dimensions)))
     }
@@ -221,9 +254,9 @@ impl Held {
             failures,
             ..
         } = self.checkpoint;
-        let failures = failures + (self.attempt - 1);
+        let failures = failures.saturating_add(self.attempt - 1);
         let wall_ms = unix_ms.saturating_sub(begun_ms);
-        let done = Done::new(model, self.tokens(), total, wall_ms, failures + 1);
+        let done = Done::new(model, self.tokens(), total, wall_ms, failures.saturating_add(1));
         let json = serde_json::to_vec(&done).expect("plain data is always written");
         self.reply(key, ReplyBody::Done(json))
     }
@@ -231,7 +264,7 @@ impl Held {
     /// Tokens of the whole job up to the end of this slice.
     fn tokens(&self) -> u64 {
         let here = self.sequences.iter().map(|sequence| sequence.ids.len() as u64);
-        self.checkpoint.tokens + here.sum::<u64>()
+        self.checkpoint.tokens.saturating_add(here.sum())
     }
 
     /// The message with which the job goes on.
@@ -244,16 +277,16 @@ impl Held {
                 (names.resumed.clone(), None)
             }
             Onward::Retry(refusal) => {
-                checkpoint.attempt = self.attempt + 1;
+                checkpoint.attempt = self.attempt.saturating_add(1);
                 checkpoint.alone = true;
                 checkpoint.last_error = Some(refusal.to_string());
                 let pause = PAUSES[(self.attempt as usize - 1).min(PAUSES.len() - 1)];
                 (names.later(pause), None)
             }
             Onward::NextSlice => {
-                checkpoint.done += self.sequences.len();
+                checkpoint.done = checkpoint.done.saturating_add(self.sequences.len());
                 checkpoint.tokens = self.tokens();
-                checkpoint.failures += self.attempt - 1;
+                checkpoint.failures = checkpoint.failures.saturating_add(self.attempt - 1);
                 checkpoint.attempt = 1;
                 checkpoint.alone = false;
                 checkpoint.last_error = None;

@@ -8,6 +8,7 @@ mod desk;
 mod innocent;
 mod notices;
 mod pulse;
+mod results;
 mod show;
 mod trace;
 mod turn;

@@ -9,6 +9,7 @@ use super::desk::{Desk, Held};
 use super::innocent::Innocent;
 use super::notices::Notices;
 use super::pulse::Pulse;
+use super::results::Results;
 use super::show::Show;
 use super::trace::Trace;
 use super::window::{self, Question};
@@ -142,6 +143,7 @@ pub struct Loop {
     resumable: bool,
     /// Ids of jobs that were here when a session was lost: that they come back says nothing against them.
     innocent: Innocent,
+    results: Results,
     ready: bool,
     draining: bool,
     drained: bool,
@@ -177,6 +179,7 @@ impl Loop {
             outcomes: HashMap::new(),
             session: 0,
             innocent: Innocent::default(),
+            results: Results::default(),
             resumable: false,
             ready: false,
             draining: false,
@@ -284,7 +287,10 @@ impl Loop {
                 items,
             } => self.start_batch(engine, batch, model, items),
             Action::Answer { job } => {
-                let publication = self.desk.get_mut(&job)?.answer(job, &self.parts.catalogue);
+                let publication =
+                    self.desk
+                        .get_mut(&job)?
+                        .answer(job, &self.parts.catalogue, &mut self.results);
                 publication.map(|publication| self.command(Command::Publish(publication)))?;
             }
             Action::Chunk { job, first, inputs } => {
@@ -381,6 +387,11 @@ impl Loop {
     fn tokenize(&mut self, job: JobKey) -> Option<Event> {
         let held = self.desk.get_mut(&job)?;
         let plan = held.plan.clone()?;
+        if let Some(result) = held.key(&self.results).and_then(|key| self.results.recall(&key)) {
+            debug!(job = %held.id, "answered with what is at hand");
+            held.recalled = Some(result);
+            return Some(Event::Recalled { job });
+        }
         let wanted = held.wanted();
         let texts = std::mem::take(&mut held.texts);
         let model = self.parts.catalogue.entry(plan.model).model.clone();

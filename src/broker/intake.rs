@@ -60,6 +60,11 @@ pub(super) struct Message {
 }
 
 impl Receipt {
+    /// The message's body.
+    pub fn body(&self) -> &[u8] {
+        &self.message.body
+    }
+
     /// Writes the acknowledgement. False if the delivery is void.
     pub(super) async fn ack(&self) -> Result<bool, lapin::Error> {
         self.acker.ack(BasicAckOptions::default()).await

@@ -182,7 +182,7 @@ impl Serialize for Data<'_> {
             };
             seq.serialize_element(&Item {
                 object: "embedding",
-                index: self.first + index,
+                index: self.first.saturating_add(index),
                 embedding,
             })?;
         }

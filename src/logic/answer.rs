@@ -117,9 +117,9 @@ impl Logic {
     }
 
     pub(super) fn acked(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
-        let Some(Phase::Acking { end }) = self.jobs.get(key).map(|job| job.phase) else {
-            return;
-        };
+        let Some(job) = self.jobs.get(key) else { return };
+        let Phase::Acking { end } = job.phase else { return };
+        let computed = job.begun.is_some();
         self.health.ledger.leave(Stage::Acked, 1, now);
         let (outcome, round) = match end {
             End::Answered => (Outcome::Answered, true),
@@ -130,7 +130,7 @@ impl Logic {
             End::MovedOn { slice } => (Outcome::MovedOn, slice),
         };
         self.forget(key, outcome, now, actions);
-        if round {
+        if round && computed {
             self.round(now, actions);
         }
     }

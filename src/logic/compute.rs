@@ -66,9 +66,14 @@ impl Logic {
             for item in &items {
                 self.jobs.deadline_met(item.job);
                 let job = self.jobs.get_mut(item.job).expect("a waiting job is here");
+                let (line, caller) = (job.line(), job.ticket.caller);
                 job.draw(item.input, now);
+                if line != job.line() && job.undrawn > 0 {
+                    self.lanes.remove(line, caller, item.job);
+                    self.lanes.push(job.line(), caller, item.job);
+                }
                 if job.undrawn == 0 {
-                    self.lanes.remove(job.lane, job.ticket.caller, item.job);
+                    self.lanes.remove(line, caller, item.job);
                 }
             }
             self.health.ledger.leave(Stage::Batched, items.len(), now);
@@ -93,14 +98,14 @@ impl Logic {
             }
             let draw = draw.get_or_insert_with(|| Draw {
                 model: job.ticket.model,
-                lead: job.lane,
+                lead: job.line(),
                 alone: job.alone,
                 caller: job.ticket.caller,
                 window: Vec::new(),
             });
             // A canary runs with no caller's input: what is poison to the one must not convict the engine. And a
             // suspect runs with nobody else's.
-            let mixed = (draw.lead == Lane::Probe) != (job.lane == Lane::Probe);
+            let mixed = (draw.lead == Lane::Probe) != (job.line() == Lane::Probe);
             let apart = (draw.alone || job.alone) && !draw.window.is_empty();
             if draw.model != job.ticket.model || mixed || apart {
                 continue;

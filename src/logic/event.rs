@@ -158,6 +158,11 @@ pub enum Event {
         /// Tokens of each input.
         result: Result<Vec<usize>, Refusal>,
     },
+    /// Instead of tokens: the job was answered before, and the answer is at hand.
+    Recalled {
+        /// The job.
+        job: JobKey,
+    },
     /// An engine finished a step inside a batch, such as a layer.
     BatchStep {
         /// The engine.

@@ -210,6 +210,7 @@ impl Logic {
             Event::TokenizerEnded { tokenizer } => self.health.ledger.tokenizer_moved(tokenizer.0, 1, now),
             Event::Tried(worker) => self.health.ledger.tried(worker, now),
             Event::Tokenized { job, result } => self.tokenized(job, result, now, actions),
+            Event::Recalled { job } => self.recalled(job, now, actions),
             Event::BatchStep { engine } => self.health.ledger.computed(engine.0, 0, now),
             Event::BatchDone {
                 engine,
@@ -353,10 +354,21 @@ impl Logic {
                 assert!(!tokens.is_empty(), "a job without inputs would wait for ever");
                 self.health.ledger.enter(Stage::Batched, tokens.len(), now);
                 job.tokenized(tokens);
-                self.lanes.push(job.lane, job.ticket.caller, key);
+                self.lanes.push(job.line(), job.ticket.caller, key);
             }
             Err(refusal) => self.refuse(key, refusal, now, actions),
         }
+    }
+
+    /// Nothing is to be computed; and so it proves nothing.
+    fn recalled(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
+        let tokenizing = |job: &&mut Job| job.phase == Phase::Tokenizing;
+        let Some(job) = self.jobs.get_mut(key).filter(tokenizing) else {
+            return;
+        };
+        self.health.ledger.leave(Stage::Admitted, 1, now);
+        job.tokenized(Vec::new());
+        self.answer(key, now, actions);
     }
 
     /// Refuses jobs whose callers have stopped waiting before their work began.
@@ -379,7 +391,7 @@ impl Logic {
             Phase::Waiting | Phase::Computing if job.undrawn > 0 => {
                 self.health.ledger.withdraw(Stage::Batched, job.undrawn);
                 job.undrawn = 0;
-                self.lanes.remove(job.lane, job.ticket.caller, key);
+                self.lanes.remove(job.line(), job.ticket.caller, key);
             }
             _ => {}
         }
@@ -424,8 +436,13 @@ impl Logic {
             let waiting = self.jobs.get(key).map(|job| job.phase);
             if matches!(waiting, Some(Phase::Tokenizing | Phase::Waiting)) {
                 self.leave_lane(key);
-                if self.jobs.get(key).is_some_and(|job| job.local) {
+                let of = |key| self.jobs.get(key).map(|job| (job.local, job.lane));
+                if of(key).is_some_and(|(local, _)| local) {
                     self.forget(key, Outcome::Probe, now, actions);
+                } else if of(key).is_some_and(|(_, lane)| lane == Lane::Resumed) && self.health.is_connected()
+                {
+                    // Given back, it would look as if a process had died of it.
+                    self.move_on(key, Onward::Suspect, now, actions);
                 } else {
                     actions.push(Action::Requeue { job: key });
                     self.forget(key, Outcome::Requeued, now, actions);

@@ -39,10 +39,10 @@ impl Logic {
 }
 
 impl Places<'_> {
-    /// Whether this job may be begun. A canary always may.
+    /// Whether this job may be begun. A canary always may, and so may a suspect.
     pub fn have_room_for(&mut self, job: &Job, budget: usize) -> bool {
         let (lane, most) = (job.lane, self.logic.setup.limits.max_inflight);
-        if lane == Lane::Probe {
+        if job.is_urgent() {
             return true;
         }
         let model = job.ticket.model.0;

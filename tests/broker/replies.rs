@@ -141,3 +141,31 @@ async fn cut_inputs_are_named() {
     let reply = caller.ask(&json!({"input": ["a"], "truncate": false})).await;
     assert_eq!(reply.vectors().len(), 1);
 }
+
+/// Goal: a job that comes twice is computed once while its answer is at hand, and answered twice; another job under the
+/// same id is another job, and canaries are computed each time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_comes_twice_is_computed_once() {
+    const AT_HAND: &str = "answered with what is at hand";
+    let settings = "log = { level = \"debug\" }\ncanary_interval_ms = 200";
+    let Some((_bench, service, mut caller)) = ready("twice", settings).await else {
+        return;
+    };
+    let queue = caller.names.interactive.clone();
+    let (properties, _) = caller.properties();
+    let properties = properties.with_message_id("once".into());
+    let mut answers = Vec::new();
+    for body in [
+        r#"{"input":["a","b"]}"#,
+        r#"{"input":["a","b"]}"#,
+        r#"{"input":["c"]}"#,
+    ] {
+        let reply = caller.ask_raw(&queue, body.as_bytes(), properties.clone()).await;
+        assert!(reply.header("x-model-fingerprint").is_some());
+        answers.push(reply.vectors());
+    }
+    assert_eq!(answers[0], answers[1]);
+    assert_eq!(answers[2].len(), 1);
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!(service.log().matches(AT_HAND).count(), 1, "{}", service.log());
+}

@@ -77,7 +77,7 @@ thread_for_large_jobs_frozen() { thread_for_large_jobs_frozen_in bulk; }
 thread_for_large_jobs_frozen_interactive() { thread_for_large_jobs_frozen_in interactive; }
 thread_for_large_jobs_frozen_in() {
   inside python3 /chaos/load.py large first bulk
-  freeze $(threads '^io-[2-9]')
+  freeze $(threads '^io-[1-9]')
   inside python3 /chaos/load.py large second "$1"
   at=$EPOCHREALTIME
 }

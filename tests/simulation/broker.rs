@@ -129,6 +129,8 @@ impl World {
             letter,
             lane: self.lane_of(letter),
             inputs: 1,
+            attempt: 1,
+            streamed: false,
             brokered: true,
         };
         let (arrival, answerable, tries) = match letter {
@@ -216,7 +218,8 @@ impl World {
         if let Some(number) = real
             && outcome != Confirmation::Rejected
         {
-            self.arrived(number, parcel);
+            let attempt = delivery.attempt;
+            self.arrived(number, parcel, attempt);
         }
         self.step(match parcel {
             Parcel::DeadLetter => Event::DeadLettered { job },
@@ -225,7 +228,7 @@ impl World {
     }
 
     /// The broker has put something of a message's job into a queue.
-    fn arrived(&mut self, number: usize, parcel: Parcel) {
+    fn arrived(&mut self, number: usize, parcel: Parcel, attempt: u32) {
         let message = &mut self.messages[number];
         match parcel {
             Parcel::Answer | Parcel::Refusal | Parcel::DeadLetter => message.outcomes += 1,
@@ -250,8 +253,8 @@ impl World {
                             0
                         },
                     attempt: match parcel {
-                        Parcel::Retry => message.attempt + 1,
-                        Parcel::Suspect => 2.min(self.setup.limits.max_attempts),
+                        Parcel::Retry => attempt + 1,
+                        Parcel::Suspect => attempt,
                         _ => 1,
                     },
                     alone: parcel != Parcel::NextSlice,

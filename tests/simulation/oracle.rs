@@ -57,6 +57,8 @@ struct Seen {
     returned: bool,
     /// It goes on from another queue.
     moved: bool,
+    /// It was answered without being computed.
+    recalled: bool,
     /// Whether chunks of a slice went before.
     slice: bool,
 }
@@ -72,6 +74,11 @@ impl Seen {
 
     fn begun(&self) -> bool {
         self.place == Place::Working && self.started.contains(&true)
+    }
+
+    /// Begun at once, whatever else is in flight.
+    fn is_urgent(&self) -> bool {
+        self.lane == Lane::Probe || self.lane == Lane::Resumed && self.suspect
     }
 
     fn in_flight(&self) -> bool {
@@ -315,6 +322,7 @@ impl Oracle {
                     unconfirmed: 0,
                     returned: false,
                     moved: false,
+                    recalled: false,
                     slice: false,
                 };
                 assert!(self.jobs.insert(*job, seen).is_none());
@@ -331,6 +339,14 @@ impl Oracle {
                     } else {
                         self.corrupt |= seen.lane == Lane::Probe;
                     }
+                    self.progress(Stage::Admitted, now);
+                }
+            }
+            Event::Recalled { job } => {
+                if let Some(seen) = self.jobs.get_mut(job)
+                    && seen.place == Place::Tokenizing
+                {
+                    (seen.place, seen.recalled) = (Place::Working, true);
                     self.progress(Stage::Admitted, now);
                 }
             }
@@ -356,7 +372,7 @@ impl Oracle {
                 if let Some(seen) = self.jobs.get_mut(job) {
                     assert!(seen.settled, "acknowledged although nobody asked");
                     seen.place = Place::Acked;
-                    self.round_now = seen.vectors || seen.slice;
+                    self.round_now = (seen.vectors || seen.slice) && !seen.recalled;
                     self.progress(Stage::Acked, now);
                 }
             }
@@ -570,10 +586,15 @@ impl Oracle {
             Action::Move { job, onward } => {
                 let resumable = self.resumable;
                 let max_attempts = self.setup.limits.max_attempts;
+                let draining = self.draining.is_some();
                 self.withdrawn_now = true;
                 let seen = self.job(*job, action);
                 assert!(resumable && !seen.local && seen.lane != Lane::Probe);
                 match onward {
+                    // One that waits here while the service stops goes back without being charged.
+                    Onward::Suspect if draining && seen.lane == Lane::Resumed => {
+                        assert!(matches!(seen.place, Place::Tokenizing | Place::Working) && !seen.begun());
+                    }
                     Onward::Suspect => {
                         assert!(seen.suspect && seen.lane != Lane::Resumed && !seen.admitted);
                         assert_eq!(seen.place, Place::Tokenizing);
@@ -794,7 +815,7 @@ impl Oracle {
                 "a suspect among others"
             );
             let new = !seen.begun();
-            let (probe, of_bulk) = (seen.lane == Lane::Probe, seen.lane == Lane::Bulk);
+            let (urgent, of_bulk) = (seen.is_urgent(), seen.lane == Lane::Bulk);
             seen.started[item.input] = true;
             seen.begun_at.get_or_insert(now);
             if new && of_bulk {
@@ -802,23 +823,23 @@ impl Oracle {
                 assert!(!paused || bulk == 0, "a bulk job is begun while intake pauses");
                 bulk += 1;
             }
-            if new && !probe {
+            if new && !urgent {
                 let of_model = self
                     .jobs
                     .values()
                     .filter(|seen| seen.in_flight() && seen.model == model);
-                let of_model = of_model.filter(|seen| seen.lane != Lane::Probe).count();
+                let of_model = of_model.filter(|seen| !seen.is_urgent()).count();
                 let most = self.setup.max_inflight[model.0];
                 assert!(
                     most.is_none_or(|most| of_model <= most),
                     "{of_model} jobs of a model in flight"
                 );
                 let begun = self.jobs.values().filter(|seen| seen.in_flight()).count();
-                let probes = self
+                let urgent = self
                     .jobs
                     .values()
-                    .filter(|seen| seen.in_flight() && seen.lane == Lane::Probe);
-                let most = self.setup.limits.max_inflight + probes.count();
+                    .filter(|seen| seen.in_flight() && seen.is_urgent());
+                let most = self.setup.limits.max_inflight + urgent.count();
                 assert!(begun <= most, "{begun} jobs in flight");
             }
         }

@@ -77,6 +77,14 @@ impl World {
         } else {
             result
         };
+        let plain = self
+            .deliveries
+            .get(&job)
+            .is_some_and(|delivery| !delivery.streamed);
+        if !canary && plain && self.rng.one_in(40) {
+            self.step(Event::Recalled { job });
+            return;
+        }
         self.step(Event::Tokenized { job, result });
     }
 

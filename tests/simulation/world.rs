@@ -100,6 +100,9 @@ struct Delivery {
     lane: Lane,
     /// Inputs of it that are taken up.
     inputs: usize,
+    /// Which attempt it is.
+    attempt: u32,
+    streamed: bool,
     /// False for a canary that never saw the broker.
     brokered: bool,
 }
@@ -403,6 +406,8 @@ impl World {
                     letter: Letter::Canary,
                     lane: Lane::Probe,
                     inputs: 1,
+                    attempt: 1,
+                    streamed: false,
                     brokered: false,
                 };
                 self.delivered(job, delivery, Ok(canary_ticket()), true, (1, false));
@@ -496,7 +501,13 @@ impl World {
         (attempt, suspect): (u32, bool),
     ) {
         let inputs = arrival.as_ref().map_or(1, |ticket| ticket.inputs);
-        self.deliveries.insert(job, Delivery { inputs, ..delivery });
+        let taken = Delivery {
+            inputs,
+            attempt,
+            streamed: arrival.as_ref().is_ok_and(|ticket| ticket.stream.is_some()),
+            ..delivery
+        };
+        self.deliveries.insert(job, taken);
         let lane = delivery.lane;
         self.step(Event::Delivered {
             job,

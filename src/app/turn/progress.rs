@@ -28,7 +28,7 @@ impl Held {
     /// How far the job is, in JSON.
     fn told(&self, unix_ms: u64) -> Vec<u8> {
         let of = &self.checkpoint;
-        let done = of.done + self.pace.confirmed;
+        let done = of.done.saturating_add(self.pace.confirmed);
         let seconds = unix_ms.saturating_sub(of.begun_ms).max(1) as f64 / 1000.0;
         let rate = done as f64 / seconds;
         let left = of.total.saturating_sub(done) as f64;
