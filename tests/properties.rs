@@ -570,7 +570,7 @@ proptest! {
             let idle = held.iter().any(Vec::is_empty);
             if let Some(engine) = batcher.free_engine(waiting, 512) {
                 prop_assert!(held[engine.0].is_empty() || (!idle && waiting >= 512));
-                held[engine.0].push(batcher.start(engine, ModelId(0), Vec::new()));
+                held[engine.0].push(batcher.start(engine, ModelId(0), Vec::new(), false));
                 prop_assert!(held[engine.0].len() <= 2);
             } else {
                 prop_assert!(!idle);

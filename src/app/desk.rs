@@ -13,11 +13,15 @@ use crate::logic::event::{Onward, Streaming};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 /// A streamed job goes on as another message behind so many inputs or bytes of text: what a death costs is computed
 /// again, so this is seconds of work, and yet so much that the message in between is nothing beside it.
 const SLICE_INPUTS: usize = 512;
 const SLICE_BYTES: usize = 128 << 10;
+
+/// Larger bodies are not looked through for their key, since that holds up the loop.
+const KEYED_BYTES_MAX: usize = 64 << 10;
 
 /// How far the sender of a streamed job knows it to be.
 #[derive(Debug, Default)]
@@ -63,13 +67,15 @@ pub struct Held {
     pub recalled: Option<Arc<results::Result>>,
     /// When it came.
     pub arrived: Moment,
+    /// The same in Unix milliseconds.
+    received_ms: u64,
     /// Lives as long as the job is wanted.
     alive: Arc<()>,
 }
 
 impl Held {
     /// A delivery's data.
-    pub fn new(arrival: Arrival, now: Moment) -> Held {
+    pub fn new(arrival: Arrival, received_ms: u64, now: Moment) -> Held {
         let Arrival {
             lane,
             receipt,
@@ -102,6 +108,7 @@ impl Held {
             named,
             recalled: None,
             arrived: now,
+            received_ms,
             alive: Arc::default(),
         }
     }
@@ -126,6 +133,7 @@ impl Held {
             named: false,
             recalled: None,
             arrived: now,
+            received_ms: 0,
             alive: Arc::default(),
         }
     }
@@ -146,6 +154,11 @@ impl Held {
             self.checkpoint.begun_ms = unix_ms;
         }
         let stream = plan.chunk.map(|chunk| {
+            if resumable && self.attempt > 1 {
+                let before = slice(&self.texts, chunk, self.attempt - 1);
+                let end = self.checkpoint.done.saturating_add(before);
+                self.checkpoint.trouble = self.checkpoint.trouble.max(end);
+            }
             if resumable {
                 self.rest = self.texts.split_off(slice(&self.texts, chunk, self.attempt));
             }
@@ -184,8 +197,8 @@ impl Held {
     pub fn key(&self, results: &Results) -> Option<results::Key> {
         let plain = self.plan.as_ref().is_some_and(|plan| plan.chunk.is_none());
         let kept = plain && self.named && self.lane != Lane::Probe;
-        let message = self.receipt.as_ref().filter(|_| kept)?;
-        Some(results.key(&self.id, message.body()))
+        let body = self.receipt.as_ref().filter(|_| kept)?.body();
+        (body.len() <= KEYED_BYTES_MAX).then(|| results.key(&self.id, body))
     }
 
     /// By which a thread can see whether the job is still here.
@@ -280,16 +293,20 @@ impl Held {
                 checkpoint.attempt = self.attempt.saturating_add(1);
                 checkpoint.alone = true;
                 checkpoint.last_error = Some(refusal.to_string());
-                let pause = PAUSES[(self.attempt as usize - 1).min(PAUSES.len() - 1)];
-                (names.later(pause), None)
+                (names.later(pause(self.attempt)), None)
             }
             Onward::NextSlice => {
                 checkpoint.done = checkpoint.done.saturating_add(self.sequences.len());
                 checkpoint.tokens = self.tokens();
-                checkpoint.failures = checkpoint.failures.saturating_add(self.attempt - 1);
-                checkpoint.attempt = 1;
-                checkpoint.alone = false;
-                checkpoint.last_error = None;
+                if checkpoint.done >= checkpoint.trouble {
+                    checkpoint.failures = checkpoint.failures.saturating_add(self.attempt - 1);
+                    checkpoint.attempt = 1;
+                    checkpoint.alone = false;
+                    checkpoint.last_error = None;
+                } else {
+                    checkpoint.attempt = self.attempt;
+                    checkpoint.alone = true;
+                }
                 let mut request = self.request.take()?;
                 request.input = std::mem::take(&mut self.rest);
                 (names.resumed.clone(), Some(request.to_json()))
@@ -300,7 +317,7 @@ impl Held {
             message_id: self.id.clone(),
             checkpoint,
             // A job that has begun is no longer bound by the time its sender would wait for that.
-            keep_budget: body.is_none(),
+            budget_from_ms: body.is_none().then_some(self.received_ms),
             body,
         };
         Some(Box::new(Publication {
@@ -347,6 +364,11 @@ impl Held {
             content,
         }))
     }
+}
+
+/// How long a job waits after this attempt has failed.
+pub fn pause(attempt: u32) -> Duration {
+    PAUSES[(attempt as usize).saturating_sub(1).min(PAUSES.len() - 1)]
 }
 
 /// How many of the texts make a slice: whole chunks, and at least one. After each attempt that failed it is a quarter,

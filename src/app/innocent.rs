@@ -1,23 +1,28 @@
 //! Jobs that came back because a session was lost, while the process that had them lives: they ended nobody.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 /// Ids that are remembered; more than are ever held at once.
 const REMEMBERED: usize = 8192;
 
-/// Their ids, the oldest forgotten first.
+/// Losses of a session in a row that are held against nobody. A job that is always there may be why they happen.
+const EXCUSED_MAX: u32 = 3;
+
+/// Their ids and how often each was there, the oldest forgotten first.
 #[derive(Debug, Default)]
 pub struct Innocent {
     order: VecDeque<String>,
-    ids: HashSet<String>,
+    ids: HashMap<String, u32>,
 }
 
 impl Innocent {
     /// The job was here when its session was lost.
     pub fn remember(&mut self, id: &str) {
-        if !self.ids.insert(id.to_owned()) {
+        if let Some(times) = self.ids.get_mut(id) {
+            *times = times.saturating_add(1);
             return;
         }
+        self.ids.insert(id.to_owned(), 1);
         self.order.push_back(id.to_owned());
         if self.order.len() > REMEMBERED
             && let Some(oldest) = self.order.pop_front()
@@ -28,7 +33,7 @@ impl Innocent {
 
     /// Whether it is known to have come back for that reason.
     pub fn is(&self, id: &str) -> bool {
-        self.ids.contains(id)
+        self.ids.get(id).is_some_and(|times| *times <= EXCUSED_MAX)
     }
 }
 
@@ -43,6 +48,15 @@ mod tests {
             innocent.remember(&n.to_string());
             innocent.remember(&n.to_string());
         }
+        for _ in 0..EXCUSED_MAX {
+            assert!(innocent.is("2"));
+            innocent.remember("2");
+            innocent.remember("2");
+            if innocent.ids["2"] > EXCUSED_MAX {
+                break;
+            }
+        }
+        assert!(!innocent.is("2"));
         assert!(!innocent.is("0") && innocent.is("1") && innocent.is(&REMEMBERED.to_string()));
         assert_eq!(innocent.ids.len(), innocent.order.len());
     }

@@ -34,6 +34,7 @@ use crate::telemetry::memory;
 use crate::watchdog::{notify, thread::Truth};
 use anyhow::Context;
 use futures_util::StreamExt;
+use progress::Retries;
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use std::collections::{HashMap, VecDeque};
@@ -144,6 +145,7 @@ pub struct Loop {
     /// Ids of jobs that were here when a session was lost: that they come back says nothing against them.
     innocent: Innocent,
     results: Results,
+    retries: Retries,
     ready: bool,
     draining: bool,
     drained: bool,
@@ -180,6 +182,7 @@ impl Loop {
             session: 0,
             innocent: Innocent::default(),
             results: Results::default(),
+            retries: Retries::default(),
             resumable: false,
             ready: false,
             draining: false,
@@ -246,6 +249,7 @@ impl Loop {
         let waiting = self.waiting.as_deref().filter(|_| !self.ready);
         let line = waiting.map_or_else(|| self.show.present(&self.parts.logic, now), str::to_owned);
         let mut report = window::report(&self.parts.logic, &self.outcomes, line, now);
+        report.retrying = self.retries.shown(now);
         (report.model, report.device) = (self.show.model().into(), self.show.device().into());
         report.broker.waiting.clone_from(&self.waiting);
         question.answer(report);
@@ -314,10 +318,13 @@ impl Loop {
                     Onward::Suspect => debug!(job = %held.id, "delivered before; goes on alone"),
                     Onward::NextSlice => {}
                 }
-                let retry = matches!(onward, Onward::Retry(_));
+                let error = match &onward {
+                    Onward::Retry(refusal) => Some(refusal.to_string()),
+                    Onward::Suspect | Onward::NextSlice => None,
+                };
                 let publication = held.onward(job, onward, &self.names);
-                if retry {
-                    self.retry_told(job);
+                if let Some(error) = error {
+                    self.retry_told(job, &error);
                 }
                 publication.map(|publication| self.command(Command::Publish(publication)))?;
             }
@@ -475,6 +482,9 @@ impl Loop {
             return;
         };
         self.trace.gone(job);
+        if !matches!(outcome, Outcome::MovedOn | Outcome::Lost | Outcome::Requeued) {
+            self.retries.ended(&held.id);
+        }
         let duration_ms = u64::try_from(now.since(held.arrived).as_millis()).unwrap_or(u64::MAX);
         let (lane, outcome_name) = (held.lane.name(), outcome.name());
         *self.outcomes.entry((held.lane, outcome)).or_default() += 1;

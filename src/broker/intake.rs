@@ -209,7 +209,12 @@ fn plain(properties: &BasicProperties, redelivered: bool) -> Properties {
         timestamp_s: *properties.timestamp(),
         budget_ms: number(headers, "x-budget-ms"),
         sent_at_ms: number(headers, "x-sent-at-ms"),
-        delivery_count: count("x-delivery-count").max(u64::from(redelivered)),
+        // Without the broker's own flag the header is a sender's invention.
+        delivery_count: if redelivered {
+            count("x-delivery-count").max(1)
+        } else {
+            0
+        },
     }
 }
 

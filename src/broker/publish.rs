@@ -3,6 +3,7 @@
 use super::intake::Receipt;
 use super::ways::Ways;
 use super::{BrokerError, BrokerEvent, Published, Span};
+use crate::clock::Clock;
 use crate::job::checkpoint::{Checkpoint, HEADER_CHECKPOINT};
 use crate::job::reply::{
     APP_ID, Answer, HEADER_ATTEMPT, HEADER_FINGERPRINT, TYPE_CHUNK, TYPE_DONE, TYPE_ERROR, TYPE_PROGRESS,
@@ -24,6 +25,8 @@ use tracing::warn;
 pub(super) const CONFIRM_MAX: Duration = Duration::from_secs(15);
 /// Pause before a queue of ours that does not take a message is tried again.
 const PERSIST_PAUSE: Duration = Duration::from_secs(5);
+/// Longest wait for its confirm: a third of the time for which RabbitMQ lets a delivery be held.
+const PERSIST_MAX: Duration = Duration::from_secs(600);
 /// Answers with more numbers than this are written on a thread where that may take its time.
 const ENCODE_INLINE_NUMBERS: usize = 32 * 1024;
 /// Headers of the original that a dead letter keeps; RabbitMQ's frames hold 131072 bytes.
@@ -71,8 +74,8 @@ pub enum Content {
         checkpoint: Checkpoint,
         /// What is left of it; `None` is the message's own body.
         body: Option<Vec<u8>>,
-        /// Whether its caller's budget goes on to count.
-        keep_budget: bool,
+        /// Its caller's budget goes on to count from here (Unix ms) if the message does not say from when; `None` ends it.
+        budget_from_ms: Option<u64>,
     },
     /// A copy of the message to the dead-letter queue.
     DeadLetter {
@@ -207,9 +210,9 @@ impl Press {
                 message_id,
                 checkpoint,
                 body,
-                keep_budget,
+                budget_from_ms,
             } => {
-                let properties = moved_properties(&receipt, &message_id, &checkpoint, keep_budget);
+                let properties = moved_properties(&receipt, &message_id, &checkpoint, budget_from_ms);
                 let body = body.as_ref().unwrap_or(&receipt.message.body);
                 self.persist(&to, body, properties).await?;
                 Ok((job, Published::Routed))
@@ -273,7 +276,8 @@ impl Press {
         }
     }
 
-    /// Publishes to a queue of ours, which is tried until it takes the message.
+    /// Publishes to a queue of ours. What it refuses is tried again; what it does not confirm might still arrive, and
+    /// is not sent twice: after a long wait the session ends, and the delivery goes back.
     async fn persist(
         &self,
         queue: &str,
@@ -281,13 +285,27 @@ impl Press {
         properties: BasicProperties,
     ) -> Result<(), BrokerError> {
         loop {
-            match self.deliver(queue, body, properties.clone()).await? {
-                Published::Routed => return Ok(()),
-                // Gone: opening another session declares it again, and the delivery goes back meanwhile.
-                Published::Returned => return Err(BrokerError::QueueGone(queue.to_owned())),
-                Published::Rejected | Published::Unconfirmed => {
+            let channel = self.ways.to_ours().await?.channel;
+            let sent = send(
+                &channel,
+                &self.blocked,
+                queue,
+                body,
+                properties.clone(),
+                PERSIST_MAX,
+            );
+            match sent.await? {
+                Published::Routed => {
+                    self.ways.confirmed(queue);
+                    return Ok(());
+                }
+                Published::Rejected => {
                     warn!(queue, "a queue of ours takes nothing; trying again");
                     tokio::time::sleep(PERSIST_PAUSE).await;
+                }
+                // Gone: opening another session declares it again.
+                Published::Returned | Published::Unconfirmed => {
+                    return Err(BrokerError::QueueGone(queue.to_owned()));
                 }
             }
         }
@@ -357,6 +375,7 @@ fn dead_properties(receipt: &Receipt, refusal: &Refusal, attempt: u32) -> BasicP
         headers.insert("x-error-param".into(), text(param));
     }
     headers.insert("x-original-queue".into(), text(&receipt.queue));
+    headers.insert("x-dead-at-ms".into(), whole(Clock::start().unix_ms()));
     headers.insert(HEADER_ATTEMPT.into(), whole(u64::from(attempt)));
     copied(receipt, headers)
 }
@@ -366,7 +385,7 @@ fn moved_properties(
     receipt: &Receipt,
     message_id: &str,
     checkpoint: &Checkpoint,
-    keep_budget: bool,
+    budget_from_ms: Option<u64>,
 ) -> BasicProperties {
     let kept = kept_headers(receipt);
     let mut headers = FieldTable::default();
@@ -375,9 +394,15 @@ fn moved_properties(
             || name.as_str().starts_with("x-first-death-")
             || name.as_str().starts_with("x-last-death-");
         let budget = ["x-budget-ms", "x-sent-at-ms"].contains(&name.as_str());
-        if !made_by_the_broker && (keep_budget || !budget) {
+        if !made_by_the_broker && (budget_from_ms.is_some() || !budget) {
             headers.insert(name.clone(), value.clone());
         }
+    }
+    let has = |name| headers.inner().contains_key(name);
+    let undated =
+        has("x-budget-ms") && !has("x-sent-at-ms") && receipt.message.properties.timestamp().is_none();
+    if let Some(from_ms) = budget_from_ms.filter(|_| undated) {
+        headers.insert("x-sent-at-ms".into(), whole(from_ms));
     }
     headers.insert(HEADER_CHECKPOINT.into(), text(&checkpoint.to_header()));
     copied(receipt, headers).with_message_id(message_id.into())

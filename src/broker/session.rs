@@ -181,7 +181,7 @@ impl Session {
         }
         let (publications, queue) = mpsc::channel(PUBLISH_QUEUE);
         // Held here too, for the same reason as the announcer's channel.
-        let ways = Arc::new(Ways::on(self.publishing.clone()));
+        let ways = Arc::new(Ways::on(self.publishing.clone(), self.blocked.clone()));
         let press = Press {
             own: self.own.clone(),
             ways: ways.clone(),

@@ -5,6 +5,7 @@
 //! are spread over several channels by the queue they go to; the queue that was found to hold up its channel
 //! goes to one apart, where it can only harm its like; and the channel that it held up is left for a new one.
 
+use super::publish::Blocked;
 use super::{BrokerError, session};
 use crate::clock::{Clock, Moment};
 use lapin::{Channel, Connection};
@@ -20,6 +21,10 @@ use tokio::sync::watch;
 const SOUND: usize = 8;
 /// The channel for those that did not.
 const APART: usize = SOUND;
+/// The channel for queues of ours.
+const OURS: usize = SOUND + 1;
+/// Pause between looks whether the broker takes messages again.
+const BLOCKED_PAUSE: Duration = Duration::from_millis(200);
 /// How long a queue that did not take its message stays apart.
 const APART_FOR: Duration = Duration::from_secs(60);
 /// Queues that are remembered as such; with more, the one that was longest so is forgotten.
@@ -30,7 +35,8 @@ const CLOSE_MAX: Duration = Duration::from_secs(300);
 /// The channels.
 pub(super) struct Ways {
     connection: Arc<Connection>,
-    ways: [Way; SOUND + 1],
+    blocked: Blocked,
+    ways: [Way; SOUND + 2],
     /// Queues that did not take a message, and when.
     apart: Mutex<HashMap<String, Moment>>,
     clock: Clock,
@@ -63,9 +69,10 @@ impl Passage {
 
 impl Ways {
     /// On this connection; a channel is opened when it is first wanted.
-    pub fn on(connection: Arc<Connection>) -> Ways {
+    pub fn on(connection: Arc<Connection>, blocked: Blocked) -> Ways {
         Ways {
             connection,
+            blocked,
             ways: std::array::from_fn(|_| Way {
                 channel: tokio::sync::Mutex::default(),
                 left: watch::Sender::new(0),
@@ -83,15 +90,37 @@ impl Ways {
         } else {
             hash(queue) % SOUND
         };
+        self.open(way).await
+    }
+
+    /// The channel for messages to queues of ours.
+    pub async fn to_ours(&self) -> Result<Passage, BrokerError> {
+        self.open(OURS).await
+    }
+
+    async fn open(&self, way: usize) -> Result<Passage, BrokerError> {
         let Way { channel, left } = &self.ways[way];
         let mut place = channel.lock().await;
         // Told apart from the next under the lock: who leaves a channel holds it too.
         let left = left.subscribe();
         let channel = match &*place {
             Some(channel) => channel.clone(),
-            None => place.insert(session::confirming(&self.connection).await?).clone(),
+            None => place.insert(self.channel().await?).clone(),
         };
         Ok(Passage { channel, way, left })
+    }
+
+    /// A new channel. While the broker blocks us the library writes nothing, and an opening would wait in vain.
+    async fn channel(&self) -> Result<Channel, BrokerError> {
+        loop {
+            while self.blocked.load(Ordering::Relaxed) {
+                tokio::time::sleep(BLOCKED_PAUSE).await;
+            }
+            match session::confirming(&self.connection).await {
+                Err(BrokerError::Timeout { .. }) if self.blocked.load(Ordering::Relaxed) => {}
+                opened => return opened,
+            }
+        }
     }
 
     /// `queue` has not taken what came by this passage: the next goes apart, and whoever waits behind it on

@@ -193,7 +193,7 @@ pub const KEYS: &[Key] = &[
         1,
         65_536,
         32,
-        "Inputs of one chunk of a streamed job, which is also how often it makes a checkpoint.",
+        "Inputs of one chunk of a streamed job.",
     ),
     count(
         "max_attempts",

@@ -27,6 +27,8 @@ pub struct Checkpoint {
     /// What the last failure was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// Where the slice ended at which an attempt failed: until the job is past it, its attempts count on.
+    pub trouble: usize,
     /// It may have ended a process, or failed: it is computed with no other job's inputs.
     pub alone: bool,
 }
@@ -58,6 +60,7 @@ mod tests {
             begun_ms: 1_700_000_000_000,
             attempt: 2,
             failures: 1,
+            trouble: 600,
             last_error: Some("internal: \"odd\"".into()),
             alone: true,
         };

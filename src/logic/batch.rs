@@ -52,6 +52,8 @@ pub struct Running {
     pub model: ModelId,
     /// What is in it.
     pub items: Vec<Item>,
+    /// Whether it is a part of one that failed whole.
+    pub part: bool,
 }
 
 /// The engines and what they hold.
@@ -91,11 +93,17 @@ impl Batcher {
     }
 
     /// A batch goes to its engine.
-    pub fn start(&mut self, engine: EngineId, model: ModelId, items: Vec<Item>) -> BatchId {
+    pub fn start(&mut self, engine: EngineId, model: ModelId, items: Vec<Item>, part: bool) -> BatchId {
         self.next += 1;
         let batch = BatchId(self.next);
         self.held[engine.0] += 1;
-        self.running.insert(batch, Running { engine, model, items });
+        let running = Running {
+            engine,
+            model,
+            items,
+            part,
+        };
+        self.running.insert(batch, running);
         batch
     }
 
@@ -119,7 +127,9 @@ pub struct Draw {
     pub model: ModelId,
     /// The lane of the first in it.
     pub lead: Lane,
-    /// Whether that job is computed with no other's inputs.
+    /// Whether that job is a canary.
+    pub canary: bool,
+    /// Whether it is computed with no other's inputs.
     pub alone: bool,
     /// The caller of the first in it.
     pub caller: CallerId,

@@ -26,7 +26,7 @@ impl Logic {
                 return;
             };
             self.health.ledger.leave(Stage::Batched, items.len(), now);
-            self.start_batch(engine, model, items, now, actions);
+            self.start_batch(engine, model, items, true, now, actions);
         }
     }
 
@@ -35,11 +35,12 @@ impl Logic {
         engine: EngineId,
         model: ModelId,
         items: Vec<Item>,
+        part: bool,
         now: Moment,
         actions: &mut Vec<Action>,
     ) {
         self.health.ledger.compute(engine.0, items.len(), now);
-        let batch = self.batcher.start(engine, model, items.clone());
+        let batch = self.batcher.start(engine, model, items.clone(), part);
         actions.push(Action::StartBatch {
             engine,
             batch,
@@ -77,7 +78,7 @@ impl Logic {
                 }
             }
             self.health.ledger.leave(Stage::Batched, items.len(), now);
-            self.start_batch(engine, draw.model, items, now, actions);
+            self.start_batch(engine, draw.model, items, false, now, actions);
             self.count_in_flight();
         }
     }
@@ -99,13 +100,14 @@ impl Logic {
             let draw = draw.get_or_insert_with(|| Draw {
                 model: job.ticket.model,
                 lead: job.line(),
+                canary: job.lane == Lane::Probe,
                 alone: job.alone,
                 caller: job.ticket.caller,
                 window: Vec::new(),
             });
             // A canary runs with no caller's input: what is poison to the one must not convict the engine. And a
             // suspect runs with nobody else's.
-            let mixed = (draw.lead == Lane::Probe) != (job.line() == Lane::Probe);
+            let mixed = draw.canary != (job.lane == Lane::Probe);
             let apart = (draw.alone || job.alone) && !draw.window.is_empty();
             if draw.model != job.ticket.model || mixed || apart {
                 continue;
@@ -155,9 +157,14 @@ impl Logic {
         let canary = |item: &Item| self.jobs.get(item.job).is_some_and(|job| job.lane == Lane::Probe);
         let wrong = |(item, result): (&Item, &Result<(), String>)| result.is_err() && canary(item);
         let canary_failed = running.items.iter().zip(&results).any(wrong);
-        let engine_failed = self
-            .faults
-            .batch_done(engine, running.model, lead, failed, running.items.len());
+        let engine_failed = self.faults.batch_done(
+            engine,
+            running.model,
+            lead,
+            failed,
+            running.items.len(),
+            running.part,
+        );
         if canary_failed || engine_failed {
             self.health.canary_wrong();
         }

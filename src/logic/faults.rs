@@ -34,7 +34,7 @@ impl Faults {
     }
 
     /// A batch came back with `failed` of its `items` inputs without a vector; `lead` is the job of its first
-    /// input. True if the engine is to blame.
+    /// input. A part of a batch that failed whole counts for nothing but its good. True if the engine is to blame.
     pub fn batch_done(
         &mut self,
         engine: EngineId,
@@ -42,6 +42,7 @@ impl Faults {
         lead: JobKey,
         failed: usize,
         items: usize,
+        part: bool,
     ) -> bool {
         if failed > 0 {
             self.check = Some(model);
@@ -49,7 +50,7 @@ impl Faults {
         let streak = &mut self.engines[engine.0];
         if failed < items {
             *streak = Streak::default();
-        } else if streak.last != Some(lead) {
+        } else if !part && streak.last != Some(lead) {
             streak.jobs += 1;
             streak.last = Some(lead);
         }
@@ -77,9 +78,9 @@ mod tests {
     #[test]
     fn three_jobs_in_a_row_convict_the_engine() {
         let mut faults = Faults::new(1);
-        assert!(!faults.batch_done(ENGINE, MODEL, JobKey(1), 2, 2));
-        assert!(!faults.batch_done(ENGINE, MODEL, JobKey(2), 1, 1));
-        assert!(faults.batch_done(ENGINE, MODEL, JobKey(3), 4, 4));
+        assert!(!faults.batch_done(ENGINE, MODEL, JobKey(1), 2, 2, false));
+        assert!(!faults.batch_done(ENGINE, MODEL, JobKey(2), 1, 1, false));
+        assert!(faults.batch_done(ENGINE, MODEL, JobKey(3), 4, 4, false));
     }
 
     /// One poisonous job of many batches is no proof against the engine, and neither are failures beside
@@ -88,11 +89,11 @@ mod tests {
     fn one_job_or_one_good_vector_acquits_it() {
         let mut faults = Faults::new(1);
         for _ in 0..10 {
-            assert!(!faults.batch_done(ENGINE, MODEL, JobKey(1), 2, 2));
+            assert!(!faults.batch_done(ENGINE, MODEL, JobKey(1), 2, 2, false));
         }
-        assert!(!faults.batch_done(ENGINE, MODEL, JobKey(2), 2, 2));
-        assert!(!faults.batch_done(ENGINE, MODEL, JobKey(3), 3, 4));
-        assert!(!faults.batch_done(ENGINE, MODEL, JobKey(4), 4, 4));
+        assert!(!faults.batch_done(ENGINE, MODEL, JobKey(2), 2, 2, false));
+        assert!(!faults.batch_done(ENGINE, MODEL, JobKey(3), 3, 4, false));
+        assert!(!faults.batch_done(ENGINE, MODEL, JobKey(4), 4, 4, false));
         assert_eq!(faults.take_check(), Some(MODEL));
         assert!(!faults.wants_check());
     }

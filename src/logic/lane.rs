@@ -18,6 +18,8 @@ pub const BULK_SHARE: u32 = 8;
 pub struct Lanes {
     lines: [Line; Lane::COUNT],
     since_bulk: u32,
+    /// The lane of resumed jobs has led a batch since bulk did.
+    resumed_led: bool,
 }
 
 /// One lane: callers take turns, so that a thousand jobs of one do not bury the one of another.
@@ -124,10 +126,15 @@ impl Lanes {
 
     /// Waiting jobs in the order in which the next batch shall look at them.
     pub fn in_order(&self) -> impl Iterator<Item = JobKey> + '_ {
-        let order = if self.bulk_leads() {
-            [Lane::Probe, Lane::Resumed, Lane::Bulk, Lane::Interactive]
+        let (first, second) = if self.resumed_led {
+            (Lane::Bulk, Lane::Resumed)
         } else {
-            [Lane::Probe, Lane::Interactive, Lane::Resumed, Lane::Bulk]
+            (Lane::Resumed, Lane::Bulk)
+        };
+        let order = if self.bulk_leads() {
+            [Lane::Probe, first, second, Lane::Interactive]
+        } else {
+            [Lane::Probe, Lane::Interactive, first, second]
         };
         order
             .into_iter()
@@ -143,6 +150,11 @@ impl Lanes {
             Lane::Probe => self.since_bulk,
             Lane::Interactive if bulk_waits => self.since_bulk.saturating_add(1),
             Lane::Interactive | Lane::Bulk | Lane::Resumed => 0,
+        };
+        self.resumed_led = match lead {
+            Lane::Resumed => true,
+            Lane::Bulk => false,
+            Lane::Probe | Lane::Interactive => self.resumed_led,
         };
         self.lines[lead as usize].rotate(caller);
     }

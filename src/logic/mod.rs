@@ -245,6 +245,7 @@ impl Logic {
         if self.health.is_draining() || !self.health.is_connected() {
             return;
         }
+        self.let_go(now, actions);
         let held = |job: &&settle::Job| job.lane == lane && !job.local;
         let credit = self.setup.prefetch[lane as usize] > self.jobs.values().filter(held).count();
         if self.health.queue_seen(lane, ready > 0 && credit, consumers, now) {
@@ -410,7 +411,9 @@ impl Logic {
                 self.admission.answered(job.lane, latency, service);
                 self.count_in_flight();
             }
-            self.admission.release(job.lane, &job.ticket, settled, now);
+            let sliced = outcome == Outcome::MovedOn && job.begun.is_some();
+            self.admission
+                .release(job.lane, &job.ticket, settled || sliced, now);
         }
         actions.push(Action::Forget { job: key, outcome });
     }

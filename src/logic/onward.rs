@@ -9,6 +9,10 @@ use super::ledger::Stage;
 use super::settle::{End, Phase};
 use crate::clock::Moment;
 use crate::job::{ErrorType, JobKey, Lane, Refusal};
+use std::time::Duration;
+
+/// Longest wait of a job here before it is begun: a third of RabbitMQ's default for an acknowledgement.
+const HELD_MAX: Duration = Duration::from_secs(600);
 
 impl Logic {
     /// What is left of the job goes to another queue of ours.
@@ -19,6 +23,23 @@ impl Logic {
         };
         self.health.ledger.enter(Stage::Published, 1, now);
         actions.push(Action::Move { job: key, onward });
+    }
+
+    /// Jobs that have waited here for long go on from the broker: RabbitMQ lets no delivery be held for half an hour.
+    pub(super) fn let_go(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        if !self.resumable {
+            return;
+        }
+        for key in self.jobs.keys() {
+            let waits = self.jobs.get(key).is_some_and(|job| {
+                let lane = matches!(job.lane, Lane::Interactive | Lane::Bulk);
+                lane && job.phase == Phase::Waiting && now.since(job.delivered) >= HELD_MAX
+            });
+            if waits {
+                self.leave_lane(key);
+                self.move_on(key, Onward::Suspect, now, actions);
+            }
+        }
     }
 
     /// It failed by no fault of its sender: again, later and alone; or, after the last attempt, to the

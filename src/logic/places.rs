@@ -39,7 +39,7 @@ impl Logic {
 }
 
 impl Places<'_> {
-    /// Whether this job may be begun. A canary always may, and so may a suspect.
+    /// Whether this job may be begun. A canary always may, and so may a job that was resumed.
     pub fn have_room_for(&mut self, job: &Job, budget: usize) -> bool {
         let (lane, most) = (job.lane, self.logic.setup.limits.max_inflight);
         if job.is_urgent() {

@@ -168,12 +168,12 @@ impl Job {
         }
     }
 
-    /// Whether it is begun at once: while a suspect waits, a death of the process would be charged to it.
+    /// Whether it is begun at once: while a job waits that was resumed, a death of the process would be charged to it.
     pub fn is_urgent(&self) -> bool {
-        self.lane == Lane::Probe || self.alone && self.lane == Lane::Resumed
+        matches!(self.lane, Lane::Probe | Lane::Resumed)
     }
 
-    /// The lane in which it waits for a batch. Once it is begun, a suspect takes its turns like any other.
+    /// The lane in which it waits for a batch. Once it is begun, it takes its turns like any other.
     pub fn line(&self) -> Lane {
         if self.is_urgent() && self.begun.is_none() {
             Lane::Probe

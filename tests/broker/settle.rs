@@ -128,7 +128,19 @@ async fn a_full_reply_queue_dead_letters() {
     let queue = caller.names.interactive.clone();
     let properties = BasicProperties::default().with_reply_to(full.as_str().into());
     caller.publish(&full, b"taken", BasicProperties::default()).await;
+    let properties = properties.with_message_id("nobody takes me".into());
     caller.publish(&queue, br#"{"input":"a"}"#, properties).await;
+    let clock = embeddings::clock::Clock::start();
+    while !service.log().contains("failed, to be tried again") {
+        assert!(clock.now().since(embeddings::clock::Moment::ZERO) < crate::service::SOON);
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let status = service.status(&["--json"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    let retrying = &status["retrying"][0];
+    assert_eq!(retrying["job"], "nobody takes me", "{status}");
+    assert_eq!(retrying["attempt"], 2);
+    assert!(retrying["last_error"].as_str().unwrap().contains("rejected"));
     let dead = caller.take(&caller.names.dead).await;
     assert_eq!(dead.data, br#"{"input":"a"}"#);
     assert_eq!(

@@ -133,6 +133,7 @@ async fn a_streamed_job_survives_its_workers() {
         service = bench.serve("");
     }
     stream.whole(&mut caller, INPUTS).await;
+    assert!(stream.progress > 0, "its sender was told how far it is");
     assert!(stream.repeats <= deaths.len() * AGAIN_MAX, "{}", stream.repeats);
     let attempts = stream.end.unwrap().json["attempts"].as_u64().unwrap();
     assert!((1..=4).contains(&attempts), "{attempts}");

@@ -16,6 +16,7 @@ use embeddings::logic::pressure::memory_of;
 use embeddings::logic::{Logic, Setup};
 use pressure::{Book, Fill};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::Duration;
 
 /// Where the judge believes a job to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,7 @@ struct Seen {
     chunks: BTreeSet<usize>,
     unconfirmed: usize,
     returned: bool,
+    delivered: Moment,
     /// It goes on from another queue.
     moved: bool,
     /// It was answered without being computed.
@@ -78,7 +80,7 @@ impl Seen {
 
     /// Begun at once, whatever else is in flight.
     fn is_urgent(&self) -> bool {
-        self.lane == Lane::Probe || self.lane == Lane::Resumed && self.suspect
+        matches!(self.lane, Lane::Probe | Lane::Resumed)
     }
 
     fn in_flight(&self) -> bool {
@@ -124,6 +126,8 @@ pub struct Oracle {
     engines_before: Vec<usize>,
     /// Inputs of batches that failed whole, which are computed again.
     parts: BTreeSet<(JobKey, usize)>,
+    /// Batches of such inputs.
+    part_batches: HashSet<BatchId>,
     /// Whether jobs can go on from another queue.
     resumable: bool,
     connected: bool,
@@ -167,6 +171,7 @@ impl Oracle {
             before: [0; 6],
             engines_before: vec![0; engines],
             parts: BTreeSet::new(),
+            part_batches: HashSet::new(),
             resumable: false,
             connected: false,
             proof: None,
@@ -321,6 +326,7 @@ impl Oracle {
                     chunks: BTreeSet::new(),
                     unconfirmed: 0,
                     returned: false,
+                    delivered: now,
                     moved: false,
                     recalled: false,
                     slice: false,
@@ -433,7 +439,7 @@ impl Oracle {
         let (jobs, last) = &mut self.failures[engine];
         if results.iter().any(Result::is_ok) {
             (*jobs, *last) = (0, None);
-        } else if *last != Some(items[0].job) {
+        } else if !self.part_batches.remove(&batch) && *last != Some(items[0].job) {
             (*jobs, *last) = (*jobs + 1, Some(items[0].job));
         }
         self.corrupt |= *jobs >= 3;
@@ -591,6 +597,10 @@ impl Oracle {
                 let seen = self.job(*job, action);
                 assert!(resumable && !seen.local && seen.lane != Lane::Probe);
                 match onward {
+                    // One that has waited for ten minutes.
+                    Onward::Suspect if now.since(seen.delivered) >= Duration::from_secs(600) => {
+                        assert!(seen.place == Place::Working && !seen.begun());
+                    }
                     // One that waits here while the service stops goes back without being charged.
                     Onward::Suspect if draining && seen.lane == Lane::Resumed => {
                         assert!(matches!(seen.place, Place::Tokenizing | Place::Working) && !seen.begun());
@@ -792,16 +802,21 @@ impl Oracle {
     ) {
         assert!(!items.is_empty(), "an empty batch");
         let mut parts = std::mem::take(&mut self.parts);
+        let mut part_batches = std::mem::take(&mut self.part_batches);
         let fill = self.fill();
         self.book.look(&fill, &self.setup.limits);
         let mut bulk = fill.inflight[Lane::Bulk as usize];
         for item in items {
             if !self.jobs.contains_key(&item.job) && parts.remove(&(item.job, item.input)) {
+                part_batches.insert(batch);
                 continue;
             }
             let seen = self.job(item.job, action);
             // What was in a batch that failed whole is computed to its end, whatever became of its job.
             let again = parts.remove(&(item.job, item.input));
+            if again {
+                part_batches.insert(batch);
+            }
             assert!(seen.place == Place::Working && (again || !seen.failed && !seen.returned));
             assert_eq!(seen.model, model, "a batch mixes models");
             assert_eq!(seen.tokens[item.input], item.tokens);
@@ -843,7 +858,7 @@ impl Oracle {
                 assert!(begun <= most, "{begun} jobs in flight");
             }
         }
-        self.parts = parts;
+        (self.parts, self.part_batches) = (parts, part_batches);
         let tokens: usize = items.iter().map(|item| item.tokens).sum();
         assert!(
             tokens <= self.setup.batch_tokens || items.len() == 1,

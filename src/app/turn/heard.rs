@@ -119,7 +119,7 @@ impl Loop {
         let bytes = arrival.bytes;
         let caller = CallerId(self.callers.hash_one(arrival.properties.caller()));
         let (redelivered, checkpoint) = (arrival.redelivered, arrival.checkpoint.clone());
-        let mut held = Held::new(arrival, now);
+        let mut held = Held::new(arrival, self.parts.clock.unix_ms(), now);
         let innocent = redelivered && self.innocent.is(&held.id);
         if innocent {
             held.attempt = checkpoint.as_ref().map_or(1, |it| it.attempt.max(1));
@@ -130,7 +130,9 @@ impl Loop {
         let marked = checkpoint.is_some_and(|checkpoint| checkpoint.alone);
         let suspect = marked || redelivered && !innocent;
         let attempt = held.attempt;
-        let arrival = planned.map(|(plan, request)| {
+        let arrival = planned.map(|(plan, mut request)| {
+            // Another worker that goes on with it may have another default.
+            request.model = Some(self.parts.catalogue.entry(plan.model).name.clone());
             let unix_ms = self.parts.clock.unix_ms();
             let (inputs, stream) = held.plan(request, plan.clone(), self.resumable, unix_ms);
             plan.ticket(caller, inputs, bytes, deadline, stream)

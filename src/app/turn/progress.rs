@@ -1,12 +1,14 @@
 //! What the sender of a streamed job, and whoever listens to our events, is told of how far it is.
 
 use super::Loop;
-use crate::app::desk::Held;
+use crate::app::desk::{Held, pause};
 use crate::broker::{Command, Published};
 use crate::clock::Moment;
 use crate::job::JobKey;
 use crate::job::reply::{Progress, TYPE_PROGRESS};
+use crate::report::Retrying;
 use crate::telemetry::rss_bytes;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// A job's progress is told at most this often.
@@ -17,16 +19,18 @@ impl Held {
     fn advance(&mut self, unix_ms: u64, now: Moment) -> Option<Vec<u8>> {
         let chunk = self.plan.as_ref()?.chunk?;
         self.pace.confirmed = (self.pace.confirmed + chunk).min(self.sequences.len());
+        // Of a job that goes on from an earlier slice its sender is told at once: a slice may take less than that.
+        let first = self.pace.told.is_none() && self.checkpoint.done > 0;
         let since = self.pace.told.unwrap_or(self.arrived);
-        if now.since(since) < EVERY {
+        if !first && now.since(since) < EVERY {
             return None;
         }
         self.pace.told = Some(now);
-        Some(self.told(unix_ms))
+        Some(self.told(unix_ms, self.checkpoint.last_error.as_deref()))
     }
 
     /// How far the job is, in JSON.
-    fn told(&self, unix_ms: u64) -> Vec<u8> {
+    fn told(&self, unix_ms: u64, last_error: Option<&str>) -> Vec<u8> {
         let of = &self.checkpoint;
         let done = of.done.saturating_add(self.pace.confirmed);
         let seconds = unix_ms.saturating_sub(of.begun_ms).max(1) as f64 / 1000.0;
@@ -38,11 +42,62 @@ impl Held {
             rate,
             eta_ms: (rate > 0.0).then(|| (left / rate * 1000.0) as u64),
             attempt: self.attempt,
-            last_error: of.last_error.as_deref(),
+            last_error,
             rss_bytes: rss_bytes().unwrap_or(0),
             job: &self.id,
         };
         serde_json::to_vec(&progress).expect("plain data is always written")
+    }
+}
+
+/// Jobs that failed here and are to be tried again, as far as this worker knows.
+#[derive(Debug, Default)]
+pub struct Retries(VecDeque<Retry>);
+
+#[derive(Debug)]
+struct Retry {
+    id: String,
+    attempt: u32,
+    error: String,
+    due: Moment,
+}
+
+impl Retries {
+    /// Another worker may end a job, and nobody tells: so much later than its next attempt it is no longer shown.
+    const SHOWN_FOR: Duration = Duration::from_secs(60);
+    /// Jobs that are shown.
+    const SHOWN_MAX: usize = 32;
+
+    fn failed(&mut self, id: &str, attempt: u32, error: &str, due: Moment) {
+        self.ended(id);
+        if self.0.len() >= Retries::SHOWN_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(Retry {
+            id: id.to_owned(),
+            attempt,
+            error: error.to_owned(),
+            due,
+        });
+    }
+
+    /// The job has come to its end here.
+    pub fn ended(&mut self, id: &str) {
+        self.0.retain(|retry| retry.id != id);
+    }
+
+    /// Those that are shown now.
+    pub fn shown(&self, now: Moment) -> Vec<Retrying> {
+        let known = |retry: &&Retry| now.since(retry.due) < Retries::SHOWN_FOR;
+        let shown = self.0.iter().filter(known).map(|retry| Retrying {
+            job: retry.id.clone(),
+            attempt: u64::from(retry.attempt),
+            retry_in_ms: u64::try_from(retry.due.since(now).as_millis())
+                .ok()
+                .filter(|ms| *ms > 0),
+            last_error: retry.error.clone(),
+        });
+        shown.collect()
     }
 }
 
@@ -64,10 +119,13 @@ impl Loop {
     }
 
     /// A job is to be tried again: whoever watches sees which attempt failed.
-    pub(super) fn retry_told(&mut self, job: JobKey) {
-        let unix_ms = self.parts.clock.unix_ms();
+    pub(super) fn retry_told(&mut self, job: JobKey, error: &str) {
+        let (unix_ms, now) = (self.parts.clock.unix_ms(), self.parts.clock.now());
         let Some(held) = self.desk.get(&job) else { return };
-        let json = held.told(unix_ms);
+        let next = held.attempt.saturating_add(1);
+        self.retries
+            .failed(&held.id, next, error, now + pause(held.attempt));
+        let json = held.told(unix_ms, Some(error));
         self.tell_progress(job, json);
     }
 
