@@ -259,7 +259,7 @@ async fn memory_is_kept_below_the_kernels_bound() {
     let mut caller = Caller::connect(&bench).await;
     let events = caller.listen("backpressure.interactive").await;
     // Three million bytes, of which the model reads little.
-    let body = json!({"input": vec!["many words make long work ".repeat(4000); 30]});
+    let body = json!({"input": vec!["many words make long work ".repeat(20_000); 6]});
     for _ in 0..JOBS {
         caller.send(&body).await;
     }
