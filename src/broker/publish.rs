@@ -9,6 +9,7 @@ use crate::job::reply::{
     APP_ID, Answer, HEADER_ATTEMPT, HEADER_FINGERPRINT, TYPE_CHUNK, TYPE_DONE, TYPE_ERROR, TYPE_PROGRESS,
     TYPE_RESULT, error_json,
 };
+use crate::job::request::DIRECT_REPLY_TO;
 use crate::job::{JobKey, Refusal};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::options::BasicPublishOptions;
@@ -33,9 +34,6 @@ const ENCODE_INLINE_NUMBERS: usize = 32 * 1024;
 const HEADERS_KEPT_BYTES: usize = 64 * 1024;
 /// AMQP delivery mode 2: the message survives a restart of the broker if its queue does.
 pub(super) const PERSISTENT: u8 = 2;
-
-/// How the names begin that RabbitMQ makes up for consumers of its direct reply-to.
-const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to.";
 
 /// A message to publish for a job.
 #[derive(Debug)]

@@ -42,7 +42,7 @@ impl Properties {
 }
 
 /// What the names of RabbitMQ's direct reply-to begin with.
-const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to.";
+pub const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to.";
 
 /// A header that should be a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -35,14 +35,27 @@ impl Logic {
             self.forget(key, Outcome::Probe, now, actions);
             return;
         }
-        self.health.ledger.enter(Stage::Published, 1, now);
-        if job.answerable {
-            job.phase = Phase::Replying { vectors: false };
-            actions.push(Action::Refuse { job: key, refusal });
-        } else {
-            job.phase = Phase::DeadLettering;
-            actions.push(Action::DeadLetter { job: key, refusal });
+        if !job.answerable {
+            self.dead_letter(key, refusal, now, actions);
+            return;
         }
+        self.health.ledger.enter(Stage::Published, 1, now);
+        job.phase = Phase::Replying { vectors: false };
+        actions.push(Action::Refuse { job: key, refusal });
+    }
+
+    /// Its copy goes to the dead-letter queue.
+    pub(super) fn dead_letter(
+        &mut self,
+        key: JobKey,
+        refusal: Refusal,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        job.phase = Phase::DeadLettering;
+        self.health.ledger.enter(Stage::Published, 1, now);
+        actions.push(Action::DeadLetter { job: key, refusal });
     }
 
     pub(super) fn confirmed(
@@ -80,11 +93,7 @@ impl Logic {
                 return self.fail(key, onward::not_taken(outcome), now, actions);
             }
             (Confirmation::Unconfirmed | Confirmation::Rejected, _) => {
-                job.phase = Phase::DeadLettering;
-                self.health.ledger.enter(Stage::Published, 1, now);
-                let refusal = onward::not_taken(outcome);
-                actions.push(Action::DeadLetter { job: key, refusal });
-                return;
+                return self.dead_letter(key, onward::not_taken(outcome), now, actions);
             }
             (Confirmation::Returned, false) => End::RefusalReturned,
             (Confirmation::Routed, false) => End::Refused,

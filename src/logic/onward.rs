@@ -51,10 +51,8 @@ impl Logic {
         } else if self.resumable && job.attempt < self.setup.limits.max_attempts {
             self.move_on(key, Onward::Retry(refusal), now, actions);
         } else {
-            job.phase = Phase::DeadLettering;
             job.last_word = job.answerable.then(|| refusal.clone());
-            self.health.ledger.enter(Stage::Published, 1, now);
-            actions.push(Action::DeadLetter { job: key, refusal });
+            self.dead_letter(key, refusal, now, actions);
         }
     }
 
