@@ -33,7 +33,8 @@ pub struct Report {
     pub line: String,
     /// Whether new work is welcome.
     pub ready: bool,
-    /// Why it is not, in a word: `starting`, `broker_lost`, `blocked`, `saturated`, `draining`.
+    /// Why it is not, in a word: `starting`, `broker_lost`, `blocked`, `saturated`, `model_failed`,
+    /// `draining`.
     pub not_ready: Option<String>,
     /// Whether no stage is stalled.
     pub live: bool,
@@ -55,6 +56,8 @@ pub struct Report {
     pub model: String,
     /// Where it runs.
     pub device: String,
+    /// The state of every model: `unloaded`, `loading`, `ready`, `working`, `unloading`, `failed`.
+    pub models: BTreeMap<String, String>,
     /// Inputs computed a second, lately.
     pub inputs_per_second: f64,
     /// Admitted interactive jobs that no engine has begun.

@@ -384,7 +384,7 @@ proptest! {
             });
             let full = held.len() >= max_queue || (model == 1 && own.is_some_and(|own| of_model >= own));
             let heavy = admission.bytes() + bytes > 1000;
-            match admission.admit(Lane::Interactive, &job, now) {
+            match admission.admit(Lane::Interactive, &job, 0, now) {
                 Ok(()) => {
                     prop_assert!(!full && !heavy && !tight);
                     taken += need;
@@ -425,7 +425,7 @@ proptest! {
         let (lane, job) = (Lane::Interactive, ticket(1));
         let mut now = Moment::ZERO;
         for pause in settled {
-            admission.admit(lane, &job, now).unwrap();
+            admission.admit(lane, &job, 0, now).unwrap();
             now = now + Duration::from_millis(pause);
             admission.release(lane, &job, true, now);
         }
@@ -436,7 +436,7 @@ proptest! {
         prop_assert_eq!(estimates(&admission, now), before);
         let mut last = before;
         for _ in 0..depth {
-            admission.admit(lane, &job, now).unwrap();
+            admission.admit(lane, &job, 0, now).unwrap();
             let deeper = estimates(&admission, now);
             prop_assert!(deeper.iter().zip(last).all(|(&deeper, last)| deeper >= last));
             last = deeper;
@@ -465,14 +465,14 @@ proptest! {
         let mut admission = Admission::new(limits(), &[None]);
         let (lane, job) = (Lane::Interactive, ticket(1));
         for _ in 0..depth {
-            admission.admit(lane, &job, Moment::ZERO).unwrap();
+            admission.admit(lane, &job, 0, Moment::ZERO).unwrap();
         }
         let mut now = 0;
         // One goes and one comes, for a minute at least.
         while now < 60_000 {
             now += job_ms;
             admission.release(lane, &job, true, Moment::from_millis(now));
-            admission.admit(lane, &job, Moment::from_millis(now)).unwrap();
+            admission.admit(lane, &job, 0, Moment::from_millis(now)).unwrap();
         }
         let promised = admission.retry_after_ms(lane, Cause::QueueFull, Moment::from_millis(now));
         let needed = job_ms * depth as u64;
@@ -597,7 +597,7 @@ proptest! {
         let mut setup = setup();
         (setup.engines, setup.batch_tokens) = (engines, 30);
         setup.limits.max_inflight = max_inflight;
-        (setup.max_queue, setup.max_inflight) = (vec![None, None], vec![None, None]);
+        setup.models = vec![setup.models[0]; 2];
         let mut logic = Logic::new(setup, Moment::ZERO);
         let mut running = VecDeque::new();
         let mut key = 0;

@@ -49,6 +49,8 @@ fn run(seed: u64, total: &mut Counts) {
     total.refused += counts.refused;
     total.moved += counts.moved;
     total.reconnects += counts.reconnects;
+    total.loads += counts.loads;
+    total.unloads += counts.unloads;
     for (total, count) in total.pressed.iter_mut().zip(counts.pressed) {
         *total += count;
     }
@@ -76,6 +78,7 @@ fn simulation_of_known_seeds() {
     println!("{total:?}");
     // A world in which nothing happens proves nothing.
     assert!(total.settled > 1000 && total.pets > 100 && total.canaries > 50);
+    assert!(total.loads.min(total.unloads) > 100 || from_env("SEED").is_some());
     assert!(total.moved > 100 || from_env("SEED").is_some());
     assert!(total.pressed.iter().all(|&count| count > 20) || from_env("SEED").is_some());
     assert!(total.stalls > 10 || from_env("SEED").is_some());
@@ -117,6 +120,9 @@ fn faults_put_in_on_purpose_are_found() {
         Mutant::AcksTwice,
         Mutant::TellsPerJob,
         Mutant::NeverAtEase,
+        Mutant::LoadsTwice,
+        Mutant::UnloadsUnderAJob,
+        Mutant::NeverUnloads,
     ];
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));

@@ -1,13 +1,17 @@
-//! The loaded models, and what a request means for one of them: name to model, prompt, dimensions.
+//! The configured models, and what a request means for one of them: name to model, prompt, dimensions.
 
+use super::loader::Order;
 use crate::clock::Moment;
 use crate::config::{Config, ModelDirError};
-use crate::engine::{LoadError, LoadOptions, LoadStep, Model, Sequence, TokenizeError, pooling};
+use crate::engine::{LoadError, LoadOptions, LoadStep, Model, ModelInfo, Sequence, TokenizeError, pooling};
 use crate::job::reply::result_bytes_max;
 use crate::job::request::{Encoding, InputType, Request};
 use crate::job::{ErrorType, Refusal};
+use crate::logic::ModelSetup;
 use crate::logic::event::{CallerId, ModelId, Streaming, Ticket};
+use crate::telemetry;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What a canary says: long enough to reach every layer and kernel, short enough to cost nothing.
@@ -40,28 +44,54 @@ pub enum CatalogueError {
     },
 }
 
-/// One loaded model.
+/// How a model is loaded, and by what it is known again.
+#[derive(Debug)]
+pub struct Recipe {
+    name: String,
+    options: LoadOptions,
+    /// What it was at the start.
+    pub info: ModelInfo,
+    /// The canary's vector, computed at start.
+    reference: Vec<f32>,
+}
+
+impl Recipe {
+    /// Loads the model once more; `step` is called at all progress.
+    ///
+    /// # Errors
+    /// In words: it does not load, or it is another model than the one of the start, whose vectors cannot be compared.
+    pub fn load_again(&self, dir: &Path, step: &mut dyn FnMut()) -> Result<Model, String> {
+        let model = Model::load(dir, &self.options, &mut |_| step()).map_err(|error| error.to_string())?;
+        let vector = canary_vector(&self.name, &model, &mut |_| step()).map_err(|error| error.to_string())?;
+        if model.info() != &self.info || !is_near(&self.reference, &vector) {
+            return Err("its folder has changed since the service was started; restart the service".into());
+        }
+        Ok(model)
+    }
+}
+
+/// One model.
 #[derive(Debug)]
 pub struct Entry {
     /// Its configured name.
     pub name: String,
-    /// The model.
-    pub model: Arc<Model>,
+    /// What it is, whether or not it is in memory.
+    pub recipe: Arc<Recipe>,
+    /// Its folder.
+    dir: PathBuf,
+    /// The model, while it is in memory.
+    model: Option<Arc<Model>>,
+    /// What the logic has to know of it.
+    setup: ModelSetup,
     /// Its own bound on the inputs of a job.
     max_inputs: usize,
     /// The same of a streamed one.
     max_stream_inputs: usize,
     /// Inputs of one chunk.
     batch_inputs: usize,
-    /// Its own bound on the interactive lane, if it has one.
-    max_queue: Option<usize>,
-    /// Its own bound on jobs in flight, if it has one.
-    max_inflight: Option<usize>,
-    /// The canary's vector, computed at start.
-    reference: Vec<f32>,
 }
 
-/// All loaded models.
+/// All models.
 #[derive(Debug)]
 pub struct Catalogue {
     entries: Vec<Entry>,
@@ -90,7 +120,8 @@ pub struct Plan {
 }
 
 impl Catalogue {
-    /// Loads every configured model; `progress` is told of each step, with a line for people.
+    /// Loads every configured model; `progress` is told of each step, with a line for people. One that may be unloaded
+    /// when idle, and is not the default, is let go of again as soon as it has proved itself.
     pub fn load(config: &Config, progress: &mut dyn FnMut(&str)) -> Result<Catalogue, CatalogueError> {
         let mut entries = Vec::new();
         let mut names = BTreeMap::new();
@@ -104,6 +135,7 @@ impl Catalogue {
                 precision: settings.precision,
                 device: settings.device,
             };
+            let before = telemetry::rss_bytes().unwrap_or(0);
             let model = Model::load(&dir, &options, &mut |step| match step {
                 LoadStep::Read { bytes } => {
                     progress(&format!("loading {name}: {} MB read", bytes / 1_000_000))
@@ -116,15 +148,29 @@ impl Catalogue {
             })?;
             let reference = canary_vector(name, &model, progress)?;
             let limits = config.limits_of(name);
+            let info = model.info().clone();
+            let grown = telemetry::rss_bytes().unwrap_or(0).saturating_sub(before);
+            let loaded = limits.idle_unload.is_zero() || *name == config.default_model;
             entries.push(Entry {
                 name: name.clone(),
-                model: Arc::new(model),
+                dir,
+                model: loaded.then(|| Arc::new(model)),
+                setup: ModelSetup {
+                    max_queue: settings.max_queue,
+                    max_inflight: settings.max_inflight,
+                    idle_unload: settings.idle_unload,
+                    loaded,
+                    bytes: grown.max(info.weights_bytes),
+                },
+                recipe: Arc::new(Recipe {
+                    name: name.clone(),
+                    options,
+                    info,
+                    reference,
+                }),
                 max_inputs: limits.max_inputs,
                 max_stream_inputs: limits.max_stream_inputs,
                 batch_inputs: limits.batch_inputs,
-                max_queue: settings.max_queue,
-                max_inflight: settings.max_inflight,
-                reference,
             });
         }
         let default = names[&config.default_model];
@@ -136,7 +182,7 @@ impl Catalogue {
         })
     }
 
-    /// A loaded model.
+    /// A model.
     pub fn entry(&self, id: ModelId) -> &Entry {
         &self.entries[id.0]
     }
@@ -151,14 +197,36 @@ impl Catalogue {
         self.entries.iter().map(|entry| entry.name.clone()).collect()
     }
 
-    /// Per model, its own bound on the interactive lane.
-    pub fn max_queues(&self) -> Vec<Option<usize>> {
-        self.entries.iter().map(|entry| entry.max_queue).collect()
+    /// The number of the default model.
+    pub fn default_id(&self) -> ModelId {
+        self.default
     }
 
-    /// Per model, its own bound on jobs in flight.
-    pub fn max_inflights(&self) -> Vec<Option<usize>> {
-        self.entries.iter().map(|entry| entry.max_inflight).collect()
+    /// What the logic has to know of each model.
+    pub fn setups(&self) -> Vec<ModelSetup> {
+        self.entries.iter().map(|entry| entry.setup).collect()
+    }
+
+    /// The model itself, if it is in memory.
+    pub fn model(&self, id: ModelId) -> Option<Arc<Model>> {
+        self.entry(id).model.clone()
+    }
+
+    /// The model is in memory from now on.
+    pub fn put(&mut self, id: ModelId, model: Arc<Model>) {
+        self.entries[id.0].model = Some(model);
+    }
+
+    /// The order to load a model.
+    pub fn load_order(&self, id: ModelId) -> Order {
+        let entry = self.entry(id);
+        Order::Load(id, entry.dir.clone(), entry.recipe.clone())
+    }
+
+    /// The order to let go of a model, which the catalogue has done then.
+    pub fn unload_order(&mut self, id: ModelId) -> Option<Order> {
+        let model = self.entries[id.0].model.take()?;
+        Some(Order::Unload(id, model))
     }
 
     /// Largest number of inputs that any model allows.
@@ -191,7 +259,7 @@ impl Catalogue {
             let message = format!("input has {inputs} texts, limit is {inputs_max}");
             return Err(Refusal::new(ErrorType::TooManyInputs, message).on("input"));
         }
-        let info = entry.model.info();
+        let info = &entry.recipe.info;
         if let Some(dimensions) = request.dimensions.filter(|&n| n > info.dimensions) {
             let message = format!("dimensions is {dimensions}, the model has {}", info.dimensions);
             return Err(Refusal::invalid("dimensions", message));
@@ -232,16 +300,15 @@ impl Catalogue {
 
     /// Whether a canary's vector is the one computed at start.
     pub fn canary_is_right(&self, model: ModelId, vector: &[f32]) -> bool {
-        // Both are of length one; a comparison with NaN is false, as it should be.
-        let cosine: f32 = self
-            .entry(model)
-            .reference
-            .iter()
-            .zip(vector)
-            .map(|(a, b)| a * b)
-            .sum();
-        cosine >= CANARY_COSINE_MIN
+        is_near(&self.entry(model).recipe.reference, vector)
     }
+}
+
+/// Whether a canary's vector is the one computed at start, as near as rounding allows.
+fn is_near(reference: &[f32], vector: &[f32]) -> bool {
+    // Both are of length one; a comparison with NaN is false, as it should be.
+    let cosine: f32 = reference.iter().zip(vector).map(|(a, b)| a * b).sum();
+    cosine >= CANARY_COSINE_MIN
 }
 
 impl Plan {

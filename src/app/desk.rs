@@ -240,7 +240,7 @@ impl Held {
     fn take(&mut self, inputs: Range<usize>, catalogue: &Catalogue) -> Option<(Answer, String)> {
         let plan = self.plan.as_ref()?;
         let entry = catalogue.entry(plan.model);
-        let dimensions = plan.dimensions.unwrap_or(entry.model.info().dimensions);
+        let dimensions = plan.dimensions.unwrap_or(entry.recipe.info.dimensions);
         let first = self.checkpoint.done.saturating_add(inputs.start);
         let sequences = &mut self.sequences[inputs.clone()];
         let truncated = sequences
@@ -255,7 +255,7 @@ impl Held {
             tokens: sequences.iter().map(|sequence| sequence.ids.len() as u64).sum(),
             truncated: truncated.map(|(index, _)| first.saturating_add(index)).collect(),
         };
-        Some((answer, entry.model.fingerprint(dimensions)))
+        Some((answer, entry.recipe.info.fingerprint(dimensions)))
     }
 
     /// The end of a streamed job, to be published.

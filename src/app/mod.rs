@@ -6,6 +6,7 @@
 mod catalogue;
 mod desk;
 mod innocent;
+mod loader;
 mod notices;
 mod pulse;
 mod results;
@@ -31,7 +32,6 @@ use anyhow::Context;
 use catalogue::Catalogue;
 use signal_hook::consts::signal::SIGTERM;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -209,6 +209,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     )
     .context("failed to start tokenizer threads")?;
 
+    let loader = turn::start_loader(work_done.clone()).context("failed to start the loading thread")?;
     turn::watch_memory(work_done.clone()).context("failed to start the memory thread")?;
     if notify::is_service() {
         for fault in watchdog::disorder(&limits, notify::period()) {
@@ -222,8 +223,8 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             tokenizers: tokenizer_threads,
             prefetch: prefetch.map(usize::from),
             batch_tokens: config.engine.batch_tokens,
-            max_queue: catalogue.max_queues(),
-            max_inflight: catalogue.max_inflights(),
+            models: catalogue.setups(),
+            default: catalogue.default_id(),
             pet_spacing: notify::period().map_or(Duration::ZERO, |period| period / 8),
         },
         clock.now(),
@@ -283,7 +284,8 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             confirm_patience,
             max_queue_max: limits.max_queue,
             logging,
-            catalogue: Arc::new(catalogue),
+            catalogue,
+            loader,
             logic,
             truth,
             pool,

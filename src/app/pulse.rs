@@ -48,7 +48,7 @@ impl Pulse {
             monitor: Sender::new(dirs.heartbeat_socket()),
             host,
             model: entry.name.clone(),
-            device: entry.model.info().device.name(),
+            device: entry.recipe.info.device.name(),
             looked: None,
             sent: None,
         }

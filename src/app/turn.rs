@@ -3,10 +3,14 @@
 mod heard;
 mod progress;
 mod signals;
+mod work;
+
+pub use work::{Done, report, report_tokenizers, start_loader, watch_memory};
 
 use super::catalogue::{self, Catalogue};
 use super::desk::{Desk, Held};
 use super::innocent::Innocent;
+use super::loader::{Loader, Order};
 use super::notices::Notices;
 use super::pulse::Pulse;
 use super::results::Results;
@@ -17,20 +21,17 @@ use super::{die, heed_sentence};
 use crate::broker::{BrokerEvent, Command, Span};
 use crate::clock::{Clock, Moment};
 use crate::config::{Config, Inputs};
-use crate::engine::Sequence;
-use crate::engine::pool::{BatchResult, Pool, PoolEvent, Report, Work};
-use crate::engine::tokenize::{self, Progress, Tokenizers};
+use crate::engine::pool::{Pool, Work};
+use crate::engine::tokenize::{self, Tokenizers};
 use crate::job::request::decode;
 use crate::job::{ErrorType, JobKey, Lane, Names, Refusal};
 use crate::logic::Logic;
 use crate::logic::event::{
-    Action, BatchId, CallerId, EngineId, Event, Item, ModelId, Onward, Outcome, TokenizerId, Worker,
+    Action, BatchId, CallerId, EngineId, Event, Item, ModelId, Onward, Outcome, Worker,
 };
 use crate::logic::health::KillReason;
-use crate::logic::pressure::Memory;
 use crate::telemetry::Logging;
 use crate::telemetry::blackbox::Phase;
-use crate::telemetry::memory;
 use crate::watchdog::{notify, thread::Truth};
 use anyhow::Context;
 use futures_util::StreamExt;
@@ -40,9 +41,8 @@ use signal_hook_tokio::Signals;
 use std::collections::{HashMap, VecDeque};
 use std::hash::RandomState;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
@@ -50,62 +50,6 @@ use tracing::{debug, error, info, warn};
 const FLUSH_MAX: Duration = Duration::from_millis(200);
 /// Longest wait for the connections to close after everything is settled.
 const CLOSE_MAX: Duration = Duration::from_secs(3);
-
-/// What engines and tokenizers report.
-#[derive(Debug)]
-pub enum Done {
-    /// An engine finished a layer.
-    Step(EngineId),
-    /// An idle engine answered.
-    Tried(EngineId),
-    /// An engine finished a batch.
-    Batch(EngineId, BatchId, BatchResult),
-    /// A tokenizer took up a job, got on in it, or is through with it.
-    Tokenizer(TokenizerId, Progress),
-    /// A job's texts are tokens.
-    Tokens(JobKey, Result<Vec<Sequence>, Refusal>),
-    /// A reading of memory.
-    Memory(Memory),
-}
-
-/// Carries readings of memory to the loop. One may be dropped when the loop is behind: the next follows soon.
-pub fn watch_memory(done: mpsc::Sender<Done>) -> std::io::Result<()> {
-    memory::watch(move |reading| {
-        !matches!(done.try_send(Done::Memory(reading)), Err(TrySendError::Closed(_)))
-    })
-}
-
-/// Carries the tokenizers' reports to the loop, as [`report`] does for the engines.
-pub fn report_tokenizers(done: mpsc::Sender<Done>) -> tokenize::Report {
-    Arc::new(move |tokenizer, progress| {
-        let said = Done::Tokenizer(TokenizerId(tokenizer), progress);
-        if progress == Progress::Step {
-            let _ = done.try_send(said);
-        } else {
-            let _ = done.blocking_send(said);
-        }
-    })
-}
-
-/// Carries engine events to the loop. A step may be dropped when the loop is behind: it only says that
-/// the engine moves, and the batch's end says so too.
-pub fn report(done: mpsc::Sender<Done>) -> Report {
-    Arc::new(move |event| match event {
-        PoolEvent::Step { engine, .. } => {
-            let _ = done.try_send(Done::Step(EngineId(engine)));
-        }
-        PoolEvent::Tried { engine } => {
-            let _ = done.blocking_send(Done::Tried(EngineId(engine)));
-        }
-        PoolEvent::Done {
-            engine,
-            batch,
-            result,
-        } => {
-            let _ = done.blocking_send(Done::Batch(EngineId(engine), BatchId(batch), result));
-        }
-    })
-}
 
 /// What the loop is made of.
 pub struct Parts {
@@ -119,7 +63,8 @@ pub struct Parts {
     /// The largest `max_queue` that the prefetch of this process has room for.
     pub max_queue_max: usize,
     pub logging: Logging,
-    pub catalogue: Arc<Catalogue>,
+    pub catalogue: Catalogue,
+    pub loader: Loader,
     pub logic: Logic,
     pub truth: Truth,
     pub pool: Pool,
@@ -249,6 +194,9 @@ impl Loop {
         let waiting = self.waiting.as_deref().filter(|_| !self.ready);
         let line = waiting.map_or_else(|| self.show.present(&self.parts.logic, now), str::to_owned);
         let mut report = window::report(&self.parts.logic, &self.outcomes, line, now);
+        let names = self.parts.catalogue.model_names();
+        let states = self.parts.logic.model_states().map(str::to_owned);
+        report.models = names.into_iter().zip(states).collect();
         report.retrying = self.retries.shown(now);
         (report.model, report.device) = (self.show.model().into(), self.show.device().into());
         report.broker.waiting.clone_from(&self.waiting);
@@ -283,6 +231,15 @@ impl Loop {
 
     fn perform(&mut self, action: Action, now: Moment) -> Option<Event> {
         match action {
+            Action::Load { model } => {
+                info!(model = self.parts.catalogue.entry(model).name, "loading a model");
+                let order = self.parts.catalogue.load_order(model);
+                self.order(order);
+            }
+            Action::Unload { model } => {
+                let order = self.parts.catalogue.unload_order(model);
+                order.map(|order| self.order(order))?;
+            }
             Action::Tokenize { job } => return self.tokenize(job),
             Action::StartBatch {
                 engine,
@@ -391,9 +348,17 @@ impl Loop {
         }
     }
 
+    fn order(&self, order: Order) {
+        if !self.parts.loader.order(order) {
+            error!("the loading thread does not take orders");
+        }
+    }
+
     fn tokenize(&mut self, job: JobKey) -> Option<Event> {
         let held = self.desk.get_mut(&job)?;
         let plan = held.plan.clone()?;
+        // The logic has seen to it that the model is there.
+        let model = self.parts.catalogue.model(plan.model)?;
         if let Some(result) = held.key(&self.results).and_then(|key| self.results.recall(&key)) {
             debug!(job = %held.id, "answered with what is at hand");
             held.recalled = Some(result);
@@ -401,7 +366,6 @@ impl Loop {
         }
         let wanted = held.wanted();
         let texts = std::mem::take(&mut held.texts);
-        let model = self.parts.catalogue.entry(plan.model).model.clone();
         let done = self.parts.work_done.clone();
         let task: tokenize::Job = Box::new(move |step| {
             // A job that has gone meanwhile (late, handed back, its session lost) is not worth the work.
@@ -423,7 +387,10 @@ impl Loop {
     }
 
     fn start_batch(&mut self, engine: EngineId, batch: BatchId, model: ModelId, items: Vec<Item>) {
-        let model = self.parts.catalogue.entry(model).model.clone();
+        let Some(model) = self.parts.catalogue.model(model) else {
+            error!("a batch of a model that is not in memory");
+            return;
+        };
         let sequences = items
             .iter()
             .filter_map(|item| self.desk.get(&item.job)?.sequences.get(item.input).cloned())
@@ -494,63 +461,5 @@ impl Loop {
         } else {
             debug!(job = %held.id, lane, duration_ms, outcome = outcome_name, "settled");
         }
-    }
-
-    fn work_done(&mut self, done: Done) -> Option<Event> {
-        Some(match done {
-            Done::Step(engine) => Event::BatchStep { engine },
-            Done::Tried(engine) => Event::Tried(Worker::Engine(engine)),
-            Done::Tokenizer(tokenizer, Progress::Tried) => Event::Tried(Worker::Tokenizer(tokenizer)),
-            Done::Tokenizer(tokenizer, Progress::Began) => Event::TokenizerBegan { tokenizer },
-            Done::Tokenizer(tokenizer, Progress::Step) => Event::TokenizerStep { tokenizer },
-            Done::Tokenizer(tokenizer, Progress::Ended) => Event::TokenizerEnded { tokenizer },
-            Done::Tokens(job, result) => {
-                self.trace.ends(job);
-                let result = result.map(|sequences| {
-                    let tokens = sequences.iter().map(|sequence| sequence.ids.len()).collect();
-                    if let Some(held) = self.desk.get_mut(&job) {
-                        held.tokenized(sequences);
-                    }
-                    tokens
-                });
-                Event::Tokenized { job, result }
-            }
-            Done::Memory(reading) => Event::MemorySeen(reading),
-            Done::Batch(engine, batch, result) => {
-                let items = self.batches.remove(&batch)?;
-                items.iter().for_each(|item| self.trace.ends(item.job));
-                let results = match result {
-                    Ok(vectors) => items
-                        .iter()
-                        .zip(vectors)
-                        .map(|(item, vector)| self.take_vector(item, vector))
-                        .collect(),
-                    Err(error) => {
-                        error!(engine = engine.0, %error, "a batch failed");
-                        vec![Err(error.to_string()); items.len()]
-                    }
-                };
-                Event::BatchDone {
-                    engine,
-                    batch,
-                    results,
-                }
-            }
-        })
-    }
-
-    fn take_vector(
-        &mut self,
-        item: &Item,
-        vector: Result<Vec<f32>, crate::engine::VectorFault>,
-    ) -> Result<(), String> {
-        let vector = vector.map_err(|fault| fault.to_string())?;
-        if let Some(held) = self.desk.get_mut(&item.job) {
-            held.computed(item.input, vector);
-            if held.lane == Lane::Probe && !held.canary_is_right(&self.parts.catalogue) {
-                return Err("the canary's vector is not the one computed at start".into());
-            }
-        }
-        Ok(())
     }
 }

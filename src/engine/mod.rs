@@ -21,6 +21,7 @@ mod model;
 pub mod pool;
 pub mod pooling;
 pub mod tokenize;
+mod trial;
 mod weights;
 
 pub use model::{LoadError, LoadOptions, LoadStep, Model, ModelInfo};

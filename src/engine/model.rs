@@ -127,6 +127,23 @@ pub struct ModelInfo {
     pub weights_bytes: u64,
 }
 
+impl ModelInfo {
+    /// As [`Model::fingerprint`].
+    pub fn fingerprint(&self, dimensions: usize) -> String {
+        let ModelInfo {
+            weights_sha256,
+            pooling,
+            precision,
+            ..
+        } = self;
+        format!(
+            "{}:{pooling}:{}:{dimensions}",
+            &weights_sha256[..16],
+            precision.name()
+        )
+    }
+}
+
 /// A loaded model. Cheap to share by `Arc`; weights are held once, however many engines compute with them.
 #[derive(Debug)]
 pub struct Model {
@@ -199,17 +216,7 @@ impl Model {
     /// Names how vectors are made; equal fingerprints mean comparable vectors. `dimensions` is what a caller
     /// asked for, or [`ModelInfo::dimensions`].
     pub fn fingerprint(&self, dimensions: usize) -> String {
-        let ModelInfo {
-            weights_sha256,
-            pooling,
-            precision,
-            ..
-        } = &self.info;
-        format!(
-            "{}:{pooling}:{}:{dimensions}",
-            &weights_sha256[..16],
-            precision.name()
-        )
+        self.info.fingerprint(dimensions)
     }
 
     /// Makes tokens of a text. `prompt` is the prompt's text, one of [`ModelInfo::prompts`]' values.

@@ -1,6 +1,7 @@
 //! Engine threads: one batch after another, the next one lying ready.
 
-use super::{Engine, EngineError, Model, Sequence, VectorFault};
+use super::{Engine, EngineError, Model, Sequence, VectorFault, trial};
+use pulp::Arch;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -33,10 +34,12 @@ pub enum PoolEvent {
         /// Which batch.
         batch: u64,
     },
-    /// The engine was asked whether it still works.
+    /// The engine was asked whether it still works, and has computed something.
     Tried {
         /// Which engine.
         engine: usize,
+        /// Whether the result was right.
+        right: bool,
     },
     /// The batch is done.
     Done {
@@ -190,6 +193,7 @@ fn next(queue: &Queue) -> Next {
 fn run(engine: usize, queue: &Queue, report: &Report) {
     // A handful of models at most, so a list is searched faster than a map.
     let mut engines: Vec<(Weak<Model>, Box<dyn Engine>)> = Vec::new();
+    let arch = Arch::new();
     loop {
         let Work {
             batch,
@@ -198,7 +202,8 @@ fn run(engine: usize, queue: &Queue, report: &Report) {
         } = match next(queue) {
             Next::Work(work) => work,
             Next::Answer => {
-                report(PoolEvent::Tried { engine });
+                let right = trial::computes(arch);
+                report(PoolEvent::Tried { engine, right });
                 continue;
             }
             Next::Tidy => {

@@ -62,9 +62,10 @@ impl Admission {
         self.limits = limits;
     }
 
-    /// Takes the job in, or says why not. Bulk jobs are bounded by the prefetch, canaries by being one.
-    pub fn admit(&mut self, lane: Lane, ticket: &Ticket, now: Moment) -> Result<(), Overload> {
-        let memory = memory_of(ticket.bytes, ticket.inputs);
+    /// Takes the job in, or says why not. Bulk jobs are bounded by the prefetch, canaries by being one. `load` is the
+    /// memory of the job's model, in bytes, if that is to be loaded for it.
+    pub fn admit(&mut self, lane: Lane, ticket: &Ticket, load: u64, now: Moment) -> Result<(), Overload> {
+        let memory = memory_of(ticket.bytes, ticket.inputs).saturating_add(load);
         if lane == Lane::Interactive {
             self.room(ticket, memory, now)?;
             self.bytes = self.bytes.saturating_add(ticket.bytes);

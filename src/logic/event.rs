@@ -202,11 +202,40 @@ pub enum Event {
     Reloaded(Limits),
     /// Memory in use, and the bound at which the kernel steps in.
     MemorySeen(Memory),
+    /// The load of a model has got further.
+    LoadStep,
+    /// A model is in memory.
+    Loaded {
+        /// Which.
+        model: ModelId,
+    },
+    /// A model could not be loaded.
+    LoadFailed {
+        /// Which.
+        model: ModelId,
+        /// What is wrong.
+        why: String,
+    },
+    /// A model is out of memory.
+    Unloaded {
+        /// Which.
+        model: ModelId,
+    },
 }
 
 /// What the shell shall do, in the order given.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
+    /// Bring a model into memory.
+    Load {
+        /// Which.
+        model: ModelId,
+    },
+    /// Give a model's memory back; no job needs it.
+    Unload {
+        /// Which.
+        model: ModelId,
+    },
     /// Tokenize all inputs of the job.
     Tokenize {
         /// The job.

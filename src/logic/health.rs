@@ -109,6 +109,8 @@ pub enum NotReady {
     Blocked,
     /// The interactive lane is full.
     Saturated,
+    /// The default model could not be loaded when it was wanted.
+    ModelFailed,
     /// The service is stopping.
     Draining,
 }
@@ -120,6 +122,7 @@ impl fmt::Display for NotReady {
             NotReady::BrokerLost => "broker lost",
             NotReady::Blocked => "broker blocks publishing (memory or disk alarm)",
             NotReady::Saturated => "queue full",
+            NotReady::ModelFailed => "default model cannot be loaded",
             NotReady::Draining => "draining",
         })
     }

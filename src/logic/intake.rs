@@ -19,7 +19,8 @@ impl Logic {
         now: Moment,
         actions: &mut Vec<Action>,
     ) -> Result<(), Refusal> {
-        self.admission.admit(lane, ticket, now).map_err(|overload| {
+        let load = self.memory_to_load(ticket.model);
+        self.admission.admit(lane, ticket, load, now).map_err(|overload| {
             let told = &mut self.told[lane as usize];
             told.refused(overload.cause);
             if !overload.too_large

@@ -11,7 +11,7 @@ use std::time::Duration;
 pub enum Stage {
     /// In the broker's queue, on its way to us.
     Received,
-    /// Here, being read and tokenized.
+    /// Here, waiting for its model to be loaded, or being read and tokenized.
     Admitted,
     /// In its lane, waiting for a batch.
     Batched,
@@ -114,6 +114,8 @@ pub struct Ledger {
     stages: [Cell; 6],
     engines: Vec<Cell>,
     tokenizers: Vec<Cell>,
+    /// Models on their way into memory, for which admitted jobs wait.
+    loads: Cell,
     engine_trials: Vec<Trial>,
     tokenizer_trials: Vec<Trial>,
     /// Per lane, whether the broker has messages for us that it does not deliver.
@@ -133,6 +135,7 @@ impl Ledger {
             stages: [Cell::default(); 6],
             engines: vec![Cell::default(); engines],
             tokenizers: vec![Cell::default(); tokenizers],
+            loads: Cell::default(),
             engine_trials: vec![trial; engines],
             tokenizer_trials: vec![trial; tokenizers],
             queues: [Cell::default(); Lane::COUNT],
@@ -173,6 +176,17 @@ impl Ledger {
     pub fn tokenizer_moved(&mut self, tokenizer: usize, ended: usize, now: Moment) {
         self.tokenizers[tokenizer].leave(ended, now);
         self.tried(Worker::Tokenizer(TokenizerId(tokenizer)), now);
+    }
+
+    /// A model is to be loaded.
+    pub fn load(&mut self, now: Moment) {
+        self.loads.enter(1, now);
+    }
+
+    /// A load got further, or, with one, to its end. For the jobs that wait for it this is progress.
+    pub fn load_moved(&mut self, ended: usize, now: Moment) {
+        self.loads.leave(ended, now);
+        self.leave(Stage::Admitted, 0, now);
     }
 
     /// Threads that have had nothing to do for this long and are to be asked now: a frozen one must not wait
@@ -273,6 +287,7 @@ impl Ledger {
                 .max(longest(&self.readers, now))
                 .max(own.waiting(now)),
             Stage::Admitted => longest(&self.tokenizers, now)
+                .max(self.loads.waiting(now))
                 .max(unanswered(&self.tokenizer_trials, now))
                 .max(waiting_before(&self.tokenizers, own, now)),
             Stage::Batched => waiting_before(&self.engines, own, now),

@@ -16,11 +16,13 @@ pub mod health;
 mod intake;
 pub mod lane;
 pub mod ledger;
+mod models;
 pub mod monitor;
 mod onward;
 pub mod pace;
 mod places;
 pub mod pressure;
+pub mod residence;
 pub mod settle;
 pub mod status;
 
@@ -30,15 +32,16 @@ use crate::job::{ErrorType, JobKey, Lane, Refusal};
 use admission::Admission;
 use batch::Batcher;
 use compute::Part;
-use event::{Action, CallerId, Event, ModelId, Onward, Outcome, Ticket};
+use event::{Action, CallerId, EngineId, Event, ModelId, Onward, Outcome, Ticket};
 use faults::Faults;
 use health::{Health, Verdict};
 use lane::Lanes;
 use ledger::Stage;
 use pace::{Pace, Rate};
 use pressure::Told;
+use residence::Residence;
 use settle::{Job, Jobs, Phase};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// What the logic must know of the machine it runs on.
@@ -54,12 +57,27 @@ pub struct Setup {
     pub prefetch: [usize; Lane::COUNT],
     /// Token budget of one batch.
     pub batch_tokens: usize,
-    /// Per model, its own bound on the interactive lane where it has one.
-    pub max_queue: Vec<Option<usize>>,
-    /// Per model, its own bound on jobs in flight where it has one.
-    pub max_inflight: Vec<Option<usize>>,
+    /// What is particular to each model.
+    pub models: Vec<ModelSetup>,
+    /// The model of a job that names none.
+    pub default: ModelId,
     /// At most one pet per this span (an eighth of systemd's `WATCHDOG_USEC`).
     pub pet_spacing: Duration,
+}
+
+/// One model's own bounds, where it has them, and how it starts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ModelSetup {
+    /// On the interactive lane.
+    pub max_queue: Option<usize>,
+    /// On jobs in flight.
+    pub max_inflight: Option<usize>,
+    /// On its idleness in memory.
+    pub idle_unload: Option<Duration>,
+    /// Whether it is in memory when the service starts.
+    pub loaded: bool,
+    /// Memory that it takes, in bytes.
+    pub bytes: u64,
 }
 
 /// The machine.
@@ -72,6 +90,13 @@ pub struct Logic {
     batcher: Batcher,
     /// Parts of batches that failed whole, to be computed apart from each other.
     parts: VecDeque<Part>,
+    residence: Residence,
+    /// Jobs that wait for their model.
+    awaiting: BTreeSet<(ModelId, JobKey)>,
+    /// Canaries that wait for an engine's own computation.
+    trials: Vec<(EngineId, JobKey)>,
+    /// The engine that is asked next for one.
+    next_trial: usize,
     health: Health,
     faults: Faults,
     inputs: Rate,
@@ -93,9 +118,16 @@ const LOCAL_KEYS: u64 = 1 << 63;
 impl Logic {
     /// A service that has done nothing yet.
     pub fn new(setup: Setup, now: Moment) -> Logic {
+        let own = setup.models.iter();
+        let max_queue: Vec<_> = own.clone().map(|model| model.max_queue).collect();
+        let residence = own.map(|model| (model.idle_unload, model.loaded));
         Logic {
             jobs: Jobs::default(),
-            admission: Admission::new(setup.limits, &setup.max_queue),
+            admission: Admission::new(setup.limits, &max_queue),
+            residence: Residence::new(residence, setup.limits.idle_unload, now),
+            awaiting: BTreeSet::new(),
+            trials: Vec::new(),
+            next_trial: 0,
             lanes: Lanes::default(),
             batcher: Batcher::new(setup.engines),
             parts: VecDeque::new(),
@@ -120,6 +152,7 @@ impl Logic {
         self.count_in_flight();
         self.expire(now, actions);
         self.fill_engines(now, actions);
+        self.unload_idle(now, actions);
         self.send_canary(now, actions);
         actions.extend(self.health.trials_due(now).into_iter().map(Action::Try));
         self.tell_pressure(now, actions);
@@ -135,10 +168,9 @@ impl Logic {
 
     /// When [`Event::Tick`] is wanted at the latest.
     pub fn next_check(&self, now: Moment) -> Moment {
+        let others = [self.jobs.next_deadline(), self.residence.next_check()];
         let health = self.health.next_check(now);
-        self.jobs
-            .next_deadline()
-            .map_or(health, |deadline| deadline.min(health))
+        others.into_iter().flatten().fold(health, Moment::min)
     }
 
     /// The watchdog thread looked at `at`; the loop tells it before each turn.
@@ -208,7 +240,7 @@ impl Logic {
             Event::TokenizerBegan { tokenizer } => self.health.ledger.tokenizer_began(tokenizer.0, now),
             Event::TokenizerStep { tokenizer } => self.health.ledger.tokenizer_moved(tokenizer.0, 0, now),
             Event::TokenizerEnded { tokenizer } => self.health.ledger.tokenizer_moved(tokenizer.0, 1, now),
-            Event::Tried(worker) => self.health.ledger.tried(worker, now),
+            Event::Tried(worker) => self.tried(worker, now, actions),
             Event::Tokenized { job, result } => self.tokenized(job, result, now, actions),
             Event::Recalled { job } => self.recalled(job, now, actions),
             Event::BatchStep { engine } => self.health.ledger.computed(engine.0, 0, now),
@@ -225,10 +257,15 @@ impl Logic {
             Event::Reloaded(limits) => {
                 self.setup.limits = limits;
                 self.admission.reload(limits);
+                self.residence.reload(limits.idle_unload);
                 self.health.reload(limits);
                 self.count_in_flight();
             }
             Event::MemorySeen(memory) => self.admission.memory_seen(memory, now),
+            Event::LoadStep => self.health.ledger.load_moved(0, now),
+            Event::Loaded { model } => self.loaded(model, now, actions),
+            Event::LoadFailed { model, why } => self.load_failed(model, &why, now, actions),
+            Event::Unloaded { model } => self.unloaded(model, now, actions),
         }
     }
 
@@ -253,14 +290,16 @@ impl Logic {
         }
     }
 
-    /// A canary if one is due: of a model that has just failed at something, else of the next in turn.
+    /// A canary if one is due: of a model that has just failed at something, else of the next in turn that is in
+    /// memory. With none in memory, any will do: an engine proves itself without it.
     fn send_canary(&mut self, now: Moment, actions: &mut Vec<Action>) {
         let Some(through_broker) = self.health.canary_due(self.faults.wants_check(), now) else {
             return;
         };
         let model = self.faults.take_check().unwrap_or_else(|| {
-            let turn = ModelId(self.next_canary % self.setup.max_queue.len());
-            self.next_canary += 1;
+            let turn = self.residence.next_ready(self.next_canary);
+            let turn = turn.unwrap_or(self.setup.default);
+            self.next_canary = turn.0 + 1;
             turn
         });
         actions.push(Action::SendCanary {
@@ -328,10 +367,7 @@ impl Logic {
         self.jobs.insert(key, job);
         match refusal {
             Some(refusal) => self.refuse(key, refusal, now, actions),
-            None => {
-                self.health.ledger.enter(Stage::Admitted, 1, now);
-                actions.push(Action::Tokenize { job: key });
-            }
+            None => self.take_up(key, now, actions),
         }
     }
 
@@ -377,7 +413,7 @@ impl Logic {
         while let Some(key) = self.jobs.expired(now) {
             self.jobs.deadline_met(key);
             let phase = self.jobs.get(key).map(|job| job.phase);
-            if let Some(Phase::Tokenizing | Phase::Waiting) = phase {
+            if let Some(Phase::Awaiting | Phase::Tokenizing | Phase::Waiting) = phase {
                 self.leave_lane(key);
                 self.refuse(key, late(), now, actions);
             }
@@ -389,6 +425,10 @@ impl Logic {
         let Some(job) = self.jobs.get_mut(key) else { return };
         match job.phase {
             Phase::Tokenizing => self.health.ledger.withdraw(Stage::Admitted, 1),
+            Phase::Awaiting => {
+                self.health.ledger.withdraw(Stage::Admitted, 1);
+                self.awaiting.remove(&(job.ticket.model, key));
+            }
             Phase::Waiting | Phase::Computing if job.undrawn > 0 => {
                 self.health.ledger.withdraw(Stage::Batched, job.undrawn);
                 job.undrawn = 0;
@@ -402,6 +442,11 @@ impl Logic {
         let Some(job) = self.jobs.remove(key) else { return };
         if job.lane == Lane::Probe {
             self.health.canary_ended(!job.local);
+        }
+        if job.holds_model {
+            let model = job.ticket.model;
+            self.awaiting.remove(&(model, key));
+            self.residence.release(model, job.lane != Lane::Probe, now);
         }
         if job.admitted {
             let settled = matches!(outcome, Outcome::Answered | Outcome::Returned);
@@ -437,7 +482,10 @@ impl Logic {
         self.health.drain(now);
         for key in self.jobs.keys() {
             let waiting = self.jobs.get(key).map(|job| job.phase);
-            if matches!(waiting, Some(Phase::Tokenizing | Phase::Waiting)) {
+            if matches!(
+                waiting,
+                Some(Phase::Awaiting | Phase::Tokenizing | Phase::Waiting)
+            ) {
                 self.leave_lane(key);
                 let of = |key| self.jobs.get(key).map(|job| (job.local, job.lane));
                 if of(key).is_some_and(|(local, _)| local) {

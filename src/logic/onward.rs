@@ -33,7 +33,8 @@ impl Logic {
         for key in self.jobs.keys() {
             let waits = self.jobs.get(key).is_some_and(|job| {
                 let lane = matches!(job.lane, Lane::Interactive | Lane::Bulk);
-                lane && job.phase == Phase::Waiting && now.since(job.delivered) >= HELD_MAX
+                let waits = matches!(job.phase, Phase::Waiting | Phase::Awaiting);
+                lane && waits && now.since(job.delivered) >= HELD_MAX
             });
             if waits {
                 self.leave_lane(key);

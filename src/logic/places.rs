@@ -31,7 +31,7 @@ impl Logic {
             long: 0,
             bulk_long: 0,
             unfinished: 0,
-            models: vec![0; self.setup.max_queue.len()],
+            models: vec![0; self.setup.models.len()],
             passed_over: HashSet::new(),
         };
         for job in self.jobs.being_computed() {
@@ -50,7 +50,7 @@ impl Places<'_> {
             return true;
         }
         let model = job.ticket.model.0;
-        let of_model = self.logic.setup.max_inflight[model];
+        let of_model = self.logic.setup.models[model].max_inflight;
         if self.begun >= most || of_model.is_some_and(|most| self.models[model] >= most) {
             return false;
         }

@@ -10,6 +10,8 @@ use std::collections::{BTreeSet, HashMap};
 /// ```text
 ///  Delivered ──suspect─────────────────────────────────────────────> Moving ───────────────┐
 ///      │ admit   └─refuse─────────────────────────┐                   ^  ^ next slice         v
+///      ├─ its model is not there ──> Awaiting ──Loaded──> Tokenizing    (a canary: Trying ──Tried──> Replying)
+///      v
 ///  Tokenizing ──Tokenized──> Waiting ──draw──> Computing ──all computed──> Replying ──Confirmed──> Acking ──Acked──> gone
 ///      │ refuse                 │ deadline          │ failed           |       ^ │ rejected        ^
 ///      └────────────────────────┴───────────────────┼──────────────────┼───────┘ │                 │
@@ -18,6 +20,10 @@ use std::collections::{BTreeSet, HashMap};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
+    /// Its model is on its way into memory.
+    Awaiting,
+    /// A canary whose model is not in memory: an engine is asked for a computation of its own.
+    Trying,
     /// Its texts are being tokenized.
     Tokenizing,
     /// Tokenized, none of its inputs in a batch yet.
@@ -72,6 +78,8 @@ pub struct Job {
     pub ticket: Ticket,
     /// Whether it was admitted, and so counts against the bounds.
     pub admitted: bool,
+    /// Whether it holds its model in memory.
+    pub holds_model: bool,
     /// Whether a refusal can be sent, or only dead-lettered.
     pub answerable: bool,
     /// A canary that never saw the broker.
@@ -154,6 +162,7 @@ impl Job {
             lane,
             ticket,
             admitted: false,
+            holds_model: false,
             answerable,
             local,
             delivered: now,

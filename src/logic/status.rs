@@ -51,6 +51,7 @@ impl NotReady {
             NotReady::BrokerLost => "broker_lost",
             NotReady::Blocked => "blocked",
             NotReady::Saturated => "saturated",
+            NotReady::ModelFailed => "model_failed",
             NotReady::Draining => "draining",
         }
     }
@@ -167,6 +168,12 @@ impl Logic {
         }
     }
 
+    /// The state of each model: `unloaded`, `loading`, `ready`, `working`, `unloading`, or `failed` if it could not be
+    /// loaded.
+    pub fn model_states(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.residence.names()
+    }
+
     /// Every condition of readiness, in the order in which [`Logic::readiness`] asks for them, and of liveness.
     pub fn conditions(&self, now: Moment) -> Vec<Condition> {
         let health = &self.health;
@@ -210,6 +217,11 @@ impl Logic {
                 unit: Some("jobs".into()),
                 ..condition("queue_below_max", ready, !self.admission.is_saturated())
             },
+            condition(
+                "default_model_loads",
+                ready,
+                !self.residence.has_failed(self.setup.default),
+            ),
         ];
         all.extend(Stage::ALL.map(|stage| {
             let waiting = health.ledger.waiting_for(stage, now);
@@ -247,7 +259,12 @@ impl Logic {
 
     /// Whether new work is welcome, or why not.
     pub fn readiness(&self, now: Moment) -> Result<(), NotReady> {
-        self.health.readiness(self.admission.is_saturated(), now)
+        self.health.readiness(self.admission.is_saturated(), now)?;
+        if self.residence.has_failed(self.setup.default) {
+            Err(NotReady::ModelFailed)
+        } else {
+            Ok(())
+        }
     }
 
     /// The `Status:` line.

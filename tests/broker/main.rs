@@ -9,6 +9,7 @@ mod dead;
 mod faults;
 mod heartbeats;
 mod hostile;
+mod models;
 mod node;
 mod overload;
 mod pika;

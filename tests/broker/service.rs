@@ -44,6 +44,11 @@ pub fn bench(test: &str) -> Option<Bench> {
 }
 
 impl Bench {
+    /// The model's folder.
+    pub fn model_dir(&self) -> &Path {
+        &self.model
+    }
+
     /// Starts a service on the node and waits until it is ready. `settings` are lines of TOML for the top.
     pub fn serve(&self, settings: &str) -> Service {
         let mut service = self.start(&self.node.url, settings);

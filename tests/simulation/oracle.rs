@@ -4,6 +4,8 @@
 
 #[path = "pressure.rs"]
 mod pressure;
+#[path = "residence.rs"]
+mod residence;
 
 use embeddings::clock::Moment;
 use embeddings::job::{ErrorType, JobKey, Lane};
@@ -15,12 +17,17 @@ use embeddings::logic::ledger::Stage;
 use embeddings::logic::pressure::memory_of;
 use embeddings::logic::{Logic, Setup};
 use pressure::{Book, Fill};
+use residence::Models;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 /// Where the judge believes a job to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
+    /// Admitted, and its model is not in memory.
+    Awaiting,
+    /// A canary that an engine answers for without its model.
+    Trying,
     Tokenizing,
     Working,
     Publishing,
@@ -59,10 +66,16 @@ struct Seen {
     delivered: Moment,
     /// It goes on from another queue.
     moved: bool,
+    /// Its model has just come; it goes to the tokenizers.
+    to_tokenize: bool,
     /// It was answered without being computed.
     recalled: bool,
+    /// An engine answered for it without its model.
+    tried: bool,
     /// Whether chunks of a slice went before.
     slice: bool,
+    /// Its model could not be loaded.
+    load_failed: bool,
 }
 
 impl Seen {
@@ -76,6 +89,11 @@ impl Seen {
 
     fn begun(&self) -> bool {
         self.place == Place::Working && self.started.contains(&true)
+    }
+
+    /// Whether its model must stay in memory. A canary that an engine answered for has no use for it.
+    fn holds(&self, model: usize) -> bool {
+        self.admitted && self.model.0 == model && !self.tried
     }
 
     /// Begun at once, whatever else is in flight.
@@ -144,12 +162,20 @@ pub struct Oracle {
     pub pet: Option<Moment>,
     pub killed: Option<KillReason>,
     book: Book,
+    models: Models,
+    /// What came in this turn.
+    delivered_now: Option<JobKey>,
+    /// Canaries that an engine is to answer for.
+    trials: Vec<(usize, JobKey)>,
 }
 
 impl Oracle {
     pub fn new(setup: Setup, now: Moment) -> Oracle {
         let (engines, tokenizers) = (setup.engines, setup.tokenizers);
         Oracle {
+            models: Models::new(&setup.models, now),
+            delivered_now: None,
+            trials: Vec::new(),
             setup,
             jobs: BTreeMap::new(),
             gone: HashSet::new(),
@@ -204,6 +230,7 @@ impl Oracle {
         self.round_now = false;
         self.withdrawn_now = false;
         self.reconnect_now = false;
+        self.delivered_now = None;
         self.book.turn();
         match event {
             Event::Tick => {}
@@ -253,7 +280,36 @@ impl Oracle {
             Event::Reading { lane } => {
                 self.reading[*lane as usize].get_or_insert(now);
             }
-            Event::Tried(worker) => self.active(*worker, now),
+            Event::Tried(worker) => {
+                self.active(*worker, now);
+                if let Worker::Engine(engine) = worker {
+                    self.tried(engine.0, now);
+                }
+            }
+            Event::LoadStep => {
+                self.models.step(now);
+                self.progress(Stage::Admitted, now);
+            }
+            Event::Loaded { model } => {
+                self.models.ended(model.0, true, now);
+                self.progress(Stage::Admitted, now);
+                for seen in self.jobs.values_mut().filter(|seen| seen.model == *model) {
+                    if seen.place == Place::Awaiting {
+                        seen.place = Place::Tokenizing;
+                        seen.to_tokenize = true;
+                    }
+                }
+            }
+            Event::LoadFailed { model, .. } => {
+                self.models.ended(model.0, false, now);
+                self.progress(Stage::Admitted, now);
+                for seen in self.jobs.values_mut().filter(|seen| seen.model == *model) {
+                    if seen.place == Place::Awaiting {
+                        seen.load_failed = true;
+                    }
+                }
+            }
+            Event::Unloaded { model } => self.models.unloaded(model.0),
             Event::TokenizerBegan { tokenizer } => {
                 self.active(Worker::Tokenizer(*tokenizer), now);
                 let before = self.tokenizers[tokenizer.0].replace(now);
@@ -328,10 +384,14 @@ impl Oracle {
                     returned: false,
                     delivered: now,
                     moved: false,
+                    to_tokenize: false,
                     recalled: false,
+                    tried: false,
+                    load_failed: false,
                     slice: false,
                 };
                 assert!(self.jobs.insert(*job, seen).is_none());
+                self.delivered_now = Some(*job);
             }
             Event::Tokenized { job, result } => {
                 if let Some(seen) = self.jobs.get_mut(job)
@@ -464,8 +524,51 @@ impl Oracle {
         }
     }
 
+    /// An engine computed something of its own, and so has every canary that asked it.
+    fn tried(&mut self, engine: usize, now: Moment) {
+        self.engine_since[engine] = now;
+        let (done, left) = std::mem::take(&mut self.trials)
+            .into_iter()
+            .partition(|(of, _)| *of == engine);
+        self.trials = left;
+        let done: Vec<(usize, JobKey)> = done;
+        for (_, job) in done {
+            if let Some(seen) = self.jobs.get_mut(&job) {
+                seen.place = Place::Working;
+            }
+        }
+    }
+
+    /// A job whose model is not in memory is taken in without a word, unless another action speaks of it.
+    fn awaits(&mut self, actions: &[Action], now: Moment) {
+        let Some(key) = self.delivered_now else { return };
+        let model = self.jobs[&key].model.0;
+        let spoken_of = actions.iter().any(|action| {
+            matches!(action,
+                Action::Refuse { job, .. } | Action::DeadLetter { job, .. } | Action::Move { job, .. }
+                | Action::Requeue { job } | Action::Forget { job, .. } | Action::Tokenize { job } if *job == key)
+        });
+        if spoken_of || self.models.is_in(model) {
+            return;
+        }
+        let lane = self.jobs[&key].lane;
+        self.admitted(key, now);
+        let seen = self.jobs.get_mut(&key).expect("delivered just now");
+        if lane != Lane::Probe {
+            seen.place = Place::Awaiting;
+            return;
+        }
+        (seen.place, seen.tried) = (Place::Trying, true);
+        let engine = actions.iter().find_map(|action| match action {
+            Action::Try(Worker::Engine(engine)) => Some(engine.0),
+            _ => None,
+        });
+        self.trials.push((engine.expect("an engine is asked"), key));
+    }
+
     /// Judges what the logic answered.
     pub fn after(&mut self, actions: &[Action], logic: &Logic, now: Moment) {
+        self.awaits(actions, now);
         for action in actions {
             self.action(action, now);
         }
@@ -488,7 +591,7 @@ impl Oracle {
         }
         self.before = inside;
         for (engine, held) in self.engines.iter().enumerate() {
-            let count = held.len();
+            let count = held.len() + self.trials.iter().filter(|(of, _)| *of == engine).count();
             if self.engines_before[engine] == 0 && count > 0 {
                 self.engine_since[engine] = now;
             }
@@ -501,9 +604,14 @@ impl Oracle {
         let count = |place| self.jobs.values().filter(|seen| seen.place == place).count();
         [
             usize::from(self.canary_on_its_way),
-            count(Place::Tokenizing),
+            count(Place::Tokenizing) + count(Place::Awaiting),
             self.jobs.values().map(Seen::undrawn).sum::<usize>() + self.parts.len(),
-            self.engines.iter().flatten().map(|(_, items)| items.len()).sum(),
+            self.engines
+                .iter()
+                .flatten()
+                .map(|(_, items)| items.len())
+                .sum::<usize>()
+                + self.trials.len(),
             count(Place::Publishing) + self.jobs.values().map(|seen| seen.unconfirmed).sum::<usize>(),
             count(Place::Acking),
         ]
@@ -519,36 +627,24 @@ impl Oracle {
     fn action(&mut self, action: &Action, now: Moment) {
         assert!(self.killed.is_none(), "{action:?} after the kill");
         match action {
+            Action::Load { model } => {
+                let wanted = self.jobs.values().any(|seen| seen.holds(model.0));
+                self.models.load(model.0, wanted, now);
+            }
+            Action::Unload { model } => {
+                assert!(self.draining.is_none(), "unloaded while draining");
+                let held = self.jobs.values().any(|seen| seen.holds(model.0));
+                self.models.unload(model.0, held, &self.setup.limits, now);
+            }
             Action::Tokenize { job } => {
-                let seen = self.job(*job, action);
-                assert!(seen.place == Place::Tokenizing && !seen.admitted);
-                assert!(
-                    seen.deadline.is_none_or(|deadline| deadline > now),
-                    "admitted late"
-                );
-                seen.admitted = true;
-                let (lane, model, need) = (seen.lane, seen.model, memory_of(seen.bytes, seen.inputs));
-                if lane == Lane::Interactive {
-                    let fill = self.fill();
-                    let (jobs, bytes) = (fill.held[lane as usize], fill.bytes);
-                    assert!(jobs <= self.setup.limits.max_queue, "the lane holds {jobs} jobs");
-                    let own = self.of_model(model);
-                    let most = self.setup.max_queue[model.0];
-                    assert!(
-                        most.is_none_or(|most| own <= most),
-                        "the lane holds {own} of a model"
-                    );
-                    assert!(
-                        bytes <= self.setup.limits.max_queue_bytes,
-                        "the lane holds {bytes} bytes"
-                    );
-                    assert!(
-                        !self.book.keeps_out(need, jobs == 1),
-                        "admitted while intake pauses"
-                    );
+                let key = *job;
+                let seen = self.job(key, action);
+                assert_eq!(seen.place, Place::Tokenizing);
+                let (waited, model) = (std::mem::take(&mut seen.to_tokenize), seen.model.0);
+                assert!(self.models.is_in(model), "tokenized without its model");
+                if !waited {
+                    self.admitted(key, now);
                 }
-                self.book.admitted(need);
-                assert!(self.draining.is_none(), "admitted while draining");
             }
             Action::StartBatch {
                 engine,
@@ -599,11 +695,15 @@ impl Oracle {
                 match onward {
                     // One that has waited for ten minutes.
                     Onward::Suspect if now.since(seen.delivered) >= Duration::from_secs(600) => {
-                        assert!(seen.place == Place::Working && !seen.begun());
+                        let waits = matches!(seen.place, Place::Awaiting | Place::Working);
+                        assert!(waits && !seen.begun());
                     }
                     // One that waits here while the service stops goes back without being charged.
                     Onward::Suspect if draining && seen.lane == Lane::Resumed => {
-                        assert!(matches!(seen.place, Place::Tokenizing | Place::Working) && !seen.begun());
+                        assert!(
+                            matches!(seen.place, Place::Awaiting | Place::Tokenizing | Place::Working)
+                                && !seen.begun()
+                        );
                     }
                     Onward::Suspect => {
                         assert!(seen.suspect && seen.lane != Lane::Resumed && !seen.admitted);
@@ -622,7 +722,8 @@ impl Oracle {
                     Onward::Retry(_) => {
                         assert!(seen.attempt < max_attempts, "one attempt too many");
                         let refused = seen.place == Place::Publishing && seen.vectors;
-                        assert!(refused || seen.place == Place::Working && seen.failed && seen.at_rest());
+                        let failed = seen.place == Place::Working && seen.failed && seen.at_rest();
+                        assert!(refused || failed || seen.load_failed && seen.place == Place::Awaiting);
                         seen.vectors = false;
                     }
                 }
@@ -641,7 +742,8 @@ impl Oracle {
                 }
                 // After the last attempt the sender is told once the copy is safe.
                 let last_word = seen.dead_letter && seen.place == Place::Acking;
-                assert!(last_word || matches!(seen.place, Place::Tokenizing | Place::Working) && !seen.local);
+                let waits = matches!(seen.place, Place::Awaiting | Place::Tokenizing | Place::Working);
+                assert!(last_word || waits && !seen.local);
                 seen.place = Place::Publishing;
             }
             Action::DeadLetter { job, refusal } => {
@@ -714,6 +816,7 @@ impl Oracle {
                 assert!(spaced, "two pets too close");
                 self.pet = Some(now);
             }
+            Action::Try(Worker::Engine(engine)) if self.is_for_a_canary(engine.0) => {}
             Action::Try(worker) => {
                 let idle = match worker {
                     Worker::Engine(engine) => self.engines[engine.0].is_empty(),
@@ -747,6 +850,56 @@ impl Oracle {
         }
     }
 
+    /// It is taken in: with room for it, in time, and not while stopping.
+    fn admitted(&mut self, key: JobKey, now: Moment) {
+        let load = self.memory_to_load(key);
+        let seen = self.jobs.get_mut(&key).expect("a job that is here");
+        assert!(!seen.admitted, "admitted twice");
+        assert!(
+            seen.deadline.is_none_or(|deadline| deadline > now),
+            "admitted late"
+        );
+        seen.admitted = true;
+        let (lane, model, need) = (seen.lane, seen.model, memory_of(seen.bytes, seen.inputs) + load);
+        if lane == Lane::Interactive {
+            let fill = self.fill();
+            let (jobs, bytes) = (fill.held[lane as usize], fill.bytes);
+            assert!(jobs <= self.setup.limits.max_queue, "the lane holds {jobs} jobs");
+            let own = self.of_model(model);
+            let most = self.setup.models[model.0].max_queue;
+            assert!(
+                most.is_none_or(|most| own <= most),
+                "the lane holds {own} of a model"
+            );
+            assert!(
+                bytes <= self.setup.limits.max_queue_bytes,
+                "the lane holds {bytes} bytes"
+            );
+            assert!(
+                !self.book.keeps_out(need, jobs == 1),
+                "admitted while intake pauses"
+            );
+        }
+        self.book.admitted(need);
+        assert!(self.draining.is_none(), "admitted while draining");
+    }
+
+    /// What its model takes, if it is the first to ask for it.
+    fn memory_to_load(&self, key: JobKey) -> u64 {
+        let model = self.jobs[&key].model.0;
+        if self.models.is_out(model) {
+            self.setup.models[model].bytes
+        } else {
+            0
+        }
+    }
+
+    /// Whether the engine was asked in this turn for a canary whose model is not in memory.
+    fn is_for_a_canary(&self, engine: usize) -> bool {
+        let trial = |job| self.trials.contains(&(engine, job));
+        self.delivered_now.is_some_and(trial)
+    }
+
     /// How full the lanes are.
     fn fill(&self) -> Fill {
         let mut fill = Fill::default();
@@ -757,9 +910,9 @@ impl Oracle {
                 fill.bytes += seen.bytes;
             }
         }
-        let bounds = self.setup.max_queue.iter().enumerate();
+        let bounds = self.setup.models.iter().enumerate();
         fill.model_near = bounds
-            .filter_map(|(model, bound)| Some((ModelId(model), (*bound)?)))
+            .filter_map(|(model, own)| Some((ModelId(model), own.max_queue?)))
             .any(|(model, bound)| self.of_model(model) * 5 > bound * 4);
         fill
     }
@@ -783,11 +936,12 @@ impl Oracle {
         );
         let fill = self.fill();
         let held = fill.held[Lane::Interactive as usize];
-        let own = self.setup.max_queue[seen.model.0];
+        let own = self.setup.models[seen.model.0].max_queue;
         let full =
             held >= self.setup.limits.max_queue || own.is_some_and(|own| self.of_model(seen.model) >= own);
         let heavy = fill.bytes + seen.bytes > self.setup.limits.max_queue_bytes;
-        let paused = self.book.keeps_out(memory_of(seen.bytes, seen.inputs), held == 0);
+        let need = memory_of(seen.bytes, seen.inputs) + self.memory_to_load(job);
+        let paused = self.book.keeps_out(need, held == 0);
         assert!(full || heavy || paused, "refused with room left");
     }
 
@@ -844,7 +998,7 @@ impl Oracle {
                     .values()
                     .filter(|seen| seen.in_flight() && seen.model == model);
                 let of_model = of_model.filter(|seen| !seen.is_urgent()).count();
-                let most = self.setup.max_inflight[model.0];
+                let most = self.setup.models[model.0].max_inflight;
                 assert!(
                     most.is_none_or(|most| of_model <= most),
                     "{of_model} jobs of a model in flight"
@@ -894,12 +1048,21 @@ impl Oracle {
         if let (true, Some(begun)) = (worked_off && seen.lane != Lane::Probe, seen.begun_at) {
             self.book.answered(seen.lane, now.since(begun));
         }
+        if seen.holds(seen.model.0) && seen.lane != Lane::Probe {
+            self.models.used(seen.model.0, now);
+        }
         self.jobs.remove(&key);
         self.gone.insert(key);
     }
 
     /// What the last step should have moved on has moved on.
     fn nothing_forgotten(&self, now: Moment) {
+        for model in 0..self.setup.models.len() {
+            let held = self.jobs.values().any(|seen| seen.holds(model));
+            let due = self.models.is_due(model, &self.setup.limits, now);
+            let stays = held || self.draining.is_some() || self.killed.is_some();
+            assert!(stays || !due, "model {model} is idle and stays");
+        }
         for (key, seen) in &self.jobs {
             assert!(seen.place != Place::Acked, "{key:?} is acked and not forgotten");
             assert!(
@@ -915,7 +1078,12 @@ impl Oracle {
             if seen.place == Place::Working && seen.at_rest() {
                 panic!("{key:?} is computed and not answered");
             }
-            if matches!(seen.place, Place::Tokenizing | Place::Working) && !seen.begun() {
+            assert!(!seen.to_tokenize, "{key:?} has its model and is not tokenized");
+            assert!(
+                seen.place != Place::Awaiting || !self.models.is_out(seen.model.0),
+                "{key:?} waits for a model that nobody loads"
+            );
+            if matches!(seen.place, Place::Awaiting | Place::Tokenizing | Place::Working) && !seen.begun() {
                 let late = seen.deadline.is_some_and(|deadline| deadline <= now);
                 assert!(!late, "{key:?} waits although its deadline has passed");
             }
@@ -948,6 +1116,9 @@ impl Oracle {
         if self.tokenizers.iter().flatten().any(|&since| stalled(since)) {
             reasons.push(KillReason::NoProgress(Stage::Admitted));
         }
+        if self.models.stuck_since().is_some_and(stalled) {
+            reasons.push(KillReason::NoProgress(Stage::Admitted));
+        }
         let waits = self.undelivered.iter().chain(&self.reading).flatten();
         if !self.blocked && waits.into_iter().any(|&since| stalled(since)) {
             reasons.push(KillReason::NoProgress(Stage::Received));
@@ -970,7 +1141,8 @@ impl Oracle {
         for (engine, held) in self.engines.iter().enumerate() {
             let old = self.engines_before[engine] > 0;
             let waited = now.since(self.engine_since[engine]);
-            if !held.is_empty() && old && waited >= limits.liveness_max_stall {
+            let trial = self.trials.iter().any(|(of, _)| *of == engine);
+            if (trial || !held.is_empty()) && old && waited >= limits.liveness_max_stall {
                 reasons.push(KillReason::NoProgress(Stage::Computed));
                 break;
             }
@@ -996,6 +1168,10 @@ impl Oracle {
         let verdict = logic.health().verdict(now);
         assert_eq!(verdict == Verdict::Proven, proven, "{verdict:?}");
         if logic.readiness(now).is_ok() {
+            assert!(
+                !self.models.has_failed(self.setup.default.0),
+                "ready without its model"
+            );
             assert!(
                 self.connected && self.ready && !self.blocked,
                 "ready for work that cannot be done"

@@ -19,7 +19,7 @@ impl World {
         let tokens: Vec<usize> = (0..inputs).map(|_| rng.range(1, longest) as usize).collect();
         Message {
             lane,
-            model: ModelId(rng.below(self.setup.max_queue.len())),
+            model: ModelId(rng.below(self.setup.models.len())),
             // One caller sends half of all.
             caller: CallerId(if rng.one_in(2) { 0 } else { rng.range(1, 6) }),
             chunk: rng.one_in(4).then(|| rng.range(1, 5) as usize),
@@ -98,10 +98,11 @@ impl World {
                 self.disturbed();
                 self.step(Event::Reloaded(limits));
             }
-            44..46 => {
+            44 => {
                 self.now += self.rng.range(1, 60_000);
                 self.disturbed();
             }
+            45 if self.rng.one_in(2) => self.loader_stuck = true,
             46 if self.rng.one_in(4) => self.step(Event::CanaryWrong),
             47 => self.engines[engine].broken = true,
             48 => self.watchdog_stuck = Some(self.now),
@@ -175,6 +176,7 @@ impl World {
             && !self.undelivering.contains(&true)
             && !self.reader_stuck.contains(&true)
             && self.unconfirming.is_none()
+            && !self.loader_stuck
             && self.slow_until <= self.now
             && self.link
             && self.intake
@@ -215,7 +217,11 @@ fn draw_limits(rng: &mut Rng) -> Limits {
         max_inputs: 2048,
         max_stream_inputs: 1 << 20,
         batch_inputs: 32,
-        idle_unload: Duration::ZERO,
+        idle_unload: if rng.one_in(2) {
+            Duration::ZERO
+        } else {
+            ms(rng, 50, 4000)
+        },
     }
 }
 
@@ -226,12 +232,18 @@ pub(super) fn draw_setup(rng: &mut Rng, models: usize) -> Setup {
         tokenizers: rng.range(1, 4) as usize,
         prefetch: PREFETCH,
         batch_tokens: rng.range(100, 800) as usize,
-        max_queue: (0..models)
-            .map(|_| rng.one_in(3).then(|| rng.range(1, 30) as usize))
+        models: (0..models)
+            .map(|model| ModelSetup {
+                max_queue: rng.one_in(3).then(|| rng.range(1, 30) as usize),
+                max_inflight: rng.one_in(4).then(|| rng.range(1, 12) as usize),
+                idle_unload: rng
+                    .one_in(4)
+                    .then(|| Duration::from_millis(rng.range(0, 2) * rng.range(50, 4000))),
+                loaded: model == 0 || rng.one_in(2),
+                bytes: rng.range(0, 20) << 20,
+            })
             .collect(),
-        max_inflight: (0..models)
-            .map(|_| rng.one_in(4).then(|| rng.range(1, 12) as usize))
-            .collect(),
+        default: ModelId(0),
         pet_spacing: Duration::from_millis(rng.range(100, 3000)),
     }
 }

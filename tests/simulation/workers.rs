@@ -88,6 +88,21 @@ impl World {
         self.step(Event::Tokenized { job, result });
     }
 
+    pub(super) fn load_step(&mut self, model: ModelId, steps: u64) {
+        let stall = self.setup.limits.liveness_max_stall.as_millis() as u64;
+        if steps > 0 {
+            let most = if self.rng.one_in(4) { stall * 3 / 4 } else { 100 };
+            let pause = self.rng.range(0, most);
+            self.plan(pause, Next::Load(model, steps - 1));
+            self.step(Event::LoadStep);
+        } else if self.rng.one_in(8) {
+            let why = "model.safetensors is missing".into();
+            self.step(Event::LoadFailed { model, why });
+        } else {
+            self.step(Event::Loaded { model });
+        }
+    }
+
     pub(super) fn start_engine(&mut self, at: usize) {
         let stall = self.setup.limits.liveness_max_stall.as_millis() as u64;
         let engine = &mut self.engines[at];

@@ -16,7 +16,7 @@ use embeddings::logic::event::{
 };
 use embeddings::logic::health::{Condition, KillReason};
 use embeddings::logic::pressure::Memory;
-use embeddings::logic::{Logic, Setup};
+use embeddings::logic::{Logic, ModelSetup, Setup};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashSet, VecDeque};
 use std::time::Duration;
@@ -123,6 +123,9 @@ enum Next {
     Tokenize,
     TokenizerStep(usize, JobKey),
     Tried(Worker),
+    /// A model comes into memory, in so many more steps, or goes out of it.
+    Load(ModelId, u64),
+    Unloaded(ModelId),
     EngineStep(usize, u64),
     Published(u64, JobKey, Parcel),
     /// A job that is to go on has waited long enough.
@@ -166,6 +169,8 @@ pub struct Counts {
     pub refused: u64,
     pub moved: u64,
     pub reconnects: u64,
+    pub loads: u64,
+    pub unloads: u64,
     /// Times that backpressure went on, in the order of `Cause::ALL`.
     pub pressed: [u64; 4],
 }
@@ -189,6 +194,12 @@ pub enum Mutant {
     TellsPerJob,
     /// That backpressure is over is not told.
     NeverAtEase,
+    /// A model is loaded twice at once.
+    LoadsTwice,
+    /// A model is unloaded under a job.
+    UnloadsUnderAJob,
+    /// An idle model stays.
+    NeverUnloads,
 }
 
 /// All of it.
@@ -213,6 +224,8 @@ pub struct World {
     tokenizers: Vec<Tokenizer>,
     to_tokenize: VecDeque<JobKey>,
     tokenizer_slow: bool,
+    /// The thread that loads models hangs.
+    loader_stuck: bool,
     /// Since when the watchdog thread has been frozen.
     watchdog_stuck: Option<u64>,
     /// Per lane, whether the broker has lost our consumer, and whether it does not deliver.
@@ -272,6 +285,7 @@ impl World {
             tokenizers: Vec::new(),
             to_tokenize: VecDeque::new(),
             tokenizer_slow: false,
+            loader_stuck: false,
             watchdog_stuck: None,
             unconsumed: [false; Lane::COUNT],
             undelivering: [false; Lane::COUNT],
@@ -421,6 +435,8 @@ impl World {
                     self.step(Event::Tried(worker));
                 }
             }
+            Next::Load(model, steps) if !self.loader_stuck => self.load_step(model, steps),
+            Next::Unloaded(model) if !self.loader_stuck => self.step(Event::Unloaded { model }),
             Next::Tokenize => self.take_up(),
             Next::TokenizerStep(tokenizer, job) => self.tokenizer_step(tokenizer, job),
             Next::EngineStep(engine, batch) => self.engine_step(engine, batch),
@@ -462,7 +478,7 @@ impl World {
 
     fn born(&mut self) {
         self.counts.lives += 1;
-        self.setup = trouble::draw_setup(&mut self.rng, self.setup.max_queue.len());
+        self.setup = trouble::draw_setup(&mut self.rng, self.setup.models.len());
         let now = self.moment();
         self.logic = Some(Logic::new(self.setup.clone(), now));
         self.oracle = Oracle::new(self.setup.clone(), now);
@@ -471,6 +487,7 @@ impl World {
         self.tokenizers = (0..self.setup.tokenizers).map(|_| Tokenizer::default()).collect();
         self.to_tokenize.clear();
         self.tokenizer_slow = false;
+        self.loader_stuck = false;
         self.watchdog_stuck = None;
         self.undelivering = [false; Lane::COUNT];
         self.reader_stuck = [false; Lane::COUNT];
@@ -557,6 +574,16 @@ impl World {
 
     fn perform(&mut self, action: Action) {
         match action {
+            Action::Load { model } => {
+                self.counts.loads += 1;
+                let steps = self.rng.range(1, 6);
+                self.plan(0, Next::Load(model, steps));
+            }
+            Action::Unload { model } => {
+                self.counts.unloads += 1;
+                let delay = self.rng.range(0, 300);
+                self.plan(delay, Next::Unloaded(model));
+            }
             Action::Tokenize { job } => {
                 self.to_tokenize.push_back(job);
                 self.plan(0, Next::Tokenize);
@@ -667,7 +694,23 @@ fn mutate(mutant: Mutant, event: &Event, logic: &Logic, now: Moment, actions: &m
         Mutant::NeverAtEase => {
             actions.retain(|action| !matches!(action, Action::Backpressure(change) if !change.on));
         }
-        Mutant::TimerPet | Mutant::DeafToSteps => {}
+        Mutant::LoadsTwice => {
+            if let Some(load) = actions
+                .iter()
+                .find(|action| matches!(action, Action::Load { .. }))
+            {
+                actions.push(load.clone());
+            }
+        }
+        Mutant::UnloadsUnderAJob
+            if actions
+                .iter()
+                .any(|action| matches!(action, Action::Tokenize { .. })) =>
+        {
+            actions.push(Action::Unload { model: ModelId(0) });
+        }
+        Mutant::NeverUnloads => actions.retain(|action| !matches!(action, Action::Unload { .. })),
+        Mutant::TimerPet | Mutant::DeafToSteps | Mutant::UnloadsUnderAJob => {}
     }
 }
 

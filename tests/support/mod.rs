@@ -8,7 +8,7 @@ use embeddings::logic::event::{
     Action, BatchId, CallerId, Confirmation, EngineId, Event, ModelId, Ticket, Worker,
 };
 use embeddings::logic::health::KillReason;
-use embeddings::logic::{Logic, Setup};
+use embeddings::logic::{Logic, ModelSetup, Setup};
 use std::time::Duration;
 
 /// The contract's defaults.
@@ -41,8 +41,11 @@ pub fn setup() -> Setup {
         tokenizers: 2,
         prefetch: [8, 320, 16, 1],
         batch_tokens: 512,
-        max_queue: vec![None],
-        max_inflight: vec![None],
+        models: vec![ModelSetup {
+            loaded: true,
+            ..ModelSetup::default()
+        }],
+        default: ModelId(0),
         pet_spacing: Duration::from_secs(1),
     }
 }

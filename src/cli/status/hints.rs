@@ -28,6 +28,9 @@ pub fn of_answer(report: &Report) -> Vec<String> {
                 .into()
         }
         Some("saturated") => "callers are told when to come back; more workers take more".into(),
+        Some("model_failed") => {
+            "the journal says what is wrong with its folder; the next job for it tries again".into()
+        }
         Some("draining") => format!("it ends within drain_ms ({})", text::span(limit("drain_ms"))),
         _ => return Vec::new(),
     };

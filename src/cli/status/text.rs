@@ -20,6 +20,7 @@ pub fn people(report: &Report, paint: Paint) -> String {
         out.push_str(&stages(report, paint));
     }
     out.push('\n');
+    section(&mut out, "models", models(report));
     section(&mut out, "broker", broker(report));
     section(&mut out, "round", round(report));
     section(&mut out, "jobs", jobs(&report.jobs));
@@ -110,6 +111,16 @@ fn stages(report: &Report, paint: Paint) -> String {
         out.push('\n');
     }
     out
+}
+
+/// Every model and where it stands; nothing where there is only one and it is in memory.
+fn models(report: &Report) -> Vec<String> {
+    let there = |state: &String| ["ready", "working"].contains(&state.as_str());
+    if report.models.len() < 2 && report.models.values().all(there) {
+        return Vec::new();
+    }
+    let line = |(name, state): (&String, &String)| format!("{name} {state}");
+    report.models.iter().map(line).collect()
 }
 
 /// Lanes that take nothing now, and why; nothing where all do.

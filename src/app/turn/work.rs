@@ -1,0 +1,175 @@
+//! What the threads that work report, on its way to the loop, and what the loop makes of it.
+
+use super::super::loader::{Loader, Loading};
+use super::Loop;
+use crate::engine::Sequence;
+use crate::engine::pool::{BatchResult, PoolEvent, Report};
+use crate::engine::tokenize::{self, Progress};
+use crate::job::{JobKey, Lane, Refusal};
+use crate::logic::event::{BatchId, EngineId, Event, Item, TokenizerId, Worker};
+use crate::logic::pressure::Memory;
+use crate::telemetry::memory;
+use std::sync::Arc;
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tracing::{error, info};
+
+/// What engines and tokenizers report.
+#[derive(Debug)]
+pub enum Done {
+    /// An engine finished a layer.
+    Step(EngineId),
+    /// An idle engine answered, and whether what it computed was right.
+    Tried(EngineId, bool),
+    /// An engine finished a batch.
+    Batch(EngineId, BatchId, BatchResult),
+    /// A tokenizer took up a job, got on in it, or is through with it.
+    Tokenizer(TokenizerId, Progress),
+    /// A job's texts are tokens.
+    Tokens(JobKey, Result<Vec<Sequence>, Refusal>),
+    /// A reading of memory.
+    Memory(Memory),
+    /// A model comes or goes.
+    Loading(Loading),
+}
+
+/// Starts the thread that loads models. A step may be dropped when the loop is behind: the next follows soon.
+pub fn start_loader(done: mpsc::Sender<Done>) -> std::io::Result<Loader> {
+    Loader::start(move |loading| {
+        if matches!(loading, Loading::Step) {
+            let _ = done.try_send(Done::Loading(loading));
+        } else {
+            let _ = done.blocking_send(Done::Loading(loading));
+        }
+    })
+}
+
+/// Carries readings of memory to the loop. One may be dropped when the loop is behind: the next follows soon.
+pub fn watch_memory(done: mpsc::Sender<Done>) -> std::io::Result<()> {
+    memory::watch(move |reading| {
+        !matches!(done.try_send(Done::Memory(reading)), Err(TrySendError::Closed(_)))
+    })
+}
+
+/// Carries the tokenizers' reports to the loop, as [`report`] does for the engines.
+pub fn report_tokenizers(done: mpsc::Sender<Done>) -> tokenize::Report {
+    Arc::new(move |tokenizer, progress| {
+        let said = Done::Tokenizer(TokenizerId(tokenizer), progress);
+        if progress == Progress::Step {
+            let _ = done.try_send(said);
+        } else {
+            let _ = done.blocking_send(said);
+        }
+    })
+}
+
+/// Carries engine events to the loop. A step may be dropped when the loop is behind: it only says that
+/// the engine moves, and the batch's end says so too.
+pub fn report(done: mpsc::Sender<Done>) -> Report {
+    Arc::new(move |event| match event {
+        PoolEvent::Step { engine, .. } => {
+            let _ = done.try_send(Done::Step(EngineId(engine)));
+        }
+        PoolEvent::Tried { engine, right } => {
+            let _ = done.blocking_send(Done::Tried(EngineId(engine), right));
+        }
+        PoolEvent::Done {
+            engine,
+            batch,
+            result,
+        } => {
+            let _ = done.blocking_send(Done::Batch(EngineId(engine), BatchId(batch), result));
+        }
+    })
+}
+
+impl Loop {
+    pub(super) fn work_done(&mut self, done: Done) -> Option<Event> {
+        Some(match done {
+            Done::Step(engine) => Event::BatchStep { engine },
+            Done::Tried(engine, true) => Event::Tried(Worker::Engine(engine)),
+            Done::Tried(engine, false) => {
+                error!(engine = engine.0, "an engine computes wrong");
+                Event::CanaryWrong
+            }
+            Done::Tokenizer(tokenizer, Progress::Tried) => Event::Tried(Worker::Tokenizer(tokenizer)),
+            Done::Tokenizer(tokenizer, Progress::Began) => Event::TokenizerBegan { tokenizer },
+            Done::Tokenizer(tokenizer, Progress::Step) => Event::TokenizerStep { tokenizer },
+            Done::Tokenizer(tokenizer, Progress::Ended) => Event::TokenizerEnded { tokenizer },
+            Done::Tokens(job, result) => {
+                self.trace.ends(job);
+                let result = result.map(|sequences| {
+                    let tokens = sequences.iter().map(|sequence| sequence.ids.len()).collect();
+                    if let Some(held) = self.desk.get_mut(&job) {
+                        held.tokenized(sequences);
+                    }
+                    tokens
+                });
+                Event::Tokenized { job, result }
+            }
+            Done::Memory(reading) => Event::MemorySeen(reading),
+            Done::Loading(loading) => self.loading(loading),
+            Done::Batch(engine, batch, result) => {
+                let items = self.batches.remove(&batch)?;
+                items.iter().for_each(|item| self.trace.ends(item.job));
+                let results = match result {
+                    Ok(vectors) => items
+                        .iter()
+                        .zip(vectors)
+                        .map(|(item, vector)| self.take_vector(item, vector))
+                        .collect(),
+                    Err(error) => {
+                        error!(engine = engine.0, %error, "a batch failed");
+                        vec![Err(error.to_string()); items.len()]
+                    }
+                };
+                Event::BatchDone {
+                    engine,
+                    batch,
+                    results,
+                }
+            }
+        })
+    }
+
+    fn loading(&mut self, loading: Loading) -> Event {
+        match loading {
+            Loading::Step => Event::LoadStep,
+            Loading::Loaded(model, loaded) => {
+                info!(
+                    model = self.parts.catalogue.entry(model).name,
+                    "a model is loaded"
+                );
+                self.parts.catalogue.put(model, loaded);
+                Event::Loaded { model }
+            }
+            Loading::Failed(model, why) => {
+                error!(model = self.parts.catalogue.entry(model).name, %why, "a model cannot be loaded");
+                Event::LoadFailed { model, why }
+            }
+            Loading::Unloaded(model) => {
+                // The engines' own part of it goes as well.
+                self.parts.pool.tidy();
+                info!(
+                    model = self.parts.catalogue.entry(model).name,
+                    "an idle model is unloaded"
+                );
+                Event::Unloaded { model }
+            }
+        }
+    }
+
+    fn take_vector(
+        &mut self,
+        item: &Item,
+        vector: Result<Vec<f32>, crate::engine::VectorFault>,
+    ) -> Result<(), String> {
+        let vector = vector.map_err(|fault| fault.to_string())?;
+        if let Some(held) = self.desk.get_mut(&item.job) {
+            held.computed(item.input, vector);
+            if held.lane == Lane::Probe && !held.canary_is_right(&self.parts.catalogue) {
+                return Err("the canary's vector is not the one computed at start".into());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,206 @@
+//! Models that come into memory when a job wants them, and go when none has for long.
+
+use crate::caller::{Caller, cosine};
+use crate::service::{Bench, MODEL, SOON, Service, bench};
+use embeddings::clock::{Clock, Moment};
+use serde_json::{Value, json};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A second model beside the default one: the same files in a folder that a test may change.
+struct Second {
+    dir: tempfile::TempDir,
+}
+
+impl Second {
+    fn of(bench: &Bench) -> Second {
+        let dir = tempfile::tempdir().unwrap();
+        link(bench.model_dir(), dir.path());
+        Second { dir }
+    }
+
+    /// Lines for the configuration; both models may be unloaded after `idle_unload_ms`.
+    fn settings(&self, idle_unload_ms: u64, more: &str) -> String {
+        let path = self.dir.path().display();
+        format!(
+            "idle_unload_ms = {idle_unload_ms}\n{more}\n[models.second]\npath = \"{path}\"\nmax_queue = 2"
+        )
+    }
+
+    fn modules(&self) -> PathBuf {
+        self.dir.path().join("modules.json")
+    }
+
+    /// From now on whoever reads the folder waits until [`Second::let_go`].
+    fn hold_up(&self) {
+        std::fs::remove_file(self.modules()).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(self.modules()).status();
+        assert!(made.unwrap().success());
+    }
+
+    fn let_go(&self, bench: &Bench) {
+        let text = std::fs::read(bench.model_dir().join("modules.json")).unwrap();
+        // Waits for the reader.
+        std::fs::write(self.modules(), text).unwrap();
+    }
+}
+
+/// The same tree with links in place of files.
+fn link(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            std::fs::create_dir(&target).unwrap();
+            link(&entry.path(), &target);
+        } else {
+            symlink(entry.path().canonicalize().unwrap(), &target).unwrap();
+        }
+    }
+}
+
+fn report(service: &Service) -> Value {
+    let output = service.status(&["--json"]);
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Waits until the models stand so, and says how much memory the service has then.
+fn models_become(service: &Service, default: &str, second: &str) -> u64 {
+    let clock = Clock::start();
+    loop {
+        let seen = report(service);
+        let models = &seen["models"];
+        if models[MODEL] == default && models["second"] == second {
+            return seen["rss_bytes"].as_u64().unwrap();
+        }
+        let waited = clock.now().since(Moment::ZERO);
+        assert!(waited < SOON, "{models}, expected {default} and {second}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn second(texts: &[&str]) -> Value {
+    json!({"model": "second", "input": texts})
+}
+
+/// Goal: an idle model gives its memory back, the service stays ready and alive without any, and whoever asks for one
+/// gets it, with the same vectors.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_model_goes_and_comes_back() {
+    let Some(bench) = bench("idle") else { return };
+    let folder = Second::of(&bench);
+    let service = bench.serve(&folder.settings(1500, "canary_interval_ms = 300"));
+    assert_eq!(report(&service)["models"]["second"], "unloaded");
+    let mut caller = Caller::connect(&bench).await;
+    let first = caller.ask(&json!({"input": "it comes back"})).await.vectors();
+    let other = caller.ask(&second(&["it comes back"])).await.vectors();
+    assert!(cosine(&first[0], &other[0]) > 0.9999);
+    let full = models_become(&service, "ready", "ready");
+    // Each is 91 MB of weights. The allocator keeps what it was given for some seconds.
+    let clock = Clock::start();
+    while models_become(&service, "unloaded", "unloaded") + (140 << 20) > full {
+        let waited = clock.now().since(Moment::ZERO);
+        assert!(waited < SOON, "of {full} bytes too many are left: {}", report(&service));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // Nothing of the service is in doubt without a model: canaries go round, engines compute.
+    service.forget_told();
+    let clock = Clock::start();
+    while !service.has_told("WATCHDOG=1") {
+        assert!(clock.now().since(Moment::ZERO) < SOON, "no proof without a model");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let idle = report(&service);
+    assert_eq!(
+        (&idle["ready"], &idle["live"]),
+        (&json!(true), &json!(true)),
+        "{idle}"
+    );
+    assert_eq!(idle["models"][MODEL], "unloaded", "a canary loads no model");
+    for _ in 0..3 {
+        let again = caller.ask(&json!({"input": "it comes back"})).await.vectors();
+        assert!(cosine(&first[0], &again[0]) > 0.999_999);
+        models_become(&service, "unloaded", "unloaded");
+    }
+}
+
+/// Goal: while a model is being loaded its jobs wait, those above its bound are refused at once, and jobs of the other
+/// model go on; when it is there, all that waited are answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_else_waits_for_a_load() {
+    let Some(bench) = bench("load") else { return };
+    let folder = Second::of(&bench);
+    let service = bench.serve(&folder.settings(60_000, ""));
+    folder.hold_up();
+    let mut caller = Caller::connect(&bench).await;
+    let mut waiting = vec![
+        caller.send(&second(&["a"])).await,
+        caller.send(&second(&["b"])).await,
+    ];
+    models_become(&service, "ready", "loading");
+    for _ in 0..20 {
+        let refused = caller.ask(&second(&["c"])).await;
+        assert_eq!(refused.error(), ("overloaded", 429, None));
+        assert!(refused.json["error"]["retry_after_ms"].as_u64().unwrap() >= 50);
+        caller.ask(&json!({"input": "meanwhile"})).await.vectors();
+    }
+    let ready = report(&service);
+    assert_eq!(
+        (&ready["ready"], &ready["queue"]),
+        (&json!(true), &json!(2)),
+        "{ready}"
+    );
+    folder.let_go(&bench);
+    while !waiting.is_empty() {
+        let reply = caller.reply().await;
+        reply.vectors();
+        waiting.retain(|id| Some(id.as_str()) != reply.correlation_id());
+    }
+}
+
+/// Goal: a load that does not get on is a stall like any other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_hangs_ends_the_process() {
+    let Some(bench) = bench("hang") else { return };
+    let folder = Second::of(&bench);
+    let limits = "liveness_max_stall_ms = 2000\nwatchdog_interval_ms = 200\ncanary_interval_ms = 300";
+    let mut service = bench.serve(&folder.settings(60_000, limits));
+    folder.hold_up();
+    let mut caller = Caller::connect(&bench).await;
+    caller.send(&second(&["never"])).await;
+    assert_eq!(service.exit(SOON).0, Some(71), "{}", service.log());
+    assert_eq!(service.deaths(), ["no_progress"]);
+    assert!(service.log().contains("admitted"), "{}", service.log());
+}
+
+/// Goal: a folder that is no longer what it was costs the jobs that ask for it, with the reason, and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_that_has_changed_is_refused() {
+    let Some(bench) = bench("gone") else { return };
+    let folder = Second::of(&bench);
+    let service = bench.serve(&folder.settings(60_000, "max_attempts = 1"));
+    let modules = std::fs::read_to_string(folder.modules()).unwrap();
+    let mut shorter: Vec<Value> = serde_json::from_str(&modules).unwrap();
+    assert_eq!(
+        shorter.pop().unwrap()["type"],
+        "sentence_transformers.models.Normalize"
+    );
+    let broken = ["{".to_owned(), serde_json::to_string(&shorter).unwrap()];
+    let mut caller = Caller::connect(&bench).await;
+    for (text, why) in broken.into_iter().zip(["modules.json", "changed"]) {
+        std::fs::remove_file(folder.modules()).unwrap();
+        std::fs::write(folder.modules(), text).unwrap();
+        let reply = caller.ask(&second(&["x"])).await;
+        assert_eq!(reply.error(), ("internal", 500, None));
+        let message = reply.json["error"]["message"].as_str().unwrap();
+        assert!(
+            message.contains("cannot be loaded") && message.contains(why),
+            "{message}"
+        );
+        models_become(&service, "ready", "failed");
+    }
+    caller.ask(&json!({"input": "the default"})).await.vectors();
+    std::fs::write(folder.modules(), modules).unwrap();
+    caller.ask(&second(&["mended"])).await.vectors();
+}
