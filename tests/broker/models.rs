@@ -101,7 +101,11 @@ async fn an_idle_model_goes_and_comes_back() {
     let clock = Clock::start();
     while models_become(&service, "unloaded", "unloaded") + (140 << 20) > full {
         let waited = clock.now().since(Moment::ZERO);
-        assert!(waited < SOON, "of {full} bytes too many are left: {}", report(&service));
+        assert!(
+            waited < SOON,
+            "of {full} bytes too many are left: {}",
+            report(&service)
+        );
         std::thread::sleep(Duration::from_millis(200));
     }
     // Nothing of the service is in doubt without a model: canaries go round, engines compute.
@@ -146,11 +150,11 @@ async fn nobody_else_waits_for_a_load() {
         caller.ask(&json!({"input": "meanwhile"})).await.vectors();
     }
     let ready = report(&service);
-    assert_eq!(
-        (&ready["ready"], &ready["queue"]),
-        (&json!(true), &json!(2)),
-        "{ready}"
-    );
+    // The last answer may be here before its acknowledgement is written.
+    let waits = ready["queue"]
+        .as_u64()
+        .is_some_and(|queue| (2..=3).contains(&queue));
+    assert!(ready["ready"] == true && waits, "{ready}");
     folder.let_go(&bench);
     while !waiting.is_empty() {
         let reply = caller.reply().await;
