@@ -66,9 +66,10 @@ impl Logic {
             self.lanes.drawn(draw.lead, draw.caller);
             for item in &items {
                 self.jobs.deadline_met(item.job);
-                let job = self.jobs.get_mut(item.job).expect("a waiting job is here");
+                let job = self.jobs.get(item.job).expect("a waiting job is here");
                 let (line, caller) = (job.line(), job.ticket.caller);
-                job.draw(item.input, now);
+                self.jobs.draw(item.job, item.input, now);
+                let job = self.jobs.get(item.job).expect("a waiting job is here");
                 if line != job.line() && job.undrawn > 0 {
                     self.lanes.remove(line, caller, item.job);
                     self.lanes.push(job.line(), caller, item.job);
@@ -94,8 +95,14 @@ impl Logic {
         for key in self.lanes.in_order() {
             let job = self.jobs.get(key).expect("a waiting job is here");
             let new = job.phase == Phase::Waiting;
+            if new && !job.is_urgent() && places.are_taken() {
+                break;
+            }
             if new && !places.have_room_for(job, budget) {
                 continue;
+            }
+            if !new {
+                places.met();
             }
             let draw = draw.get_or_insert_with(|| Draw {
                 model: job.ticket.model,

@@ -35,10 +35,7 @@ impl Logic {
 
     /// The latency guards see how many jobs are in flight. Called wherever that, or the mean, may have changed.
     pub(super) fn count_in_flight(&mut self) {
-        let mut inflight = [0; Lane::COUNT];
-        for job in self.jobs.values() {
-            inflight[job.lane as usize] += usize::from(job.is_being_computed());
-        }
+        let inflight = self.jobs.count_being_computed();
         for lane in LANES {
             self.admission.in_flight(lane, inflight[lane as usize]);
         }
@@ -64,8 +61,7 @@ impl Logic {
 
     /// Jobs of a lane whose computation has begun and is not finished.
     pub(super) fn in_flight(&self, lane: Lane) -> usize {
-        let computing = self.jobs.values().filter(|job| job.is_being_computed());
-        computing.filter(|job| job.lane == lane).count()
+        self.jobs.being_computed().filter(|job| job.lane == lane).count()
     }
 
     fn change(&self, lane: Lane, (on, cause, lasted): (bool, Cause, Duration), now: Moment) -> Change {

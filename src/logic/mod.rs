@@ -463,7 +463,7 @@ impl Logic {
 
     /// Jobs whose computation has begun and is not finished.
     fn inflight(&self) -> usize {
-        self.jobs.values().filter(|job| job.is_being_computed()).count()
+        self.jobs.being_computed().count()
     }
 }
 

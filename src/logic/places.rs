@@ -15,6 +15,8 @@ pub(super) struct Places<'a> {
     /// Begun jobs of which some inputs are in no batch yet, and those of them on the bulk lane.
     long: usize,
     bulk_long: usize,
+    /// Begun jobs that wait for batches and have not been met in line.
+    unfinished: usize,
     models: Vec<usize>,
     /// Whose next job has found no place: those behind it do not overtake it.
     passed_over: HashSet<(Lane, CallerId)>,
@@ -28,11 +30,13 @@ impl Logic {
             bulk: 0,
             long: 0,
             bulk_long: 0,
+            unfinished: 0,
             models: vec![0; self.setup.max_queue.len()],
             passed_over: HashSet::new(),
         };
-        for job in self.jobs.values().filter(|job| job.is_being_computed()) {
+        for job in self.jobs.being_computed() {
             places.count(job, job.undrawn > 0);
+            places.unfinished += usize::from(job.undrawn > 0);
         }
         places
     }
@@ -60,6 +64,17 @@ impl Places<'_> {
             self.passed_over.insert(whose);
         }
         fits
+    }
+
+    /// A job was met in line that has been begun before.
+    pub fn met(&mut self) {
+        self.unfinished = self.unfinished.saturating_sub(1);
+    }
+
+    /// Whether nothing further in line can be drawn: all that is begun has been met, and no place is left for a job
+    /// that is not. Those that always find one stand first in line.
+    pub fn are_taken(&self) -> bool {
+        self.unfinished == 0 && self.begun >= self.logic.setup.limits.max_inflight
     }
 
     /// It is going to be begun.

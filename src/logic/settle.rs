@@ -196,7 +196,7 @@ impl Job {
     }
 
     /// An input goes into a batch.
-    pub fn draw(&mut self, input: usize, now: Moment) {
+    fn draw(&mut self, input: usize, now: Moment) {
         self.begun.get_or_insert(now);
         debug_assert!(!self.drawn[input]);
         self.drawn[input] = true;
@@ -231,11 +231,14 @@ impl Job {
     }
 }
 
-/// All jobs that are here, and the deadlines of those that wait.
+/// All jobs that are here, the deadlines of those that wait, and which of them are being computed.
 #[derive(Clone, Debug, Default)]
 pub struct Jobs {
     jobs: HashMap<JobKey, Job>,
     deadlines: BTreeSet<(Moment, JobKey)>,
+    /// All that are being computed, and some that were: nothing of a job that is computed is drawn again, so one
+    /// that has left the engines never comes back in here. Thousands may wait, and each turn asks for these few.
+    begun: BTreeSet<JobKey>,
 }
 
 impl Jobs {
@@ -258,9 +261,33 @@ impl Jobs {
         self.jobs.get_mut(&key)
     }
 
+    /// An input of the job goes into a batch.
+    pub fn draw(&mut self, key: JobKey, input: usize, now: Moment) {
+        let job = self.jobs.get_mut(&key).expect("a waiting job is here");
+        job.draw(input, now);
+        self.begun.insert(key);
+    }
+
+    /// Jobs whose computation has begun and is not finished.
+    pub fn being_computed(&self) -> impl Iterator<Item = &Job> {
+        let begun = self.begun.iter().filter_map(|key| self.jobs.get(key));
+        begun.filter(|job| job.is_being_computed())
+    }
+
+    /// How many they are per lane, in the order of [`Lane::ALL`]. Forgets those that are no longer.
+    pub fn count_being_computed(&mut self) -> [usize; Lane::COUNT] {
+        let mut counts = [0; Lane::COUNT];
+        self.begun.retain(|key| {
+            let job = self.jobs.get(key).filter(|job| job.is_being_computed());
+            job.inspect(|job| counts[job.lane as usize] += 1).is_some()
+        });
+        counts
+    }
+
     /// The job leaves.
     pub fn remove(&mut self, key: JobKey) -> Option<Job> {
         let job = self.jobs.remove(&key)?;
+        self.begun.remove(&key);
         self.forget_deadline(key, &job.ticket);
         Some(job)
     }

@@ -1,0 +1,140 @@
+//! What the logic costs per job, by the number of jobs that wait: `cargo bench --bench turn`.
+//!
+//! A service whose engine computes one text at a time has a full queue. Each round one more job comes and is
+//! refused, and one is computed, answered and replaced, with all events that belong to it. The cost of a
+//! round should not depend on the queue.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use embeddings::clock::Moment;
+use embeddings::job::{JobKey, Lane};
+use embeddings::logic::event::{Action, CallerId, Confirmation, Event, Ticket};
+use embeddings::logic::{Logic, Setup};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Rounds of one measurement.
+const ROUNDS: usize = 20_000;
+/// Who sends: five callers in turn.
+const CALLERS: u64 = 5;
+
+fn main() {
+    println!("| jobs waiting | µs a round | events a round |\n|---|---|---|");
+    for queue in [16, 256, 1936] {
+        let mut best = Duration::MAX;
+        let mut events = 0;
+        for _ in 0..5 {
+            let mut service = Service::full(queue);
+            service.events = 0;
+            let began = now();
+            for _ in 0..ROUNDS {
+                service.round();
+            }
+            best = best.min(began.elapsed());
+            events = service.events;
+        }
+        let micros = best.as_secs_f64() * 1e6 / ROUNDS as f64;
+        println!("| {queue} | {micros:.2} | {:.1} |", events as f64 / ROUNDS as f64);
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// The logic with a broker that confirms at once and an engine that is asked to go on.
+struct Service {
+    logic: Logic,
+    now: u64,
+    key: u64,
+    batches: VecDeque<Action>,
+    events: usize,
+}
+
+impl Service {
+    fn full(queue: usize) -> Service {
+        let mut setup = Setup {
+            batch_tokens: 16,
+            ..support::setup()
+        };
+        setup.limits.max_queue = queue;
+        setup.limits.max_queue_bytes = usize::MAX;
+        setup.limits.slam_limit = Duration::from_secs(3600);
+        setup.prefetch[Lane::Interactive as usize] = queue + 64;
+        let mut service = Service {
+            logic: Logic::new(setup, Moment::ZERO),
+            now: 0,
+            key: 0,
+            batches: VecDeque::new(),
+            events: 0,
+        };
+        service.send(Event::BrokerUp { resumable: true });
+        for _ in 0..queue {
+            service.deliver();
+        }
+        service
+    }
+
+    fn round(&mut self) {
+        self.now += 1;
+        self.deliver();
+        if let Some(Action::StartBatch {
+            engine, batch, items, ..
+        }) = self.batches.pop_front()
+        {
+            let results = vec![Ok(()); items.len()];
+            self.send(Event::BatchDone {
+                engine,
+                batch,
+                results,
+            });
+            self.deliver();
+        }
+    }
+
+    fn deliver(&mut self) {
+        self.key += 1;
+        let ticket = Ticket {
+            caller: CallerId(self.key % CALLERS),
+            ..support::ticket(1)
+        };
+        self.send(Event::Delivered {
+            job: JobKey(self.key),
+            lane: Lane::Interactive,
+            arrival: Ok(ticket),
+            answerable: true,
+            attempt: 1,
+            suspect: false,
+        });
+    }
+
+    fn send(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        let mut actions = Vec::new();
+        while let Some(event) = events.pop_front() {
+            self.events += 1;
+            self.logic
+                .step(event, Moment::from_millis(self.now), &mut actions);
+            for action in actions.drain(..) {
+                events.extend(match action {
+                    Action::Tokenize { job } => Some(Event::Tokenized {
+                        job,
+                        result: Ok(vec![16]),
+                    }),
+                    Action::Answer { job } | Action::Refuse { job, .. } => Some(Event::Confirmed {
+                        job,
+                        outcome: Confirmation::Routed,
+                    }),
+                    Action::Ack { job } => Some(Event::Acked { job }),
+                    Action::StartBatch { .. } => {
+                        self.batches.push_back(action);
+                        None
+                    }
+                    _ => None,
+                });
+            }
+        }
+    }
+}
