@@ -10,6 +10,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -89,8 +90,12 @@ impl Client {
 
     /// Hands a job to the client library, and says when. It has a place in RabbitMQ somewhat later.
     pub async fn send(&self, queue: &str, id: usize, body: &[u8]) -> Moment {
+        // A job that was answered before is not computed again, and here each is to be.
+        static JOBS: AtomicUsize = AtomicUsize::new(0);
+        let job = format!("{}-{}", std::process::id(), JOBS.fetch_add(1, Ordering::Relaxed));
         let properties = BasicProperties::default()
             .with_reply_to(self.replies.as_str().into())
+            .with_message_id(job.into())
             .with_delivery_mode(2)
             .with_correlation_id(id.to_string().into());
         let at = self.clock.now();
@@ -106,6 +111,11 @@ impl Client {
     pub async fn answer(&mut self) -> Answer {
         let next = tokio::time::timeout(ANSWER_MAX, self.answers.recv()).await;
         next.expect("an answer in time").expect("the connection stands")
+    }
+
+    /// Answers that have come and were not looked at yet.
+    pub fn answers_at_hand(&mut self) -> Vec<Answer> {
+        std::iter::from_fn(|| self.answers.try_recv().ok()).collect()
     }
 
     /// Sends a job and waits for its answer, which must be vectors.

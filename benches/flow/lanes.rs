@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 /// `engine.batch_tokens`, as it is set below.
 const BATCH_TOKENS: usize = 512;
-/// Inputs of one bulk job, each of 256 tokens.
+/// Inputs of one bulk job, each of 256 tokens, unless it is set otherwise.
 const BULK_INPUTS: usize = 32;
 /// The bulk queue is kept at this many jobs at least: a minute of work for a fast machine.
 const BULK_JOBS: usize = 200;
@@ -21,15 +21,19 @@ const BULK_JOBS: usize = 200;
 const STEADY_JOBS: usize = 64;
 /// Bulk's least part of all batches while interactive jobs wait: one in eight (`logic/lane.rs`).
 const BULK_SHARE: f64 = 1.0 / 8.0;
-/// For how long a share is measured.
-const SPAN: Duration = Duration::from_secs(20);
+/// For how long a rate or a share is measured, unless it is set otherwise.
+const SPAN_S: usize = 20;
 
 /// Measures, and tells.
 pub async fn run() {
     let bench = &crate::bench("lanes");
     let asks = knob("ASKS", 300);
     let rounds = 2;
-    let engines = std::thread::available_parallelism().map_or(1, usize::from);
+    let span = Duration::from_secs(knob("SPAN_S", SPAN_S) as u64);
+    let engines = knob(
+        "ENGINES",
+        std::thread::available_parallelism().map_or(1, usize::from),
+    );
     let settings = format!("[engine]\nthreads = {engines}\nbatch_tokens = {BATCH_TOKENS}");
     let _service = bench.serve(&settings);
     let clock = Clock::start();
@@ -40,10 +44,12 @@ pub async fn run() {
     for _ in 0..rounds {
         alone.extend(ask(&mut caller, asks / rounds).await);
         let mut bulk = Bulk::start(bench, clock).await;
-        let done = bulk.during(Duration::from_secs(8)).await;
+        let done = bulk.during(span / 2).await;
         (tokens, seconds) = (tokens + done.0, seconds + done.1);
         under.extend(ask(&mut caller, asks / rounds).await);
+        assert!(bulk.since_then() > 0, "no bulk job was computed meanwhile");
         bulk.stop().await;
+        note(&alone, &under, tokens as f64 / seconds / engines as f64);
     }
     let rate = tokens as f64 / seconds;
     let batch_ms = 1000.0 * BATCH_TOKENS as f64 / (rate / engines as f64);
@@ -53,7 +59,7 @@ pub async fn run() {
     let steady = steady(bench, clock).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     steady.1.store(0, std::sync::atomic::Ordering::Relaxed);
-    let (bulk_tokens, took) = bulk.during(SPAN).await;
+    let (bulk_tokens, took) = bulk.during(span).await;
     let interactive_tokens = steady.1.load(std::sync::atomic::Ordering::Relaxed);
     steady.0.abort();
     bulk.stop().await;
@@ -97,6 +103,20 @@ pub async fn run() {
     );
 }
 
+/// A round takes minutes on a slow machine: what is known so far.
+fn note(alone: &[f64], under: &[f64], rate: f64) {
+    let of = |values: &[f64]| {
+        [0.5, 0.99]
+            .map(|part| short(percentile(values, part)))
+            .join(" and ")
+    };
+    eprintln!(
+        "p50 and p99 so far, ms: alone {}, under bulk {}",
+        of(alone),
+        of(under)
+    );
+}
+
 /// Latencies of so many jobs, one after the other, in milliseconds.
 async fn ask(caller: &mut Client, count: usize) -> Vec<f64> {
     let queue = caller.names.interactive.clone();
@@ -122,7 +142,8 @@ struct Bulk {
 impl Bulk {
     async fn start(bench: &Bench, clock: Clock) -> Bulk {
         let caller = Client::connect(bench, clock).await;
-        let texts: Vec<String> = (0..BULK_INPUTS).map(long_text).collect();
+        let inputs = knob("BULK_INPUTS", BULK_INPUTS);
+        let texts: Vec<String> = (0..inputs).map(long_text).collect();
         let mut bulk = Bulk {
             queue: caller.names.bulk.clone(),
             caller,
@@ -164,6 +185,13 @@ impl Bulk {
                 return (sum, passed.as_secs_f64());
             }
         }
+    }
+
+    /// Tokens of what was answered and not looked at yet.
+    fn since_then(&mut self) -> usize {
+        let answers = self.caller.answers_at_hand();
+        self.under_way -= answers.len();
+        answers.iter().map(|answer| tokens(&answer.body)).sum()
     }
 
     async fn stop(mut self) {
