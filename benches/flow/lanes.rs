@@ -103,15 +103,16 @@ pub async fn run() {
     );
 }
 
-/// A round takes minutes on a slow machine: what is known so far.
+/// A round takes minutes on a slow machine: what is known so far. `rate` is an engine's tokens a second.
 fn note(alone: &[f64], under: &[f64], rate: f64) {
     let of = |values: &[f64]| {
         [0.5, 0.99]
             .map(|part| short(percentile(values, part)))
             .join(" and ")
     };
+    let batch_ms = 1000.0 * BATCH_TOKENS as f64 / rate;
     eprintln!(
-        "p50 and p99 so far, ms: alone {}, under bulk {}",
+        "p50 and p99 so far, ms: alone {}, under bulk {}, one batch {batch_ms:.0}",
         of(alone),
         of(under)
     );
