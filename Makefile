@@ -25,7 +25,7 @@ chaos: ## Do harm to the installed service and write docs/chaos.md: sudo make ch
 outages: ## Replay a week's outages of the broker in an hour and write docs/outages.md: sudo make outages [DEBIAN=trixie] [MINUTES=60] [SEED=1]
 	@scripts/outages
 
-bench: ## Measure the engine alone and through a private broker
+bench: ## Measure the engine alone, through a private broker, and how work flows under load
 	@scripts/bench
 
 deb: ## Build the Debian packages into dist/

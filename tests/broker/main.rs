@@ -7,6 +7,8 @@
 mod caller;
 mod dead;
 mod faults;
+mod floods;
+mod frozen;
 mod heartbeats;
 mod hostile;
 mod models;

@@ -1,6 +1,7 @@
 //! Contract 5.4: what `embeddings status` says, and that asking disturbs nobody.
 
 use crate::caller::Caller;
+use crate::frozen::Frozen;
 use crate::service::{SOON, Service, bench};
 use embeddings::clock::{Clock, Moment};
 use serde_json::{Value, json};
@@ -193,7 +194,7 @@ async fn questions_without_end_keep_canaries_coming() {
 fn a_loop_that_hangs_does_not_answer() {
     let Some(bench) = bench("statusloop") else { return };
     let mut service = bench.serve("liveness_max_stall_ms = 6000");
-    let frozen = Frozen::thread(service.pid(), "loop");
+    let frozen = Frozen::threads(service.pid(), "loop");
     let (code, text) = status(&service);
     assert_eq!(code, Some(1), "{text}");
     assert!(
@@ -204,52 +205,7 @@ fn a_loop_that_hangs_does_not_answer() {
         text.contains("ends it 6.0 s after the last turn") && text.contains("no_progress"),
         "{text}"
     );
-    frozen.ends();
     assert_eq!(service.exit(SOON).0, Some(71), "{}", service.log());
+    drop(frozen);
     assert_eq!(status(&service).0, Some(3));
-}
-
-/// One thread of another process, stopped until this is dropped. Must be used by the thread that made it.
-struct Frozen(libc::pid_t);
-
-impl Frozen {
-    fn thread(pid: u32, name: &str) -> Frozen {
-        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-        let named = |task: &std::path::PathBuf| {
-            std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim() == name)
-        };
-        let task = tasks.map(|task| task.unwrap().path()).find(named).unwrap();
-        let id: libc::pid_t = task.file_name().unwrap().to_str().unwrap().parse().unwrap();
-        let none = std::ptr::null_mut::<libc::c_void>();
-        // SAFETY: neither request reads or writes memory of ours; the thread belongs to our own child.
-        unsafe {
-            assert_eq!(libc::ptrace(libc::PTRACE_SEIZE, id, none, none), 0);
-            assert_eq!(libc::ptrace(libc::PTRACE_INTERRUPT, id, none, none), 0);
-        }
-        let frozen = Frozen(id);
-        assert!(libc::WIFSTOPPED(frozen.changes()));
-        frozen
-    }
-
-    /// Waits until the thread has ended with its process.
-    fn ends(self) {
-        let status = self.changes();
-        assert!(libc::WIFEXITED(status) || libc::WIFSIGNALED(status));
-    }
-
-    fn changes(&self) -> libc::c_int {
-        let mut status = 0;
-        // SAFETY: `status` is ours and outlives the call.
-        let waited = unsafe { libc::waitpid(self.0, &mut status, libc::__WALL) };
-        assert_eq!(waited, self.0, "{}", std::io::Error::last_os_error());
-        status
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        let none = std::ptr::null_mut::<libc::c_void>();
-        // SAFETY: as above. A thread that has ended makes this an error, which does no harm.
-        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, none, none) };
-    }
 }
