@@ -11,7 +11,7 @@ mod support;
 use embeddings::clock::Moment;
 use embeddings::job::{ErrorType, JobKey, Lane};
 use embeddings::logic::admission::Admission;
-use embeddings::logic::batch::{Batcher, compose};
+use embeddings::logic::batch::{Batcher, Haste, compose};
 use embeddings::logic::event::{
     Action, BatchId, CallerId, Confirmation, EngineId, Event, Item, ModelId, Ticket,
 };
@@ -560,18 +560,21 @@ proptest! {
         }
     }
 
-    /// No engine ever holds more than the batch that runs and the one that lies ready, and no idle engine
-    /// is passed over.
+    /// No engine ever holds more than the batch that runs, the one that lies ready and an urgent one between them, and no
+    /// idle engine is passed over; a patient batch overtakes nothing.
     #[test]
-    fn engines_are_filled_evenly(engines in 1usize..5, turns in proptest::collection::vec((1usize..900, any::<bool>()), 1..80)) {
+    fn engines_are_filled_evenly(engines in 1usize..5, turns in proptest::collection::vec((1usize..900, any::<bool>(), any::<bool>()), 1..80)) {
         let mut batcher = Batcher::new(engines);
         let mut held: Vec<Vec<BatchId>> = vec![Vec::new(); engines];
-        for (waiting, ends) in turns {
+        for (waiting, ends, urgent) in turns {
             let idle = held.iter().any(Vec::is_empty);
-            if let Some(engine) = batcher.free_engine(waiting, 512) {
-                prop_assert!(held[engine.0].is_empty() || (!idle && waiting >= 512));
-                held[engine.0].push(batcher.start(engine, ModelId(0), Vec::new(), false));
-                prop_assert!(held[engine.0].len() <= 2);
+            let haste = if urgent { Haste::Urgent } else { Haste::Patient };
+            if let Some(place) = batcher.place(waiting, 512, haste) {
+                let own = &mut held[place.engine.0];
+                prop_assert!(own.is_empty() || (!idle && (waiting >= 512 || place.first)));
+                prop_assert!(!place.first || urgent && own.len() == 2);
+                own.push(batcher.start(place, haste, ModelId(0), Vec::new(), false));
+                prop_assert!(own.len() <= 2 + usize::from(place.first));
             } else {
                 prop_assert!(!idle);
             }

@@ -40,12 +40,15 @@ use window::Window;
 
 /// systemd gives up on a start that says nothing for this long; each step of loading says something.
 const LOAD_STEP_MAX: Duration = Duration::from_secs(60);
-/// Unacknowledged interactive jobs above `max_queue`, so that a flood meets refusals and not a wall.
-const REFUSE_ROOM: usize = 64;
+/// Unacknowledged interactive jobs above `max_queue`, so that a flood meets refusals and not a wall: what is refused in the
+/// time in which a refusal is confirmed and its delivery acknowledged.
+const REFUSE_ROOM: usize = 256;
+/// As few as that are left of it where `max_queue` is very large.
+const REFUSE_ROOM_MIN: usize = 64;
 /// Largest prefetch that a quorum queue honours (RabbitMQ, "Quorum queues", consumer prefetch).
 const PREFETCH_MAX: usize = 2000;
 /// Largest `max_queue` that can be kept: a job above it must still be delivered, to be refused.
-const MAX_QUEUE_MAX: usize = PREFETCH_MAX - REFUSE_ROOM;
+const MAX_QUEUE_MAX: usize = PREFETCH_MAX - REFUSE_ROOM_MIN;
 /// Canaries and their answers under way at once.
 const PROBE_PREFETCH: u16 = 8;
 /// Largest request taken. With 2048 inputs this leaves 16 KiB for each; longer ones are cut anyway.

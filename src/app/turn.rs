@@ -243,10 +243,11 @@ impl Loop {
             Action::Tokenize { job } => return self.tokenize(job),
             Action::StartBatch {
                 engine,
+                first,
                 batch,
                 model,
                 items,
-            } => self.start_batch(engine, batch, model, items),
+            } => self.start_batch((engine, first), batch, model, items),
             Action::Answer { job } => {
                 let publication =
                     self.desk
@@ -386,7 +387,13 @@ impl Loop {
         })
     }
 
-    fn start_batch(&mut self, engine: EngineId, batch: BatchId, model: ModelId, items: Vec<Item>) {
+    fn start_batch(
+        &mut self,
+        (engine, first): (EngineId, bool),
+        batch: BatchId,
+        model: ModelId,
+        items: Vec<Item>,
+    ) {
         let Some(model) = self.parts.catalogue.model(model) else {
             error!("a batch of a model that is not in memory");
             return;
@@ -407,6 +414,7 @@ impl Loop {
                     model,
                     sequences,
                 },
+                first,
             )
             .is_err()
         {

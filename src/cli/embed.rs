@@ -232,6 +232,7 @@ impl<W: Write> Embed<W> {
                     model,
                     sequences,
                 },
+                false,
             )
             .is_err()
         {

@@ -6,9 +6,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
-/// Batches that wait for one engine while it computes. One lies ready; the second covers the time in which the
-/// other half of the program is busy with results.
-pub const QUEUE: usize = 2;
+/// Batches that wait for one engine while it computes. One lies ready, an urgent one may go ahead of it, and the third
+/// covers the time in which the other half of the program is busy with results.
+pub const QUEUE: usize = 3;
 
 /// One batch for one engine.
 #[derive(Debug, Clone)]
@@ -111,11 +111,12 @@ impl Pool {
         self.queues.len()
     }
 
-    /// Queues a batch for an engine, or hands it back when that engine has [`QUEUE`] waiting.
+    /// Queues a batch for an engine, behind all others or as the `first`, or hands it back when that engine has [`QUEUE`]
+    /// waiting.
     ///
     /// # Errors
     /// The work itself.
-    pub fn submit(&self, engine: usize, work: Work) -> Result<(), Work> {
+    pub fn submit(&self, engine: usize, work: Work, first: bool) -> Result<(), Work> {
         let Some(queue) = self.queues.get(engine) else {
             return Err(work);
         };
@@ -123,7 +124,11 @@ impl Pool {
         if state.work.len() >= QUEUE {
             return Err(work);
         }
-        state.work.push_back(work);
+        if first {
+            state.work.push_front(work);
+        } else {
+            state.work.push_back(work);
+        }
         drop(state);
         queue.changed.notify_one();
         Ok(())

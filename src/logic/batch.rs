@@ -1,13 +1,16 @@
 //! Batches: which inputs run through a model together, and on which engine.
 
 use super::event::{BatchId, CallerId, EngineId, Item, ModelId};
+use super::lane::BULK_SHARE;
 use crate::job::Lane;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 /// How many token budgets of waiting inputs are looked at to find inputs of like length.
 pub const WINDOW_BUDGETS: usize = 4;
-/// Batches that one engine may hold: one that runs, and one that lies ready.
+/// Batches that one engine may hold: one that runs, and one that lies ready. An urgent one may come between.
 const PER_ENGINE: usize = 2;
+/// How often a batch that lies ready may be overtaken: bulk keeps its share.
+const OVERTAKEN_MAX: u32 = BULK_SHARE - 1;
 
 /// Chooses from `window` (in order of waiting; the first is the oldest) the inputs of one batch: the
 /// oldest always, and around it those of most similar length, up to `budget` tokens. So no input waits
@@ -59,16 +62,52 @@ pub struct Running {
 /// The engines and what they hold.
 #[derive(Clone, Debug)]
 pub struct Batcher {
-    held: Vec<usize>,
+    engines: Vec<Held>,
     running: HashMap<BatchId, Running>,
     next: u64,
+}
+
+/// What one engine holds, in the order in which it works: the first runs.
+#[derive(Clone, Debug, Default)]
+struct Held {
+    batches: VecDeque<(BatchId, Haste)>,
+    /// When the first began, as the number of the batch that was given out last then.
+    since: u64,
+    /// How often the batch that lies ready was overtaken.
+    overtaken: u32,
+}
+
+/// Whether somebody waits for a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Haste {
+    /// Callers of the interactive lane, or a canary.
+    Urgent,
+    /// Bulk work, and what goes on from another queue.
+    Patient,
+}
+
+/// Where a batch goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which engine.
+    pub engine: EngineId,
+    /// Ahead of the batch that lies ready there.
+    pub first: bool,
+}
+
+impl Held {
+    /// Whether an urgent batch may go ahead of the one that lies ready.
+    fn can_be_overtaken(&self) -> bool {
+        let ready = self.batches.get(1).map(|(_, haste)| *haste);
+        ready == Some(Haste::Patient) && self.overtaken < OVERTAKEN_MAX
+    }
 }
 
 impl Batcher {
     /// `engines` idle engines.
     pub fn new(engines: usize) -> Batcher {
         Batcher {
-            held: vec![0; engines],
+            engines: vec![Held::default(); engines],
             running: HashMap::new(),
             next: 0,
         }
@@ -76,29 +115,69 @@ impl Batcher {
 
     /// Whether any engine could take a further batch.
     pub fn has_room(&self) -> bool {
-        self.held.iter().any(|&held| held < PER_ENGINE)
+        self.engines.iter().any(|held| held.batches.len() < PER_ENGINE)
     }
 
-    /// The engine that should get the next batch, if `waiting` tokens are worth one: an idle engine takes
-    /// anything, a busy one lays a full batch ready.
-    pub fn free_engine(&self, waiting: usize, budget: usize) -> Option<EngineId> {
-        let (engine, &held) = self.held.iter().enumerate().min_by_key(|&(_, held)| held)?;
-        (held == 0 || (held < PER_ENGINE && waiting >= budget)).then_some(EngineId(engine))
+    /// Whether any engine could take an urgent one, at least.
+    pub fn can_be_overtaken(&self) -> bool {
+        self.engines.iter().any(Held::can_be_overtaken)
+    }
+
+    /// Where the next batch should go, if `waiting` tokens are worth one: an idle engine takes anything, a busy one
+    /// lays a full batch ready. An urgent batch of any size goes ahead of a patient one that lies ready, where the engine
+    /// is likely to be through first with what it computes: so it waits for one batch and not for two.
+    pub fn place(&self, waiting: usize, budget: usize, haste: Haste) -> Option<Place> {
+        let engines = || self.engines.iter().enumerate();
+        let at = |engine: usize, first: bool| Place {
+            engine: EngineId(engine),
+            first,
+        };
+        let (least, held) = engines().min_by_key(|(_, held)| held.batches.len())?;
+        if held.batches.is_empty() {
+            return Some(at(least, false));
+        }
+        if haste == Haste::Urgent {
+            let mut by_age: Vec<_> = engines().collect();
+            by_age.sort_by_key(|(_, held)| held.since);
+            // Behind one where nothing lies ready it need not be bound: whichever is idle first will take it.
+            let mut full = by_age.into_iter().take_while(|(_, held)| held.batches.len() > 1);
+            if let Some((engine, _)) = full.find(|(_, held)| held.can_be_overtaken()) {
+                return Some(at(engine, true));
+            }
+        }
+        let worth_it = held.batches.len() < PER_ENGINE && waiting >= budget;
+        worth_it.then_some(at(least, false))
     }
 
     /// Tokens for the next batch: the budget, or an equal share of less among the idle engines.
     pub fn share(&self, waiting: usize, budget: usize) -> usize {
-        let idle = self.held.iter().filter(|&&held| held == 0).count().max(1);
-        waiting.div_ceil(idle).min(budget)
+        let idle = self.engines.iter().filter(|held| held.batches.is_empty()).count();
+        waiting.div_ceil(idle.max(1)).min(budget)
     }
 
     /// A batch goes to its engine.
-    pub fn start(&mut self, engine: EngineId, model: ModelId, items: Vec<Item>, part: bool) -> BatchId {
+    pub fn start(
+        &mut self,
+        place: Place,
+        haste: Haste,
+        model: ModelId,
+        items: Vec<Item>,
+        part: bool,
+    ) -> BatchId {
         self.next += 1;
         let batch = BatchId(self.next);
-        self.held[engine.0] += 1;
+        let held = &mut self.engines[place.engine.0];
+        if held.batches.is_empty() {
+            held.since = self.next;
+        }
+        if place.first {
+            held.batches.insert(1, (batch, haste));
+            held.overtaken += 1;
+        } else {
+            held.batches.push_back((batch, haste));
+        }
         let running = Running {
-            engine,
+            engine: place.engine,
             model,
             items,
             part,
@@ -110,7 +189,12 @@ impl Batcher {
     /// A batch is done. `None` if there is no such batch.
     pub fn finish(&mut self, batch: BatchId) -> Option<Running> {
         let running = self.running.remove(&batch)?;
-        self.held[running.engine.0] -= 1;
+        let held = &mut self.engines[running.engine.0];
+        held.batches.retain(|(other, _)| *other != batch);
+        held.since = self.next;
+        if held.batches.len() < 2 {
+            held.overtaken = 0;
+        }
         Some(running)
     }
 
@@ -160,6 +244,53 @@ mod tests {
         assert_eq!(compose(&window(&[50, 500, 48, 52, 9]), 155), [2, 0, 3]);
         assert_eq!(compose(&window(&[900, 1]), 512), [0]);
         assert!(compose(&[], 512).is_empty());
+    }
+
+    fn start(batcher: &mut Batcher, haste: Haste, waiting: usize) -> Option<(usize, bool, BatchId)> {
+        let place = batcher.place(waiting, 100, haste)?;
+        let batch = batcher.start(place, haste, ModelId(0), window(&[1]), false);
+        Some((place.engine.0, place.first, batch))
+    }
+
+    /// Goal: an urgent batch waits for one other, and that is the one which began first.
+    #[test]
+    fn the_urgent_go_ahead_of_what_lies_ready() {
+        let mut batcher = Batcher::new(2);
+        let mut began = Vec::new();
+        for expected in [(0, false), (1, false), (0, false), (1, false)] {
+            let (engine, first, batch) = start(&mut batcher, Haste::Patient, 100).unwrap();
+            assert_eq!((engine, first), expected);
+            began.push(batch);
+        }
+        assert!(!batcher.has_room() && batcher.can_be_overtaken());
+        assert_eq!(start(&mut batcher, Haste::Patient, 100), None);
+        // Engine 0 is through with its first and has begun what lay ready: engine 1 is the older one.
+        batcher.finish(began[0]).unwrap();
+        assert!(start(&mut batcher, Haste::Patient, 100).is_some());
+        let (engine, first, urgent) = start(&mut batcher, Haste::Urgent, 1).unwrap();
+        assert_eq!((engine, first), (1, true));
+        // The next one goes to the other, and a third waits.
+        assert_eq!(start(&mut batcher, Haste::Urgent, 1).map(|it| it.0), Some(0));
+        assert_eq!(start(&mut batcher, Haste::Urgent, 1), None);
+        batcher.finish(began[1]).unwrap();
+        assert_eq!(start(&mut batcher, Haste::Urgent, 1), None);
+        batcher.finish(urgent).unwrap();
+        assert_eq!(batcher.finish(urgent).map(|it| it.engine), None);
+    }
+
+    /// Goal: bulk is overtaken seven times in a row at most.
+    #[test]
+    fn what_lies_ready_has_its_turn() {
+        let mut batcher = Batcher::new(1);
+        let (_, _, mut running) = start(&mut batcher, Haste::Patient, 100).unwrap();
+        start(&mut batcher, Haste::Patient, 100).unwrap();
+        let mut overtaken = 0;
+        while let Some((_, first, urgent)) = start(&mut batcher, Haste::Urgent, 1) {
+            assert!(first);
+            batcher.finish(running).unwrap();
+            (running, overtaken) = (urgent, overtaken + 1);
+        }
+        assert_eq!(overtaken, BULK_SHARE - 1);
     }
 
     proptest! {

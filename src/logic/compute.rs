@@ -1,7 +1,8 @@
 //! What goes into the engines, and what comes out of them.
 
-use super::batch::{self, Draw};
+use super::batch::{self, Draw, Haste, Place};
 use super::event::{Action, BatchId, EngineId, Item, ModelId};
+use super::places::is_bulk;
 use super::settle::Phase;
 use super::{Logic, Stage};
 use crate::clock::Moment;
@@ -17,32 +18,34 @@ pub(super) struct Part {
 impl Logic {
     /// Parts go before all else: what is in them has waited longest.
     fn start_parts(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        while let Some(engine) = self
+        while let Some(place) = self
             .parts
             .front()
-            .and_then(|_| self.batcher.free_engine(usize::MAX, 0))
+            .and_then(|_| self.batcher.place(usize::MAX, 0, Haste::Patient))
         {
             let Some(Part { model, items }) = self.parts.pop_front() else {
                 return;
             };
             self.health.ledger.leave(Stage::Batched, items.len(), now);
-            self.start_batch(engine, model, items, true, now, actions);
+            self.start_batch((place, Haste::Patient), model, items, true, now, actions);
         }
     }
 
     fn start_batch(
         &mut self,
-        engine: EngineId,
+        (place, haste): (Place, Haste),
         model: ModelId,
         items: Vec<Item>,
         part: bool,
         now: Moment,
         actions: &mut Vec<Action>,
     ) {
+        let Place { engine, first } = place;
         self.health.ledger.compute(engine.0, items.len(), now);
-        let batch = self.batcher.start(engine, model, items.clone(), part);
+        let batch = self.batcher.start(place, haste, model, items.clone(), part);
         actions.push(Action::StartBatch {
             engine,
+            first,
             batch,
             model,
             items,
@@ -51,11 +54,21 @@ impl Logic {
 
     pub(super) fn fill_engines(&mut self, now: Moment, actions: &mut Vec<Action>) {
         self.start_parts(now, actions);
-        while !self.lanes.is_empty() && self.batcher.has_room() {
-            let Some(draw) = self.draw() else { return };
+        loop {
+            let room = self.batcher.has_room();
+            let urgent = !room && self.batcher.can_be_overtaken() && self.lanes.urgent_lead();
+            if self.lanes.is_empty() || !(room || urgent) {
+                return;
+            }
+            let Some(draw) = self.draw(urgent) else { return };
             let waiting: usize = draw.window.iter().map(|item| item.tokens).sum();
             let budget = self.setup.batch_tokens;
-            let Some(engine) = self.batcher.free_engine(waiting, budget) else {
+            let haste = if draw.canary || draw.lead == Lane::Interactive {
+                Haste::Urgent
+            } else {
+                Haste::Patient
+            };
+            let Some(place) = self.batcher.place(waiting, budget, haste) else {
                 return;
             };
             let share = self.batcher.share(waiting, budget);
@@ -79,14 +92,15 @@ impl Logic {
                 }
             }
             self.health.ledger.leave(Stage::Batched, items.len(), now);
-            self.start_batch(engine, draw.model, items, false, now, actions);
+            self.start_batch((place, haste), draw.model, items, false, now, actions);
             self.count_in_flight();
         }
     }
 
     /// The inputs among which the next batch is chosen: of the model of the first job in line, and of no
-    /// more jobs at once than the bounds in flight allow. `None` if they leave nothing.
-    fn draw(&self) -> Option<Draw> {
+    /// more jobs at once than the bounds in flight allow; of the urgent lanes alone if it is to overtake. `None` if
+    /// they leave nothing.
+    fn draw(&self, overtake: bool) -> Option<Draw> {
         let mut places = self.places();
         let mut draw: Option<Draw> = None;
         let budget = self.setup.batch_tokens;
@@ -94,6 +108,9 @@ impl Logic {
         let mut total = 0;
         for key in self.lanes.in_order() {
             let job = self.jobs.get(key).expect("a waiting job is here");
+            if overtake && is_bulk(job.lane) {
+                continue;
+            }
             let new = job.phase == Phase::Waiting;
             if new && !job.is_urgent() && places.are_taken() {
                 break;
@@ -112,6 +129,10 @@ impl Logic {
                 caller: job.ticket.caller,
                 window: Vec::new(),
             });
+            // What somebody waits for is computed by itself: bulk inputs in its batch would cost it a batch's time.
+            if draw.lead == Lane::Interactive && is_bulk(job.lane) {
+                break;
+            }
             // A canary runs with no caller's input: what is poison to the one must not convict the engine. And a
             // suspect runs with nobody else's.
             let mixed = draw.canary != (job.lane == Lane::Probe);

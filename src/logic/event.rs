@@ -245,6 +245,8 @@ pub enum Action {
     StartBatch {
         /// On this engine.
         engine: EngineId,
+        /// Ahead of the batch that lies ready there.
+        first: bool,
         /// Under this number.
         batch: BatchId,
         /// With this model.

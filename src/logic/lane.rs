@@ -141,6 +141,12 @@ impl Lanes {
             .flat_map(|lane| self.lines[lane as usize].in_order())
     }
 
+    /// Whether the next batch is led by what somebody waits for.
+    pub fn urgent_lead(&self) -> bool {
+        let waits = |lane: Lane| !self.lines[lane as usize].turns.is_empty();
+        waits(Lane::Probe) || waits(Lane::Interactive) && !self.bulk_leads()
+    }
+
     /// A batch was drawn in the order of [`Lanes::in_order`], led by a job of `caller` in the lane `lead`.
     /// Bulk's turn stands until bulk has led: `max_inflight` or a canary may hold it up.
     pub fn drawn(&mut self, lead: Lane, caller: CallerId) {

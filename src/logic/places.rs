@@ -99,7 +99,7 @@ impl Places<'_> {
 }
 
 /// What goes on is not waited for like the first of it.
-fn is_bulk(lane: Lane) -> bool {
+pub(super) fn is_bulk(lane: Lane) -> bool {
     matches!(lane, Lane::Bulk | Lane::Resumed)
 }
 

@@ -648,10 +648,27 @@ impl Oracle {
             }
             Action::StartBatch {
                 engine,
+                first,
                 batch,
                 model,
                 items,
-            } => self.start_batch(engine.0, *batch, *model, items, action, now),
+            } => {
+                self.start_batch(engine.0, *batch, *model, items, action, now);
+                let waited_for = |item: &Item| {
+                    let lane = self.jobs.get(&item.job).map(|seen| seen.lane);
+                    matches!(lane, Some(Lane::Interactive | Lane::Probe))
+                };
+                let most = if *first {
+                    assert!(items.iter().all(waited_for), "bulk work overtakes");
+                    3
+                } else {
+                    2
+                };
+                assert!(
+                    self.engines[engine.0].len() <= most,
+                    "{most} batches on one engine"
+                );
+            }
             Action::Answer { job } => {
                 let seen = self.job(*job, action);
                 assert!(seen.place == Place::Working && !seen.failed && !seen.local);
@@ -1021,7 +1038,6 @@ impl Oracle {
         let fill = self.fill();
         self.book.look(&fill, &self.setup.limits);
         self.engines[engine].push((batch, items.to_vec()));
-        assert!(self.engines[engine].len() <= 2, "three batches on one engine");
     }
 
     fn forget(&mut self, key: JobKey, outcome: Outcome, action: &Action, now: Moment) {

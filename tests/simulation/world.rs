@@ -589,10 +589,18 @@ impl World {
                 self.plan(0, Next::Tokenize);
             }
             Action::StartBatch {
-                engine, batch, items, ..
+                engine,
+                first,
+                batch,
+                items,
+                ..
             } => {
                 let at = engine.0;
-                self.engines[at].held.push_back((batch, items));
+                if first {
+                    self.engines[at].held.insert(1, (batch, items));
+                } else {
+                    self.engines[at].held.push_back((batch, items));
+                }
                 if self.engines[at].held.len() == 1 {
                     self.start_engine(at);
                 }
