@@ -14,6 +14,9 @@ use std::path::Path;
 /// Longest record: a text of 8 MiB can be six times as long in JSON, and the vector comes to it.
 const RECORD_BYTES_MAX: u64 = 80 << 20;
 
+/// How each record begins.
+const RECORD_BEGINS: &[u8] = b"{\"file\":\"";
+
 /// A record as far as it says which line it is of.
 #[derive(Deserialize)]
 struct Head<'a> {
@@ -73,7 +76,7 @@ impl Kept {
         if read == 0 {
             return Ok(false);
         }
-        if !self.record.ends_with(b"\n") && (read as u64) < RECORD_BYTES_MAX {
+        if !self.record.ends_with(b"\n") && begins_a_record(&self.record) {
             self.torn = true;
             self.record.clear();
             return Ok(false);
@@ -271,6 +274,13 @@ impl Sieve {
         }
         Ok(seam)
     }
+}
+
+/// Whether these bytes may be what is left of a record: by a kill, or (zeros) by a loss of power. Anything else is
+/// somebody's text, and not ours to cut off.
+fn begins_a_record(bytes: &[u8]) -> bool {
+    let length = bytes.len().min(RECORD_BEGINS.len());
+    bytes[..length] == RECORD_BEGINS[..length] || bytes.iter().all(|&byte| byte == 0)
 }
 
 fn sample(record: &[u8]) -> Result<(String, Vec<f32>), String> {
