@@ -186,14 +186,14 @@ async fn patience_has_an_end() {
     let mut service = bench.serve("");
     let dir = tempfile::tempdir().unwrap();
     let (input, out) = (file_of(dir.path(), "in", 3000), dir.path().join("out"));
-    let submit = spawn(&bench, &bench.node.url, &input, &out, &["--timeout", "2"]);
+    let submit = spawn(&bench, &bench.node.url, &input, &out, &["--timeout", "4"]);
     wait_for(SOON, "something is written", || size(&out) > 100_000);
     service.signal(libc::SIGKILL);
     service.exit(SOON);
     let (code, stderr) = ended(submit);
     assert_eq!(code, Some(69), "{stderr}");
     assert!(
-        stderr.contains("nothing got on for 2 s") && stderr.contains("with --resume"),
+        stderr.contains("nothing got on for 4 s") && stderr.contains("with --resume"),
         "{stderr}"
     );
     let count = indices(&std::fs::read(&out).unwrap()).len();

@@ -193,7 +193,10 @@ impl<F: FnMut(Read) -> bool> Cutter<F> {
                 return false;
             }
             // What is left is of no interest.
-            Sifted::End => return self.hand_on() && false,
+            Sifted::End => {
+                self.hand_on();
+                return false;
+            }
         }
         let full = self.text_bytes > 0 && self.text_bytes + line.text.len() > JOB_BYTES_MAX;
         if full && !self.hand_on() {
