@@ -234,6 +234,9 @@ proptest! {
             if flight.is_empty() && sizes.len() == 0 {
                 break;
             }
+            if flight.is_empty() {
+                continue;
+            }
             if open.is_empty() {
                 let wake = flight.wake(true).expect("something to wait for");
                 now = now.max(wake.as_millis());
