@@ -1,3 +1,5 @@
+//! The flight against a service that is made up: order, losses, refusals, patience.
+
 use super::*;
 use crate::job::received;
 use crate::job::reply::{TYPE_CHUNK, TYPE_DONE, TYPE_ERROR, TYPE_PROGRESS, TYPE_RESULT};

@@ -1,3 +1,5 @@
+//! What is in an output held against inputs that fit and that do not.
+
 use super::*;
 
 fn line(index: u64, text: &str) -> Line {
