@@ -73,8 +73,21 @@ pub enum LaneArg {
     Bulk,
 }
 
+/// What `embeddings submit --help` says behind its options.
+const SUBMIT_HELP: &str = "\
+Output: one JSON object on a line for each line that was embedded, in the order of the input:
+  {\"file\":\"notes.txt\",\"line\":7,\"index\":5,\"text\":\"…\",\"embedding\":[…],\"truncated\":false}
+  line counts from 1 in its file; index counts all lines with text from 0; truncated tells that the model read
+  only the beginning. Empty lines are skipped. A line that fails is told on stderr and has no record.
+
+Exit: 0 all embedded · 1 some lines or files failed · 2 wrong use, or the output does not fit to the input
+  69 no broker, no service, or nothing got on for --timeout · 74 the output cannot be written
+  78 bad configuration · 130, 143 ended by SIGINT, SIGTERM · 141 the reader of the output has gone
+  After 69, 74, 130, 143 and any kill, the same command with --resume goes on.";
+
 /// `embeddings submit`
 #[derive(Debug, Args)]
+#[command(after_long_help = SUBMIT_HELP)]
 pub struct SubmitArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "documented on the type")]
@@ -87,18 +100,27 @@ pub struct SubmitArgs {
     /// Class of service
     #[arg(long, value_enum, default_value = "bulk")]
     pub lane: LaneArg,
-    /// Lines in one job
-    #[arg(long, default_value_t = 64, value_name = "N")]
-    pub job_inputs: usize,
-    /// Jobs on their way at the same time
+    /// Lines in one job, fewer if they are long; without it 256 on the lane bulk, 32 on interactive. Bulk jobs of
+    /// more than 32 lines are streamed: their vectors come while they are computed
+    #[arg(long, value_name = "N")]
+    pub job_inputs: Option<usize>,
+    /// Jobs on their way at the same time; fewer while the service is overloaded
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub jobs: usize,
-    /// How long one job may take before it counts as lost
+    /// How long nothing may get on: no vector and no word of progress for any job. Give up after that. A job may
+    /// wait as long as it takes while others get on
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     pub timeout: u64,
-    /// Write JSON Lines here instead of stdout
+    /// Write JSON Lines here instead of stdout. A file that holds something is refused without --resume or --force
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Go on where an earlier run of the same command ended, however it did: keep what --output holds, check it
+    /// against the input and the model, and embed what is missing
+    #[arg(long, requires = "output", conflicts_with_all = ["force", "search"])]
+    pub resume: bool,
+    /// Begin anew and overwrite what --output holds
+    #[arg(long)]
+    pub force: bool,
     /// Print the lines nearest to this query instead of vectors; may be given several times
     #[arg(long, value_name = "QUERY")]
     pub search: Vec<String>,

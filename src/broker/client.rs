@@ -1,24 +1,23 @@
-//! The caller's side of the wire: jobs out, answers in, each matched by its correlation id. For commands
-//! such as `submit`; the service itself never uses it. Every await on the broker has a deadline, a lost
-//! connection is an error for all who wait, and nothing reconnects behind the caller's back.
+//! The caller's side of the wire: jobs out, answers in. For commands such as `submit`; the service itself never
+//! uses it. Every await on the broker has a deadline, and nothing reconnects behind the caller's back: when a
+//! connection is lost its channel of notes says so and ends, and the caller opens another.
 
-use super::is_not_found;
 use super::publish::{self, Blocked};
-use super::{BrokerError, Published, session, within};
+use super::{BrokerError, OPEN_MAX, Published, is_not_found, session, within};
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
-use crate::job::reply::{HEADER_FINGERPRINT, Received, TYPE_ERROR, TYPE_RESULT};
+use crate::job::received::{self, Heard};
+use crate::job::reply::HEADER_FINGERPRINT;
 use crate::job::{Lane, Names};
 use futures_util::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::options::{BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection, Consumer, Event};
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
 
 /// Longest time for one step of connecting.
 const STEP_MAX: Duration = Duration::from_secs(5);
@@ -26,37 +25,23 @@ const STEP_MAX: Duration = Duration::from_secs(5);
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// Answers that the broker may send ahead of their being read.
 const PREFETCH: u16 = 64;
+/// Answers that are read and not yet looked at; while there are so many, no further one is taken from the broker.
+const NOTES: usize = 16;
 
-/// Why a job got no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum AskError {
-    /// The connection failed, or the broker did not answer in time.
-    #[error(transparent)]
-    Broker(#[from] BrokerError),
-    /// The connection was lost while the job was on its way.
-    #[error("lost the connection to the broker: {0}")]
-    Lost(String),
-    /// The publication came back: there is no such queue.
-    #[error("queue {0} does not exist: no service has ever run with this broker and prefix")]
-    NoQueue(String),
-    /// The broker would not take the job.
-    #[error("queue {0} is full")]
-    Full(String),
-    /// Nothing came in time.
-    #[error("no answer within {:.1} s", .0.as_secs_f64())]
-    Silence(Duration),
-    /// What came is not what the contract says.
-    #[error("the answer cannot be read: {0}")]
-    Unreadable(String),
-}
-
-/// An answer as it came.
+/// What comes over a connection.
 #[derive(Debug)]
-pub struct Reply {
-    /// Vectors or an error.
-    pub received: Received,
-    /// `x-model-fingerprint`; equal fingerprints mean comparable vectors.
-    pub fingerprint: Option<String>,
+pub enum Note {
+    /// A message for a job.
+    Heard {
+        /// The job.
+        id: String,
+        /// `x-model-fingerprint`; equal fingerprints mean comparable vectors.
+        fingerprint: Option<Arc<str>>,
+        /// What it says, or why it cannot be read.
+        heard: Result<Heard, String>,
+    },
+    /// The connection is lost, and no further note will come.
+    Lost(String),
 }
 
 /// A connection with a reply queue of its own.
@@ -67,22 +52,31 @@ pub struct Client {
     replies: String,
     clock: Clock,
     blocked: Blocked,
-    waiting: Arc<Mutex<Waiting>>,
-    /// Reads the answers, and what the broker says of the connection.
-    tasks: tokio::task::JoinSet<()>,
-}
-
-/// Who waits for which answer, or why there will be none.
-#[derive(Default)]
-struct Waiting {
-    by_id: HashMap<String, oneshot::Sender<Result<Reply, String>>>,
-    lost: Option<String>,
-    answers: u64,
+    /// Reads the answers, and what the broker says of the connection. They end when the client is dropped.
+    _tasks: tokio::task::JoinSet<()>,
 }
 
 impl Client {
     /// Connects, and makes an exclusive queue for the answers.
-    pub async fn connect(config: &BrokerConfig, lane: Lane, name: &str) -> Result<Client, BrokerError> {
+    pub async fn connect(
+        config: &BrokerConfig,
+        lane: Lane,
+        name: &str,
+    ) -> Result<(Client, mpsc::Receiver<Note>), BrokerError> {
+        match tokio::time::timeout(OPEN_MAX, Client::open(config, lane, name)).await {
+            Ok(opened) => opened,
+            Err(_) => Err(BrokerError::Timeout {
+                doing: "opening a session",
+                limit: OPEN_MAX,
+            }),
+        }
+    }
+
+    async fn open(
+        config: &BrokerConfig,
+        lane: Lane,
+        name: &str,
+    ) -> Result<(Client, mpsc::Receiver<Note>), BrokerError> {
         let names = Names::new(&config.prefix);
         let queue = match lane {
             Lane::Interactive => names.interactive,
@@ -90,13 +84,7 @@ impl Client {
             Lane::Probe | Lane::Resumed => unreachable!("this lane belongs to the service"),
         };
         let connection = session::connect(config, name).await?;
-        let channel = session::channel(&connection).await?;
-        within(
-            "selecting confirms",
-            STEP_MAX,
-            channel.confirm_select(ConfirmSelectOptions::default()),
-        )
-        .await?;
+        let channel = session::confirming(&connection).await?;
         let exclusive = QueueDeclareOptions::exclusive().auto_delete();
         let declared = channel.queue_declare("".into(), exclusive, FieldTable::default());
         let declared = within("declaring the reply queue", STEP_MAX, declared).await?;
@@ -117,21 +105,21 @@ impl Client {
             FieldTable::default(),
         );
         let consumer = within("subscribing", STEP_MAX, subscribed).await?;
-        let waiting = Arc::new(Mutex::new(Waiting::default()));
+        let (sender, notes) = mpsc::channel(NOTES);
         let blocked = Blocked::default();
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(listen(consumer, waiting.clone()));
+        tasks.spawn(listen(consumer, sender));
         tasks.spawn(watch(connection.events_listener(), blocked.clone()));
-        Ok(Client {
+        let client = Client {
             connection,
             channel,
             queue,
             replies,
             clock: Clock::start(),
             blocked,
-            waiting,
-            tasks,
-        })
+            _tasks: tasks,
+        };
+        Ok((client, notes))
     }
 
     /// The queue that jobs go to.
@@ -139,9 +127,9 @@ impl Client {
         &self.queue
     }
 
-    /// How many answers have come so far, to whatever job.
-    pub fn answers(&self) -> u64 {
-        self.lock().answers
+    /// Whether the broker says that it takes no messages (memory or disk alarm).
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed)
     }
 
     /// How many services consume the queue; `None` if there is no such queue.
@@ -160,15 +148,20 @@ impl Client {
         }
     }
 
-    /// Sends a job and waits for its answer. Cancelling is safe: a late answer finds nobody and is dropped.
-    pub async fn ask(&self, id: &str, body: &[u8], patience: Duration) -> Result<Reply, AskError> {
-        let (sender, answer) = oneshot::channel();
-        let _place = self.wait_for(id, sender)?;
+    /// Sends a job, and waits until the broker has it. Its answers come as notes. With a `budget` the service does
+    /// not begin it later than that.
+    pub async fn send(
+        &self,
+        id: &str,
+        body: &[u8],
+        budget: Option<Duration>,
+    ) -> Result<Published, BrokerError> {
+        let whole = |value: u128| AMQPValue::LongLongInt(i64::try_from(value).unwrap_or(i64::MAX));
         let mut headers = FieldTable::default();
-        let patience_ms = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX);
-        let sent_at_ms = i64::try_from(self.clock.unix_ms()).unwrap_or(i64::MAX);
-        headers.insert("x-budget-ms".into(), AMQPValue::LongLongInt(patience_ms));
-        headers.insert("x-sent-at-ms".into(), AMQPValue::LongLongInt(sent_at_ms));
+        if let Some(budget) = budget {
+            headers.insert("x-budget-ms".into(), whole(budget.as_millis()));
+            headers.insert("x-sent-at-ms".into(), whole(self.clock.unix_ms().into()));
+        }
         let properties = BasicProperties::default()
             .with_reply_to(self.replies.as_str().into())
             .with_correlation_id(id.into())
@@ -176,79 +169,18 @@ impl Client {
             .with_content_type("application/json".into())
             .with_delivery_mode(publish::PERSISTENT)
             .with_headers(headers);
-        let round = async {
-            match publish::send(
-                &self.channel,
-                &self.blocked,
-                &self.queue,
-                body,
-                properties,
-                publish::CONFIRM_MAX,
-            )
-            .await?
-            {
-                // Unconfirmed is not lost: the answer may come all the same.
-                Published::Routed | Published::Unconfirmed => {}
-                Published::Returned => return Err(AskError::NoQueue(self.queue.clone())),
-                Published::Rejected => return Err(AskError::Full(self.queue.clone())),
-            }
-            match answer.await {
-                Ok(Ok(reply)) => Ok(reply),
-                Ok(Err(unreadable)) => Err(AskError::Unreadable(unreadable)),
-                Err(_) => Err(AskError::Lost(self.lost().unwrap_or_default())),
-            }
-        };
-        match tokio::time::timeout(patience, round).await {
-            Ok(result) => result,
-            Err(_) => Err(AskError::Silence(patience)),
-        }
+        let (channel, limit) = (&self.channel, publish::CONFIRM_MAX);
+        publish::send(channel, &self.blocked, &self.queue, body, properties, limit).await
     }
 
     /// Says good-bye, within a second.
-    pub async fn close(mut self) {
-        self.tasks.abort_all();
+    pub async fn close(&self) {
         let _ = tokio::time::timeout(CLOSE_MAX, self.connection.close(200, "bye".into())).await;
     }
-
-    fn wait_for(
-        &self,
-        id: &str,
-        sender: oneshot::Sender<Result<Reply, String>>,
-    ) -> Result<Place<'_>, AskError> {
-        let mut waiting = self.lock();
-        if let Some(cause) = &waiting.lost {
-            return Err(AskError::Lost(cause.clone()));
-        }
-        waiting.by_id.insert(id.to_owned(), sender);
-        Ok(Place {
-            client: self,
-            id: id.to_owned(),
-        })
-    }
-
-    fn lost(&self) -> Option<String> {
-        self.lock().lost.clone()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
-        self.waiting.lock().expect("nothing panics under this lock")
-    }
 }
 
-/// A place among those who wait, given up when dropped.
-struct Place<'a> {
-    client: &'a Client,
-    id: String,
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.client.lock().by_id.remove(&self.id);
-    }
-}
-
-/// Hands answers to those who wait, until the connection ends; then nobody waits any longer.
-async fn listen(mut consumer: Consumer, waiting: Arc<Mutex<Waiting>>) {
+/// Hands on what comes, until the connection ends.
+async fn listen(mut consumer: Consumer, notes: mpsc::Sender<Note>) {
     let cause = loop {
         match consumer.next().await {
             None => break "the reply queue was deleted".to_owned(),
@@ -256,19 +188,22 @@ async fn listen(mut consumer: Consumer, waiting: Arc<Mutex<Waiting>>) {
             Some(Ok(delivery)) => {
                 let acked = tokio::time::timeout(STEP_MAX, delivery.acker.ack(Default::default())).await;
                 match acked {
-                    Ok(Ok(_)) => hand_over(&delivery, &waiting),
+                    Ok(Ok(_)) => {}
                     Ok(Err(error)) => break error.to_string(),
                     Err(_) => break "no progress in writing".to_owned(),
+                }
+                if let Some(note) = note(&delivery)
+                    && notes.send(note).await.is_err()
+                {
+                    return;
                 }
             }
         }
     };
-    let mut waiting = waiting.lock().expect("nothing panics under this lock");
-    waiting.lost = Some(cause);
-    waiting.by_id.clear();
+    let _ = notes.send(Note::Lost(cause)).await;
 }
 
-/// A broker that says it blocks publishers is waited for, as long as each job's patience lasts.
+/// A broker that says it blocks publishers is waited for, as long as the caller's patience lasts.
 async fn watch(events: impl futures_util::Stream<Item = Event>, blocked: Blocked) {
     tokio::pin!(events);
     while let Some(event) = events.next().await {
@@ -280,33 +215,23 @@ async fn watch(events: impl futures_util::Stream<Item = Event>, blocked: Blocked
     }
 }
 
-fn hand_over(delivery: &Delivery, waiting: &Mutex<Waiting>) {
-    let kind = delivery.properties.kind().as_ref().map(ShortString::as_str);
-    let id = delivery
-        .properties
-        .correlation_id()
-        .as_ref()
-        .map(ShortString::as_str);
-    let (Some(TYPE_RESULT | TYPE_ERROR), Some(id)) = (kind, id) else {
-        return;
-    };
-    let reply = serde_json::from_slice(&delivery.data)
-        .map_err(|error| error.to_string())
-        .map(|received| Reply {
-            received,
-            fingerprint: fingerprint(&delivery.properties),
-        });
-    let mut waiting = waiting.lock().expect("nothing panics under this lock");
-    waiting.answers += 1;
-    if let Some(sender) = waiting.by_id.remove(id) {
-        // Whoever waited may have given up a moment ago.
-        let _ = sender.send(reply);
-    }
+/// What a delivery says; `None` if it is none of ours.
+fn note(delivery: &Delivery) -> Option<Note> {
+    let text = |value: &Option<ShortString>| value.as_ref().map(|text| text.as_str().to_owned());
+    let kind = text(delivery.properties.kind())?;
+    let id = text(delivery.properties.correlation_id())?;
+    let heard = received::read(&kind, &delivery.data)?;
+    let fingerprint = fingerprint(&delivery.properties);
+    Some(Note::Heard {
+        id,
+        fingerprint,
+        heard,
+    })
 }
 
-fn fingerprint(properties: &BasicProperties) -> Option<String> {
+fn fingerprint(properties: &BasicProperties) -> Option<Arc<str>> {
     match properties.headers().as_ref()?.inner().get(HEADER_FINGERPRINT)? {
-        AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
+        AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into()),
         _ => None,
     }
 }

@@ -1,21 +1,23 @@
-//! Files and stdin to batches of lines, read by a thread of its own and never further ahead than the
-//! bounded channel allows.
+//! Files and stdin to batches of lines, read by a thread of its own, one file open at a time, and never further
+//! ahead than the bounded channel allows. A [`Sieve`] may leave out lines that are in the output already.
 
+use super::kept::{Seam, Sieve, Sifted};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Longest line that is sent; the broker takes messages of 16 MiB from version 4.0 on.
 const LINE_BYTES_MAX: u64 = 8 << 20;
-/// A job is cut here even if it has fewer lines than it may have.
-const JOB_BYTES_MAX: usize = 1 << 20;
+/// A job is cut here even if it has fewer lines than it may have: the service works a streamed job off in slices of
+/// 128 KiB, and one slice needs no way through its queue of jobs that go on.
+const JOB_BYTES_MAX: usize = 128 << 10;
 /// Batches that wait to be sent.
 const READ_AHEAD: usize = 4;
 
 /// One line to embed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Line {
     /// The file as given, `-` for stdin.
     pub file: Arc<str>,
@@ -49,13 +51,24 @@ pub fn total_bytes(files: &[PathBuf]) -> Option<u64> {
     (!files.is_empty()).then(|| sizes.sum())?
 }
 
+/// What the reading thread tells.
+#[derive(Debug)]
+pub enum Read {
+    /// The next lines.
+    Batch(Batch),
+    /// All that was in the output fits to the input so far; from here on lines are new.
+    Seam(Box<Seam>),
+    /// The input is not the one that the output was made of. Nothing follows.
+    Refused(String),
+}
+
 /// Starts reading. The thread ends with the input, or when nobody listens any more.
-pub fn read(files: Vec<PathBuf>, lines_max: usize) -> mpsc::Receiver<Batch> {
-    let (sender, batches) = mpsc::channel(READ_AHEAD);
+pub fn read(files: Vec<PathBuf>, lines_max: usize, sieve: Option<Sieve>) -> mpsc::Receiver<Read> {
+    let (sender, told) = mpsc::channel(READ_AHEAD);
     let reading = std::thread::Builder::new().name("read-lines".into());
     reading
         .spawn(move || {
-            let mut cutter = Cutter::new(lines_max, |batch| sender.blocking_send(batch).is_ok());
+            let mut cutter = Cutter::new(lines_max, sieve, |read| sender.blocking_send(read).is_ok());
             let stdin = [PathBuf::from("-")];
             let files = if files.is_empty() { &stdin[..] } else { &files };
             for file in files {
@@ -63,15 +76,16 @@ pub fn read(files: Vec<PathBuf>, lines_max: usize) -> mpsc::Receiver<Batch> {
                     return;
                 }
             }
-            cutter.hand_on();
+            cutter.end();
         })
         .expect("a thread can be started");
-    batches
+    told
 }
 
 /// Cuts what is read into batches.
 struct Cutter<F> {
     lines_max: usize,
+    sieve: Option<Sieve>,
     batch: Batch,
     text_bytes: usize,
     index: u64,
@@ -79,10 +93,11 @@ struct Cutter<F> {
     sink: F,
 }
 
-impl<F: FnMut(Batch) -> bool> Cutter<F> {
-    fn new(lines_max: usize, sink: F) -> Cutter<F> {
+impl<F: FnMut(Read) -> bool> Cutter<F> {
+    fn new(lines_max: usize, sieve: Option<Sieve>, sink: F) -> Cutter<F> {
         Cutter {
             lines_max,
+            sieve,
             batch: Batch::default(),
             text_bytes: 0,
             index: 0,
@@ -95,15 +110,14 @@ impl<F: FnMut(Batch) -> bool> Cutter<F> {
         if name.as_ref() == "-" {
             return self.read_lines(&name, std::io::stdin().lock());
         }
-        match File::open(file) {
-            Ok(open) => self.read_lines(&name, BufReader::with_capacity(1 << 16, open)),
-            Err(error) => {
-                self.batch
-                    .unreadable
-                    .push((name.to_string(), format!("cannot be opened: {error}")));
-                true
-            }
-        }
+        // Opening a folder works, and reading it is what fails.
+        let opened = File::open(file).and_then(|open| Ok((open.metadata()?.is_dir(), open)));
+        let problem = match opened {
+            Ok((false, open)) => return self.read_lines(&name, BufReader::with_capacity(1 << 16, open)),
+            Ok((true, _)) => "is a directory; name the files in it".to_owned(),
+            Err(error) => format!("cannot be opened: {error}"),
+        };
+        self.cannot_read(name.to_string(), problem)
     }
 
     fn read_lines(&mut self, file: &Arc<str>, mut reader: impl BufRead) -> bool {
@@ -115,14 +129,15 @@ impl<F: FnMut(Batch) -> bool> Cutter<F> {
                 Ok(read) => self.batch.bytes += read as u64,
                 Err(error) => {
                     let problem = format!("cannot be read further: {error}");
-                    self.batch.unreadable.push((place, problem));
-                    break;
+                    return self.cannot_read(place, problem);
                 }
             }
             let whole = bytes.ends_with(b"\n") || (bytes.len() as u64) < LINE_BYTES_MAX;
             if !whole {
                 let problem = format!("longer than {LINE_BYTES_MAX} bytes");
-                self.batch.unreadable.push((place, problem));
+                if !self.cannot_read(place, problem) {
+                    return false;
+                }
                 match skip_line(&mut reader) {
                     Ok(skipped) => self.batch.bytes += skipped,
                     Err(_) => break,
@@ -142,31 +157,70 @@ impl<F: FnMut(Batch) -> bool> Cutter<F> {
                         return false;
                     }
                 }
-                Err(_) => self.batch.unreadable.push((place, "not UTF-8".into())),
+                Err(_) => {
+                    if !self.cannot_read(place, "not UTF-8".into()) {
+                        return false;
+                    }
+                }
             }
         }
         true
     }
 
+    fn cannot_read(&mut self, place: String, problem: String) -> bool {
+        self.batch.unreadable.push((place, problem));
+        self.batch.unreadable.len() < self.lines_max || self.hand_on()
+    }
+
     fn take(&mut self, file: &Arc<str>, number: u64, text: String) -> bool {
-        if self.text_bytes > 0 && self.text_bytes + text.len() > JOB_BYTES_MAX && !self.hand_on() {
-            return false;
-        }
-        self.text_bytes += text.len();
-        self.batch.lines.push(Line {
+        let line = Line {
             file: file.clone(),
             number,
             index: self.index,
             text,
-        });
+        };
         self.index += 1;
+        match self.sieve.as_mut().map_or(Sifted::New, |sieve| sieve.sift(&line)) {
+            Sifted::New => {}
+            Sifted::Kept => return true,
+            Sifted::Seam(seam) => {
+                if !(self.hand_on() && (self.sink)(Read::Seam(seam))) {
+                    return false;
+                }
+            }
+            Sifted::Refused(why) => {
+                (self.sink)(Read::Refused(why));
+                return false;
+            }
+            // What is left is of no interest.
+            Sifted::End => {
+                self.hand_on();
+                return false;
+            }
+        }
+        let full = self.text_bytes > 0 && self.text_bytes + line.text.len() > JOB_BYTES_MAX;
+        if full && !self.hand_on() {
+            return false;
+        }
+        self.text_bytes += line.text.len();
+        self.batch.lines.push(line);
         self.batch.lines.len() < self.lines_max || self.hand_on()
+    }
+
+    /// The input has ended.
+    fn end(&mut self) {
+        let told = self.sieve.as_mut().and_then(Sieve::end);
+        if self.hand_on()
+            && let Some(told) = told
+        {
+            (self.sink)(told);
+        }
     }
 
     fn hand_on(&mut self) -> bool {
         self.text_bytes = 0;
         let batch = std::mem::take(&mut self.batch);
-        batch == Batch::default() || (self.sink)(batch)
+        batch == Batch::default() || (self.sink)(Read::Batch(batch))
     }
 }
 
@@ -193,12 +247,15 @@ mod tests {
 
     fn cut(bytes: &[u8], lines_max: usize) -> Vec<Batch> {
         let mut batches = Vec::new();
-        let mut cutter = Cutter::new(lines_max, |batch| {
+        let mut cutter = Cutter::new(lines_max, None, |read| {
+            let Read::Batch(batch) = read else {
+                panic!("{read:?}")
+            };
             batches.push(batch);
             true
         });
         cutter.read_lines(&"f".into(), bytes);
-        cutter.hand_on();
+        cutter.end();
         batches
     }
 

@@ -1,46 +1,48 @@
-//! What people and programs see: JSON Lines or nearest lines on stdout, failures, progress bar and summary
-//! on stderr.
+//! Results to JSON Lines or to nearest lines, on a thread of its own: whoever reads the output may be slow, and the
+//! jobs under way must not wait for it.
 
-use super::job::Done;
-use super::lines;
+use super::board::Board;
+use super::flight::Piece;
+use super::lines::Line;
+use super::mend::Mend;
 use super::search::Search;
-use crate::args::SubmitArgs;
-use crate::clock::Clock;
-use anyhow::Context;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::io::{self, BufWriter, Write};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use tokio::sync::mpsc;
 
-/// Where results go.
-pub struct Sink(BufWriter<Box<dyn Write>>);
-
-impl Sink {
-    /// A file, or stdout without one.
-    pub fn open(path: Option<&Path>) -> anyhow::Result<Sink> {
-        let target: Box<dyn Write> = match path {
-            None => Box::new(std::io::stdout()),
-            Some(path) => {
-                let file = File::create(path);
-                Box::new(file.with_context(|| format!("failed to create {}", path.display()))?)
-            }
-        };
-        Ok(Sink(BufWriter::new(target)))
-    }
-}
+/// Pieces that wait to be written.
+const PIECES: usize = 2;
 
 /// Writes results in order, and counts.
 pub struct Output {
     sink: Sink,
     searches: Vec<Search>,
-    bar: ProgressBar,
-    clock: Clock,
-    fingerprint: Option<String>,
-    embedded: u64,
-    failed: u64,
-    empty: u64,
-    tokens: u64,
+    board: Board,
+    /// The present record as bytes.
+    record: Vec<u8>,
+    fingerprint: Option<Arc<str>>,
+    /// What was counted.
+    pub counts: Counts,
+}
+
+enum Sink {
+    Append(BufWriter<Box<dyn Write + Send>>),
+    Mend(Box<Mend>),
+}
+
+/// What became of the input.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Lines with a vector.
+    pub embedded: u64,
+    /// Lines and files without one.
+    pub failed: u64,
+    /// Lines without any text.
+    pub empty: u64,
+    /// Tokens the model read.
+    pub tokens: u64,
 }
 
 #[derive(Serialize)]
@@ -54,18 +56,15 @@ struct Record<'a> {
 }
 
 impl Output {
-    /// Nothing written yet. `clock` started when the command did.
-    pub fn new(sink: Sink, args: &SubmitArgs, clock: Clock) -> Output {
+    /// Nothing written yet.
+    pub fn new(target: Box<dyn Write + Send>, board: Board) -> Output {
         Output {
-            sink,
+            sink: Sink::Append(BufWriter::with_capacity(1 << 16, target)),
             searches: Vec::new(),
-            bar: bar(args),
-            clock,
+            board,
+            record: Vec::new(),
             fingerprint: None,
-            embedded: 0,
-            failed: 0,
-            empty: 0,
-            tokens: 0,
+            counts: Counts::default(),
         }
     }
 
@@ -74,119 +73,154 @@ impl Output {
         self.searches = searches;
     }
 
-    /// Takes in the next batch.
-    pub fn write(&mut self, done: Done) -> anyhow::Result<()> {
-        let Done { batch, result } = done;
-        self.empty += batch.empty;
-        for (place, problem) in &batch.unreadable {
-            self.fail(place, problem);
-        }
-        match result {
-            Err(cause) => {
-                for line in &batch.lines {
-                    self.fail(&format!("{}:{}", line.file, line.number), &cause);
-                }
-            }
-            Ok(answer) => {
-                self.tokens += answer.tokens;
-                self.embedded += batch.lines.len() as u64;
-                self.compare(answer.fingerprint);
-                for (at, (line, vector)) in batch.lines.iter().zip(&answer.vectors).enumerate() {
-                    for search in &mut self.searches {
-                        search.offer(line, vector);
-                    }
-                    if self.searches.is_empty() {
-                        let record = Record {
-                            file: &line.file,
-                            line: line.number,
-                            index: line.index,
-                            text: &line.text,
-                            embedding: vector,
-                            truncated: answer.truncated.contains(&at),
-                        };
-                        serde_json::to_writer(&mut self.sink.0, &record).context("failed to write output")?;
-                        self.sink.0.write_all(b"\n").context("failed to write output")?;
+    /// From now on records go into a file that is mended.
+    pub fn mend(&mut self, mend: Mend) {
+        self.sink = Sink::Mend(Box::new(mend));
+    }
+
+    /// Starts to write what is sent, until the sender is dropped or writing fails.
+    pub fn run(mut self) -> Writer {
+        let (pieces, mut waiting) = mpsc::channel(PIECES);
+        let writing = std::thread::Builder::new().name("write-lines".into());
+        let thread = writing
+            .spawn(move || {
+                while let Some(piece) = waiting.blocking_recv() {
+                    if let Err(error) = self.write(piece) {
+                        return (self, Err(error));
                     }
                 }
+                (self, Ok(()))
+            })
+            .expect("a thread can be started");
+        Writer { pieces, thread }
+    }
+
+    fn write(&mut self, piece: Piece) -> io::Result<()> {
+        self.counts.tokens += piece.tokens;
+        // A file is mended in a second pass over the input: what the first one told is not told again.
+        let first_pass = matches!(self.sink, Sink::Append(_));
+        if first_pass {
+            self.counts.empty += piece.empty;
+            for (place, problem) in &piece.unreadable {
+                self.fail(place, problem);
             }
         }
-        self.bar.inc(batch.bytes);
-        self.bar.set_message(format!(
-            "{} lines · {:.0} inputs/s",
-            self.embedded,
-            self.per_second(self.embedded)
-        ));
+        if !piece.lines.is_empty() {
+            self.compare(piece.fingerprint);
+        }
+        let mut written = 0;
+        for (line, answer) in piece.lines {
+            match answer {
+                Ok((vector, truncated)) => {
+                    self.record(&line, &vector, truncated)?;
+                    written += 1;
+                }
+                Err(cause) => self.fail(&format!("{}:{}", line.file, line.number), &cause),
+            }
+        }
+        // Whoever reads behind a pipe sees what is there, and a kill costs nothing that was counted.
+        if let Sink::Append(sink) = &mut self.sink {
+            sink.flush()?;
+        }
+        self.counts.embedded += written;
+        self.board
+            .wrote(written, if first_pass { piece.bytes } else { 0 });
         Ok(())
     }
 
-    /// Lets a reader behind a pipe see what is there.
-    pub fn flush(&mut self) -> anyhow::Result<()> {
-        self.sink.0.flush().context("failed to write output")
+    fn record(&mut self, line: &Line, vector: &[f32], truncated: bool) -> io::Result<()> {
+        if !self.searches.is_empty() {
+            for search in &mut self.searches {
+                search.offer(line, vector);
+            }
+            return Ok(());
+        }
+        let record = Record {
+            file: &line.file,
+            line: line.number,
+            index: line.index,
+            text: &line.text,
+            embedding: vector,
+            truncated,
+        };
+        self.record.clear();
+        serde_json::to_writer(&mut self.record, &record)?;
+        self.record.push(b'\n');
+        match &mut self.sink {
+            Sink::Append(sink) => sink.write_all(&self.record),
+            Sink::Mend(mend) => mend.put(line.index, &self.record),
+        }
     }
 
-    /// Prints what was searched for, and the summary. Says how many inputs failed.
-    pub fn finish(mut self) -> anyhow::Result<u64> {
-        self.bar.finish_and_clear();
-        for (number, search) in self.searches.iter().enumerate() {
-            let gap = if number > 0 { "\n" } else { "" };
-            write!(self.sink.0, "{gap}").context("failed to write output")?;
-            search.print(&mut self.sink.0).context("failed to write output")?;
+    /// Prints what was searched for, or puts the mended file in place.
+    pub fn finish(&mut self) -> io::Result<()> {
+        match std::mem::replace(&mut self.sink, Sink::Append(BufWriter::new(Box::new(io::sink())))) {
+            Sink::Mend(mend) => mend.finish(),
+            Sink::Append(mut sink) => {
+                for (number, search) in self.searches.iter().enumerate() {
+                    write!(sink, "{}", if number > 0 { "\n" } else { "" })?;
+                    search.print(&mut sink)?;
+                }
+                sink.flush()
+            }
         }
-        self.flush()?;
+    }
+
+    /// One line about all of it; `kept` records were there before.
+    pub fn summary(&self, kept: u64) -> String {
         let counted = |count: u64, what: &str| match count {
             0 => String::new(),
             _ => format!(", {count} {what}"),
         };
-        eprintln!(
-            "{} inputs in {:.2} s, {:.1} inputs/s, {:.0} tokens/s{}{}",
-            self.embedded,
-            self.seconds(),
-            self.per_second(self.embedded),
-            self.per_second(self.tokens),
-            counted(self.empty, "empty lines skipped"),
-            counted(self.failed, "failed"),
-        );
-        Ok(self.failed)
+        let Counts {
+            embedded,
+            failed,
+            empty,
+            tokens,
+        } = self.counts;
+        format!(
+            "{embedded} inputs in {:.2} s, {:.1} inputs/s, {:.0} tokens/s{}{}{}",
+            self.board.seconds(),
+            self.board.per_second(embedded),
+            self.board.per_second(tokens),
+            counted(kept, "there before"),
+            counted(empty, "empty lines skipped"),
+            counted(failed, "failed"),
+        )
     }
 
     fn fail(&mut self, place: &str, cause: &str) {
-        self.failed += 1;
-        self.bar.suspend(|| eprintln!("{place}: {cause}"));
+        self.counts.failed += 1;
+        self.board.say(&format!("{place}: {cause}"));
     }
 
     /// Vectors of different models must not be compared; say so once for each change.
-    fn compare(&mut self, fingerprint: Option<String>) {
+    fn compare(&mut self, fingerprint: Option<Arc<str>>) {
         let Some(new) = fingerprint else { return };
         if let Some(old) = self.fingerprint.replace(new.clone())
             && old != new
         {
-            self.bar.suspend(|| {
-                eprintln!("warning: the model changed from {old} to {new}: vectors before and after cannot be compared");
-            });
+            self.board.say(&format!(
+                "warning: the model changed from {old} to {new}: vectors before and after cannot be compared"
+            ));
         }
-    }
-
-    fn seconds(&self) -> f64 {
-        self.clock.now().since(crate::clock::Moment::ZERO).as_secs_f64()
-    }
-
-    fn per_second(&self, count: u64) -> f64 {
-        count as f64 / self.seconds().max(0.001)
     }
 }
 
-/// A bar over the bytes of the files, or a counter for stdin; nothing where stderr is no terminal.
-fn bar(args: &SubmitArgs) -> ProgressBar {
-    let total = lines::total_bytes(&args.files);
-    let target = if args.quiet {
-        ProgressDrawTarget::hidden()
-    } else {
-        ProgressDrawTarget::stderr()
-    };
-    let style = match total {
-        Some(_) => "{bar:30} {percent:>3} % · {msg} · eta {eta}",
-        None => "{spinner} {msg} · {elapsed}",
-    };
-    let style = ProgressStyle::with_template(style).expect("the templates are well-formed");
-    ProgressBar::with_draw_target(total, target).with_style(style)
+/// A thread that writes.
+pub struct Writer {
+    /// Where pieces go; closed when writing has failed.
+    pub pieces: mpsc::Sender<Piece>,
+    thread: JoinHandle<(Output, io::Result<()>)>,
+}
+
+impl Writer {
+    /// Waits until all pieces are written.
+    pub fn end(self) -> (Output, io::Result<()>) {
+        drop(self.pieces);
+        match self.thread.join() {
+            Ok(ended) => ended,
+            Err(panicked) => std::panic::resume_unwind(panicked),
+        }
+    }
 }

@@ -17,7 +17,7 @@ impl Search {
     pub fn new(query: String, vector: &[f32], top: usize) -> Search {
         Search {
             query,
-            direction: unit(vector),
+            direction: vector.to_vec(),
             top,
             nearest: Vec::new(),
         }
@@ -25,7 +25,7 @@ impl Search {
 
     /// Looks at one line. A line as near as another stands behind it.
     pub fn offer(&mut self, line: &Line, vector: &[f32]) {
-        let score: f32 = self.direction.iter().zip(unit(vector)).map(|(a, b)| a * b).sum();
+        let score = cosine(&self.direction, vector);
         let place = self.nearest.partition_point(|(other, _)| *other >= score);
         if place < self.top {
             self.nearest.insert(place, (score, line.clone()));
@@ -41,6 +41,11 @@ impl Search {
         }
         Ok(())
     }
+}
+
+/// Cosine of the angle between two vectors.
+pub fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    unit(a).iter().zip(unit(b)).map(|(a, b)| a * b).sum()
 }
 
 /// The vector at length one; a zero vector stays as it is, and is near to nothing.
