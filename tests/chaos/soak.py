@@ -42,8 +42,9 @@ def arguments():
     parser.add_argument("--kills", type=int, default=100, help="times that something is killed, stopped or frozen")
     parser.add_argument("--streams", type=int, help="streamed jobs among them; one in a thousand unless told")
     parser.add_argument("--stream-inputs", type=int, default=2000, help="inputs of the largest one")
+    parser.add_argument("--harm", default="", help="regular expression; only such harm is done")
     parser.add_argument("--outstanding", type=int, default=400, help="jobs that are not answered yet, at most")
-    parser.add_argument("--publishers", type=int, default=3)
+    parser.add_argument("--publishers", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--binary", required=True)
     parser.add_argument("--model", required=True, help="its folder")
@@ -92,8 +93,12 @@ class Soak:
             fleet.Worker(number, options.binary, config, directory / f"worker-{number}")
             for number in range(1, options.workers + 1)
         ]
-        self.events = harm.schedule(options.seed, options.jobs, options.kills, len(ports))
-        self.harm = harm.Harm(options.seed, self.events, self.workers, self.nodes, self.ledger, self.running)
+        inputs = sum(callers.Job(options.seed, number, streams).count for number in range(options.jobs))
+        self.events = harm.schedule(options.seed, inputs, options.kills, len(ports), options.harm)
+        self.harm = [
+            harm.Harm(options.seed, self.events, to_nodes, self.workers, self.nodes, self.ledger, self.running)
+            for to_nodes in (False, True)
+        ]
         self.listener = callers.Listener(self.broker, self.ledger, self.running)
         self.publishers = [
             callers.Publisher(self.broker, self.ledger, self.running) for _ in range(options.publishers)
@@ -128,7 +133,7 @@ class Soak:
     def run(self):
         self.began = time.monotonic()
         threading.Thread(target=self.sample, daemon=True).start()
-        for thread in (self.listener, *self.publishers, self.harm):
+        for thread in (self.listener, *self.publishers, *self.harm):
             thread.start()
         shown = last = time.monotonic()
         answered = -1
@@ -137,13 +142,14 @@ class Soak:
             now = time.monotonic()
             if self.ledger.answered > answered:
                 answered, last = self.ledger.answered, now
-            if now - last > SILENCE_S or self.listener.fault or self.harm.fault:
+            if now - last > SILENCE_S or any(part.fault for part in (self.listener, *self.harm)):
                 break
             if now - shown > 10:
                 shown = now
                 print(f"{now - self.began:6.0f} s  {answered} answered", file=sys.stderr, flush=True)
         self.ended = time.monotonic()
-        self.harm.join(240)
+        for part in self.harm:
+            part.join(240)
         # What is answered a second time, late.
         time.sleep(LATE_S)
         self.left = self.depths()

@@ -6,6 +6,7 @@ back is kept per job, so at the end each one can be told: answered never, once, 
 
 import array
 import base64
+import collections
 import heapq
 import itertools
 import json
@@ -96,7 +97,9 @@ class Ledger:
         self.refusals, self.errors = {}, {}
         # When each answer came; and messages that came to us a second time because our own connection was lost.
         self.times, self.echoes = [], 0
-        self.republished = self.returned = self.compared = 0
+        self.republished = self.compared = 0
+        # Publications that the broker would not take.
+        self.untaken = collections.Counter()
         self.tie = itertools.count()
 
     def take(self):
@@ -253,9 +256,10 @@ class Publisher(threading.Thread):
         )
         try:
             channel.basic_publish("", job.lane, job.body(self.ledger.pool), properties, mandatory=True)
-        except (pika.exceptions.UnroutableError, pika.exceptions.NackError):
+        except (pika.exceptions.UnroutableError, pika.exceptions.NackError) as refusal:
             with self.ledger.lock:
-                self.ledger.returned += 1
+                kind = "returned" if isinstance(refusal, pika.exceptions.UnroutableError) else "rejected"
+                self.ledger.untaken[kind] += 1
                 self.ledger.later(job, 0.5)
 
 

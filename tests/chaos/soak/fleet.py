@@ -25,7 +25,7 @@ class Worker(threading.Thread):
         # When this worker lost a session and lived on.
         self.sessions_lost = []
         # What we did to it, for telling our signals from others'.
-        self.signalled = None
+        self.signalled = set()
         # (time, age, resident KiB)
         self.memory = []
 
@@ -54,9 +54,9 @@ class Worker(threading.Thread):
         self.process = None
 
     def reason(self, code):
-        if code == -signal.SIGKILL and self.signalled == signal.SIGKILL:
+        if code == -signal.SIGKILL and signal.SIGKILL in self.signalled:
             return "SIGKILL (ours)"
-        if code == 0 and self.signalled == signal.SIGTERM:
+        if code == 0 and signal.SIGTERM in self.signalled:
             return "SIGTERM (ours)"
         return REASONS.get(code, f"status {code}")
 
@@ -66,8 +66,7 @@ class Worker(threading.Thread):
     def signal(self, number):
         process = self.process
         if process and process.poll() is None:
-            if number in (signal.SIGKILL, signal.SIGTERM):
-                self.signalled = number
+            self.signalled.add(number)
             process.send_signal(number)
 
     def stop(self):
@@ -126,10 +125,9 @@ class Nodes:
         rows = [line.split("\t") for line in (said or "").splitlines()]
         return {row[0]: (row[1], row[2].count("@")) for row in rows if len(row) == 3 and "@" in row[2]}
 
-    def leads(self, number, asked):
-        return sum(leader == self.name(number) for leader, _ in self.queues(asked).values())
+    def leads(self, number, queues):
+        return sum(leader == self.name(number) for leader, _ in queues.values())
 
-    def whole(self, asked):
+    def whole(self, queues):
         """Whether each queue has all its members online."""
-        queues = self.queues(asked)
         return bool(queues) and all(online == self.count for _, online in queues.values())

@@ -1,6 +1,7 @@
 """What is done to workers and nodes in a soak, from a seed: when, to whom, and for how long."""
 
 import random
+import re
 import signal
 import threading
 import time
@@ -20,44 +21,45 @@ WHOLE_S = 120
 
 class Event:
     def __init__(self, at, kind):
-        # The number of answered jobs at which it happens.
+        # The number of vectors at which it happens.
         self.at, self.kind = at, kind
         self.target = self.when = self.until = None
         self.detail = ""
 
 
-def schedule(seed, jobs, events, nodes):
-    """Events in their order; they come at numbers of jobs and not at times, so that a seed means the same on any machine."""
+def schedule(seed, inputs, events, nodes, only):
+    """Events in their order; they come at numbers of vectors and not at times, so that a seed means the same on any machine."""
     rng = random.Random(f"harm {seed}")
     kinds = [kind for kind in WEIGHTS if nodes > 2 or kind not in (NODE_KILLED, TWO_KILLED)]
+    kinds = [kind for kind in kinds if re.search(only, kind)]
     first = [kind for kind in FIRST if kind in kinds][:events]
     rest = rng.choices(kinds, [WEIGHTS[kind] for kind in kinds], k=events - len(first))
     # The short list first only where there is nothing else: in a long run its kinds are spread as well.
     chosen = first + rest
     rng.shuffle(chosen)
     moments = sorted(rng.uniform(0.03, 0.93) for _ in chosen)
-    return [Event(int(jobs * moment), kind) for moment, kind in zip(moments, chosen)]
+    return [Event(int(inputs * moment), kind) for moment, kind in zip(moments, chosen)]
 
 
 class Harm(threading.Thread):
-    """Carries the schedule out."""
+    """Carries out that part of a schedule that is done to workers, or that to nodes: a node takes its time to come back."""
 
-    def __init__(self, seed, events, workers, nodes, ledger, running):
+    def __init__(self, seed, events, to_nodes, workers, nodes, ledger, running):
         super().__init__(daemon=True)
-        self.rng = random.Random(f"targets {seed}")
-        self.events, self.workers, self.nodes, self.ledger, self.running = events, workers, nodes, ledger, running
+        self.rng = random.Random(f"targets {seed} {to_nodes}")
+        self.events = [event for event in events if (event.kind in (NODE_KILLED, TWO_KILLED)) == to_nodes]
+        self.workers, self.nodes, self.ledger, self.running = workers, nodes, ledger, running
         self.helpers, self.fault = [], None
 
     def run(self):
         try:
             for event in self.events:
-                while self.ledger.answered < event.at:
+                while self.ledger.compared < event.at:
                     if not self.running():
                         return
                     time.sleep(0.01)
                 self.perform(event)
-            for helper in self.helpers:
-                helper.join()
+            self.join_helpers()
         except Exception as fault:
             self.fault = fault
             raise
@@ -86,12 +88,12 @@ class Harm(threading.Thread):
         # A node that is away, or not yet caught up, would make two of one.
         self.join_helpers()
         deadline = time.monotonic() + WHOLE_S
-        while not self.nodes.whole(1):
+        while not self.nodes.whole(queues := self.nodes.queues(1)):
             if time.monotonic() > deadline:
-                raise AssertionError(f"after {WHOLE_S} s some queue still lacks a member: {self.nodes.queues(1)}")
+                raise AssertionError(f"after {WHOLE_S} s some queue still lacks a member: {queues}")
             time.sleep(0.5)
         numbers = self.rng.sample(range(1, self.nodes.count + 1), count)
-        led = [self.nodes.leads(number, numbers[0]) for number in numbers]
+        led = [self.nodes.leads(number, queues) for number in numbers]
         seconds = self.rng.uniform(3, 15)
         event.target = "node " + ", ".join(map(str, numbers))
         event.detail = f"leader of {sum(led)} queues, away for {seconds:.0f} s"

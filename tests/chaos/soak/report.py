@@ -35,6 +35,7 @@ def judge(soak):
         lane: sorted(job.done_at - job.sent_at for job in jobs if job.done_at and not job.stream and job.lane == lane)
         for lane in callers.LANES
     }
+    times_in = Counter(int(at - soak.began) for at in ledger.times)
     figures = {
         "command": command(soak.options),
         "seed": soak.options.seed,
@@ -50,7 +51,7 @@ def judge(soak):
         # The publisher itself sent the job a second time, because its first confirm was lost.
         "twice_sent_twice": sum(job.published - job.refused > 1 for job in twice),
         "republished": ledger.republished,
-        "returned": ledger.returned,
+        "untaken": ledger.untaken,
         "refused": ledger.refusals,
         "errors": ledger.errors,
         "echoes": ledger.echoes,
@@ -64,6 +65,8 @@ def judge(soak):
         "memory": memory(soak),
         "left": soak.left,
         "events": [told(event, soak) for event in soak.events if event.when],
+        # Answers in each second.
+        "timeline": [times_in[second] for second in range(int(soak.ended - soak.began) + 1)],
         "kinds": Counter(event.kind for event in soak.events if event.when),
         "members": Counter(online for _, online in soak.members.values()),
         "nodes": soak.nodes.count,
@@ -86,7 +89,7 @@ def judge(soak):
         problems.append(f"deaths without a cause: {never}")
     if len(figures["events"]) < len(soak.events):
         problems.append(f"{len(soak.events) - len(figures['events'])} events did not happen")
-    for part in (soak.listener, soak.harm):
+    for part in (soak.listener, *soak.harm):
         if part.fault:
             problems.append(f"{type(part).__name__}: {part.fault!r}")
     figures["problems"] = problems
@@ -142,6 +145,8 @@ def silence(when, times, ended):
 
 def command(options):
     words = [f"JOBS={options.jobs}", f"WORKERS={options.workers}", f"KILLS={options.kills}", f"SEED={options.seed}"]
+    words += [f"STREAMS={options.streams}"] if options.streams != max(1, options.jobs // 1000) else []
+    words += [f"HARM='{options.harm}'"] if options.harm else []
     return "make soak " + " ".join(words)
 
 
@@ -174,6 +179,7 @@ def section(figures):
         ("jobs answered more than once", f"{f['twice']}, of which {f['twice_sent_twice']} because they were sent twice"),
         ("sent again for a lost confirm", f["republished"]),
         ("streamed inputs computed again", f"{f['repeats']}, of one job at most {f['repeats_largest']}"),
+        ("not taken by the broker, and sent again", counted(f["untaken"])),
         ("refused and sent again", counted(f["refused"])),
         ("errors", counted(f["errors"])),
         *(
@@ -206,8 +212,8 @@ def section(figures):
 HEAD = """# Soak
 
 Many jobs, while workers and broker nodes are killed at random, and **every job is counted**. `make soak` starts three workers
-and a RabbitMQ cluster of three nodes on one machine, sends jobs of mixed shapes on both lanes, and **writes this file** if there are
-100 000 of them. `make test` does the same with 3000 jobs.
+and a RabbitMQ cluster of three nodes on one machine, sends jobs of mixed shapes on both lanes, and **writes this file**;
+`make soak DEBIAN=trixie` does it in a booted Debian of that release. `make test` does the same with 3000 jobs.
 
 - **Jobs**: nine of ten are one short text, some have up to 60, one in a thousand is streamed with hundreds to thousands.
   Publishers wait for each confirm and send a job again, with the same id, if its confirm is lost with a node. What is answered
