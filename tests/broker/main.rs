@@ -10,6 +10,7 @@ mod faults;
 mod heartbeats;
 mod hostile;
 mod node;
+mod nodes;
 mod overload;
 mod pika;
 mod proxy;

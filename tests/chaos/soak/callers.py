@@ -260,6 +260,7 @@ class Publisher(threading.Thread):
             with self.ledger.lock:
                 kind = "returned" if isinstance(refusal, pika.exceptions.UnroutableError) else "rejected"
                 self.ledger.untaken[kind] += 1
+                job.refused += 1
                 self.ledger.later(job, 0.5)
 
 
