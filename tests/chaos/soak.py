@@ -137,7 +137,7 @@ class Soak:
             thread.start()
         shown = last = time.monotonic()
         answered = -1
-        while self.ledger.answered < self.options.jobs:
+        while not self.ledger.finished():
             time.sleep(0.1)
             now = time.monotonic()
             if self.ledger.answered > answered:

@@ -114,6 +114,9 @@ class Ledger:
             self.next, self.open = self.next + 1, self.open + 1
             return job
 
+    def finished(self):
+        return self.answered >= self.total
+
     def publishing(self, job):
         """Whether it still has to be; an answer may have come although the confirm was lost."""
         with self.lock:

@@ -58,6 +58,9 @@ class Harm(threading.Thread):
                     if not self.running():
                         return
                     time.sleep(0.01)
+                # Nodes take their time to come back; harm to a fleet that has nothing to do tells nothing.
+                if self.ledger.finished():
+                    break
                 self.perform(event)
             self.join_helpers()
         except Exception as fault:
@@ -100,7 +103,12 @@ class Harm(threading.Thread):
         event.when = time.monotonic()
         for number in numbers:
             self.nodes.kill(number)
-        self.after(seconds, lambda: [self.nodes.start(number) for number in numbers])
+        self.after(seconds, lambda: self.bring_back(event, numbers))
+
+    def bring_back(self, event, numbers):
+        for number in numbers:
+            self.nodes.start(number)
+        event.until = time.monotonic()
 
     def after(self, seconds, action):
         timer = threading.Timer(seconds, action)
