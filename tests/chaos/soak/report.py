@@ -1,6 +1,7 @@
 """Holds what a soak has counted against what is promised, and writes it down."""
 
 import datetime
+import itertools
 import statistics
 from collections import Counter
 
@@ -61,6 +62,8 @@ def judge(soak):
         "echoes": ledger.echoes,
         "repeats": repeats,
         "repeats_largest": max((job.repeats for job in streams), default=0),
+        "streams_ended_twice": sum(job.answers > 1 for job in streams),
+        "streams_repeated": {job.name: ranges(job.seen) for job in streams if job.repeats},
         "deaths": Counter(reason for _, reason in deaths),
         "sessions_lost": len(lost),
         "waits": {
@@ -105,6 +108,17 @@ def allowed(job, hits):
     end = job.done_at or float("inf")
     during = sum(job.sent_at <= at <= end + 1 for at in hits)
     return SLICE * during + job.count * max(0, job.published - job.refused - 1)
+
+
+def ranges(seen):
+    """How often which inputs came: (times, first, last) of those that came more than once."""
+    found, first = [], 0
+    for times, run in itertools.groupby(seen):
+        length = len(list(run))
+        if times > 1:
+            found.append((times, first, first + length - 1))
+        first += length
+    return found
 
 
 def quantile(values, share):
@@ -195,6 +209,7 @@ def section(figures):
         ("jobs answered more than once", f"{f['twice']}, of which {f['twice_sent_twice']} because they were sent twice"),
         ("sent again for a lost confirm", f["republished"]),
         ("streamed inputs computed again", f"{f['repeats']}, of one job at most {f['repeats_largest']}"),
+        ("streamed jobs that ended more than once", f["streams_ended_twice"]),
         ("not taken by the broker, and sent again", counted(f["untaken"])),
         ("refused and sent again", counted(f["refused"])),
         ("errors", counted(f["errors"])),
