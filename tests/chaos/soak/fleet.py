@@ -56,7 +56,8 @@ class Worker(threading.Thread):
     def reason(self, code):
         if code == -signal.SIGKILL and signal.SIGKILL in self.signalled:
             return "SIGKILL (ours)"
-        if code == 0 and signal.SIGTERM in self.signalled:
+        # One that has just been started dies of it; systemd counts both as a clean end.
+        if code in (0, -signal.SIGTERM) and signal.SIGTERM in self.signalled:
             return "SIGTERM (ours)"
         return REASONS.get(code, f"status {code}")
 

@@ -243,13 +243,13 @@ def section(figures):
 HEAD = """# Soak
 
 Many jobs, while workers and broker nodes are killed at random, and **every job is counted**. `make soak` starts three workers
-and a RabbitMQ cluster of three nodes on one machine, sends jobs of mixed shapes on both lanes, and **writes this file**;
+and a RabbitMQ cluster of three nodes on one machine, sends jobs of mixed shapes on both lanes, and **writes this file** (10 000 jobs or more);
 `make soak DEBIAN=trixie` does it in a booted Debian of that release. `make test` does the same with 3000 jobs.
 
 - **Jobs**: nine of ten are one short text, some have up to 60, one in a thousand is streamed with hundreds to thousands.
   Publishers wait for each confirm and send a job again, with the same id, if its confirm is lost with a node. What is answered
   `overloaded` or `draining` is sent again after `retry_after_ms`.
-- **Harm** comes at random numbers of jobs, from the seed: workers killed, told to stop or frozen for some seconds, a node killed
+- **Harm** comes at random numbers of vectors, from the seed: workers killed, told to stop or frozen for some seconds, a node killed
   and started again after some seconds; seldom two of three nodes, which leaves no quorum. Workers are started again after a second.
 - **Without any answer**: the longest time in which not one of all jobs was answered, begun within 10 s behind the harm;
   not counted close to a time without a quorum.
