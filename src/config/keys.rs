@@ -91,7 +91,9 @@ impl Rule {
         match self {
             Rule::ModelName => "1 to 200 characters, none of them blank or a control character",
             Rule::Prefix => "1 to 100 of the characters a-z A-Z 0-9 . _ -",
-            Rule::BrokerUrl => "amqp://USER[:PASSWORD]@HOST[:PORT]/VHOST, or amqps://; of several HOST[:PORT], commas between them",
+            Rule::BrokerUrl => {
+                "amqp://USER[:PASSWORD]@HOST[:PORT]/VHOST, or amqps://; of several HOST[:PORT], commas between them"
+            }
             Rule::Path => "a path",
             Rule::Listen => "ADDRESS:PORT, or empty for off",
             Rule::LogLevel => {
