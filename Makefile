@@ -1,6 +1,6 @@
 # The few verbs of this project; each is a small script in scripts/.
 
-.PHONY: help demo test check sim test-system chaos outages bench deb
+.PHONY: help demo test check sim test-system chaos outages soak bench deb
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
@@ -24,6 +24,9 @@ chaos: ## Do harm to the installed service and write docs/chaos.md: sudo make ch
 
 outages: ## Replay a week's outages of the broker in an hour and write docs/outages.md: sudo make outages [DEBIAN=trixie] [MINUTES=60] [SEED=1]
 	@scripts/outages
+
+soak: ## Count 100000 jobs while workers and nodes of a cluster are killed, and write docs/soak.md: make soak [JOBS=…] [WORKERS=3] [NODES=3] [KILLS=100] [SEED=1]
+	@scripts/soak
 
 bench: ## Measure the engine alone, through a private broker, and how work flows under load
 	@scripts/bench

@@ -255,6 +255,38 @@ fn check_says_what_to_mend_and_fails() {
     );
 }
 
+/// Goal: of a cluster each node is looked at, and one that is away is no failure while another answers.
+#[test]
+fn check_looks_at_each_node() {
+    let home = Home::new();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let there = listener.local_addr().unwrap().port();
+    // Takes the connections, and closes them: an address that answers, and no broker.
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    let url = format!("broker.url=amqp://guest:hunter2@127.0.0.1:{there},127.0.0.1:1");
+    let arguments = ["--config", "/dev/null", "--set", &url];
+    let output = home.run(&[&["check"][..], &arguments].concat());
+    let said = stdout(&output);
+    let level_of = |words: &str| {
+        said.lines()
+            .find(|line| line.contains(words))
+            .unwrap_or_default()
+            .to_owned()
+    };
+    assert!(
+        level_of(&format!("127.0.0.1:{there} answers")).contains("ok"),
+        "{said}"
+    );
+    assert!(level_of("127.0.0.1:1: ").contains("warn"), "{said}");
+    assert!(level_of("broker login").contains("FAIL"), "{said}");
+    let shown = stdout(&home.run(&[&["config"][..], &arguments].concat()));
+    assert!(
+        shown.contains(&format!("amqp://guest:***@127.0.0.1:{there},127.0.0.1:1")),
+        "{shown}"
+    );
+    assert!(!format!("{said}{shown}").contains("hunter2"));
+}
+
 #[test]
 fn dead_letters_are_not_deleted_by_accident() {
     let home = Home::new();

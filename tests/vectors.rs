@@ -345,18 +345,18 @@ fn the_pool_computes_in_order_and_refuses_when_full() {
         }),
     )
     .unwrap();
-    pool.submit(0, work(0)).unwrap();
+    pool.submit(0, work(0), false).unwrap();
     // The first batch is taken at some time; then exactly QUEUE fit, and the next comes back.
     let mut batch = 1;
     while batch <= QUEUE as u64 {
-        if pool.submit(0, work(batch)).is_ok() {
+        if pool.submit(0, work(batch), false).is_ok() {
             batch += 1;
         }
     }
-    while pool.submit(0, work(batch)).is_ok() {
+    while pool.submit(0, work(batch), false).is_ok() {
         batch += 1;
     }
-    assert!(pool.submit(1, work(99)).is_err(), "there is no second engine");
+    assert!(pool.submit(1, work(99), false).is_err(), "there is no second engine");
     drop(gate);
 
     for expected in 0..batch {

@@ -288,6 +288,7 @@ mod tests {
     #[test]
     fn an_address_has_no_user() {
         assert_eq!(address("amqp://guest:***@127.0.0.1:5672/%2f"), "127.0.0.1:5672");
+        assert_eq!(address("amqp://guest:***@a:5672,b:5672/%2f"), "a:5672,b:5672");
         assert_eq!(address("amqps://broker.example"), "broker.example");
         assert!(telemetry::rss_bytes().is_some_and(|bytes| bytes > 1 << 20));
     }

@@ -7,6 +7,7 @@
 
 mod announce;
 pub mod client;
+mod connect;
 pub mod dead;
 mod intake;
 pub mod probe;
@@ -290,8 +291,10 @@ pub fn start(
     tokio::spawn(async move {
         let clock = Clock::start();
         let (mut attempts, mut had_one) = (0u32, false);
+        let mut nodes = connect::Nodes::default();
         for number in 1u64.. {
-            let cause = match tokio::time::timeout(OPEN_MAX, session::open(&setup, number)).await {
+            let cause = match tokio::time::timeout(OPEN_MAX, session::open(&setup, number, &mut nodes)).await
+            {
                 Ok(Ok(session)) => {
                     info!(session = number, "connected to the broker");
                     let opened = clock.now();

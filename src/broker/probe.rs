@@ -4,13 +4,13 @@
 //!   address --> login, virtual host --> topology --> permissions (a round trip through a queue of our own)
 //! ```
 //!
-//! A step is taken only if the one before it was good. Nothing stays behind: queues and exchange are looked
+//! Of a cluster each node must have an address that answers; what follows is asked of one of them. A step is taken only if the one before it was good. Nothing stays behind: queues and exchange are looked
 //! for passively, and declared only when all of them are there already, which changes nothing and finds
 //! objects of the wrong kind. Every wait has a limit.
 
 use super::session::{channel, connect};
 use super::{BrokerError, topology, within};
-use crate::config::{BrokerConfig, BrokerUrl};
+use crate::config::{BrokerConfig, BrokerUrl, Host};
 use crate::job::Names;
 use lapin::options::{
     BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueDeclareOptions,
@@ -83,8 +83,6 @@ impl Finding {
 
 /// Who asks, in the broker's own words; for the commands that mend.
 struct Place {
-    host: String,
-    port: u16,
     user: String,
     vhost: String,
     prefix: String,
@@ -112,14 +110,26 @@ pub async fn probe(config: &BrokerConfig) -> Vec<Finding> {
         Err(problem) => return vec![Finding::fail("broker url", problem, "change broker.url")],
     };
     let place = Place {
-        host: url.host.clone(),
-        port: url.port,
         user: url.user().unwrap_or_else(|| "guest".to_owned()),
         vhost: url.vhost(),
         prefix: config.prefix.clone(),
     };
-    if !address(&place, &mut findings).await {
+    let alone = url.hosts.len() == 1;
+    let mut reached = false;
+    for host in &url.hosts {
+        let finding = address(host).await;
+        reached |= finding.level == Level::Ok;
+        findings.push(finding);
+    }
+    if !reached {
         return findings;
+    }
+    // The others do its work meanwhile.
+    for finding in findings
+        .iter_mut()
+        .filter(|finding| !alone && finding.level == Level::Fail)
+    {
+        finding.level = Level::Warn;
     }
     let Some(connection) = login(config, &url, &place, &mut findings).await else {
         return findings;
@@ -132,31 +142,22 @@ pub async fn probe(config: &BrokerConfig) -> Vec<Finding> {
     findings
 }
 
-async fn address(place: &Place, findings: &mut Vec<Finding>) -> bool {
-    let shown = format!("{}:{}", place.host, place.port);
-    let mend = if matches!(place.host.as_str(), "localhost" | "127.0.0.1") {
+async fn address(host: &Host) -> Finding {
+    let name = host.name.as_str();
+    let mend = if matches!(name, "localhost" | "127.0.0.1") {
         "systemctl start rabbitmq-server (apt install rabbitmq-server), or change broker.url".to_owned()
     } else {
         format!(
-            "start RabbitMQ on {}, open port {} in its firewall, or change broker.url",
-            place.host, place.port
+            "start RabbitMQ on {name}, open port {} in its firewall, or change broker.url",
+            host.port
         )
     };
-    let reached = tokio::time::timeout(STEP_MAX, TcpStream::connect((place.host.as_str(), place.port))).await;
-    let problem = match reached {
-        Ok(Ok(_)) => {
-            findings.push(Finding::ok("broker address", format!("{shown} answers")));
-            return true;
-        }
+    let problem = match tokio::time::timeout(STEP_MAX, TcpStream::connect((name, host.port))).await {
+        Ok(Ok(_)) => return Finding::ok("broker address", format!("{host} answers")),
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("no answer within {} s", STEP_MAX.as_secs()),
     };
-    findings.push(Finding::fail(
-        "broker address",
-        format!("{shown}: {problem}"),
-        mend,
-    ));
-    false
+    Finding::fail("broker address", format!("{host}: {problem}"), mend)
 }
 
 async fn login(
@@ -180,7 +181,7 @@ async fn login(
     let (code, text) = reason(&error);
     let (vhost_q, user_q) = (quoted(vhost), quoted(user));
     let mend = match code {
-        Some(403) if user == "guest" && place.host != "localhost" && !place.host.starts_with("127.") => {
+        Some(403) if user == "guest" && !url.hosts.iter().any(is_here) => {
             "guest may only come from the broker's own machine: rabbitmqctl add_user embeddings, and name that user in broker.url".to_owned()
         }
         Some(403) => format!(
@@ -199,6 +200,10 @@ async fn login(
         mend,
     ));
     None
+}
+
+fn is_here(host: &Host) -> bool {
+    host.name == "localhost" || host.name.starts_with("127.")
 }
 
 /// Looks for queues and exchange. True if it makes sense to go on.
@@ -403,8 +408,6 @@ mod tests {
     #[test]
     fn the_command_that_mends_can_be_pasted_into_a_shell() {
         let place = Place {
-            host: "mq".into(),
-            port: 5672,
             user: "o'neil".into(),
             vhost: "/".into(),
             prefix: "emb.test".into(),

@@ -1,22 +1,19 @@
 //! One session with the broker: two connections and all that runs on them, from opening to the first fault.
 
 use super::announce::{self, Notice};
+use super::connect::Nodes;
+pub(super) use super::connect::connect;
 use super::intake::{self, Origin};
 use super::publish::{self, Blocked, Press, Publication};
 use super::ways::Ways;
 use super::{ACK_MAX, BrokerError, BrokerEvent, Command, Published, Setup, Span, topology, within};
-use crate::config::BrokerConfig;
 use crate::job::{Lane, Names};
 use futures_util::StreamExt;
 use lapin::options::{
     BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions,
 };
-use lapin::tcp::OwnedTLSConfig;
 use lapin::types::FieldTable;
-use lapin::uri::AMQPUri;
-use lapin::{
-    BasicProperties, Channel, Connection, ConnectionProperties, Consumer, DefaultConnectionBuilder, Event,
-};
+use lapin::{BasicProperties, Channel, Connection, Consumer, Event};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,9 +21,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::warn;
 
-/// Heartbeat asked for where the URL asks for none: RabbitMQ advises 5 to 20 s, and a peer counts as
-/// dead after twice the time.
-const HEARTBEAT_S: u16 = 10;
 /// Longest time for one step of opening a session.
 const STEP_MAX: Duration = Duration::from_secs(5);
 /// Longest time for saying good-bye.
@@ -56,10 +50,15 @@ pub(super) struct Session {
 }
 
 /// Connects twice, ensures the topology, and subscribes. The caller sets the deadline for all of it.
-pub(super) async fn open(setup: &Setup, number: u64) -> Result<Session, BrokerError> {
+pub(super) async fn open(setup: &Setup, number: u64, nodes: &mut Nodes) -> Result<Session, BrokerError> {
     let names = Names::new(&setup.config.prefix);
-    let consuming = connect(&setup.config, &format!("{} consume", setup.name)).await?;
-    let publishing = connect(&setup.config, &format!("{} publish", setup.name)).await?;
+    let consuming = nodes
+        .connect(&setup.config, &format!("{} consume", setup.name))
+        .await?;
+    // To the same node: with two of them, the death of either would end the session.
+    let publishing = nodes
+        .again(&setup.config, &format!("{} publish", setup.name))
+        .await?;
     let control = channel(&consuming).await?;
     topology::ensure(&control, &names, setup.config.declare).await?;
     let asking = channel(&consuming).await?;
@@ -118,25 +117,6 @@ pub(super) async fn open(setup: &Setup, number: u64) -> Result<Session, BrokerEr
         setup,
         blocked,
     })
-}
-
-/// Opens one connection: heartbeats asked for, TLS with the configured roots, a name for the broker's tools.
-pub(super) async fn connect(config: &BrokerConfig, name: &str) -> Result<Connection, BrokerError> {
-    let mut uri: AMQPUri = config.url.parse().map_err(BrokerError::Url)?;
-    uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
-    let mut tls = OwnedTLSConfig::default();
-    if let Some(path) = &config.ca_file {
-        let shown = path.display().to_string();
-        let pem =
-            std::fs::read_to_string(path).map_err(|source| BrokerError::CaFile { path: shown, source })?;
-        tls.cert_chain = Some(pem);
-    }
-    let builder = DefaultConnectionBuilder::new()
-        .map_err(BrokerError::lapin("connecting"))?
-        .with_uri(uri)
-        .with_tls_config(tls)
-        .with_properties(ConnectionProperties::default().with_connection_name(name.into()));
-    within("connecting", STEP_MAX, builder.connect()).await
 }
 
 /// Opens a channel, within a deadline.

@@ -91,7 +91,9 @@ impl Rule {
         match self {
             Rule::ModelName => "1 to 200 characters, none of them blank or a control character",
             Rule::Prefix => "1 to 100 of the characters a-z A-Z 0-9 . _ -",
-            Rule::BrokerUrl => "amqp://USER[:PASSWORD]@HOST[:PORT]/VHOST, or amqps://",
+            Rule::BrokerUrl => {
+                "amqp://USER[:PASSWORD]@HOST[:PORT]/VHOST, or amqps://; of several HOST[:PORT], commas between them"
+            }
             Rule::Path => "a path",
             Rule::Listen => "ADDRESS:PORT, or empty for off",
             Rule::LogLevel => {
@@ -279,7 +281,7 @@ pub const KEYS: &[Key] = &[
         "broker.url",
         Rule::BrokerUrl,
         Preset::Text("amqp://guest:guest@127.0.0.1:5672/%2f"),
-        "Where RabbitMQ is. Prefer a systemd credential named broker-password, or broker.password_file, to a password in here.",
+        "Where RabbitMQ is; of a cluster several nodes, separated by commas, of which any that answers is taken. Prefer a systemd credential named broker-password, or broker.password_file, to a password in here.",
     ),
     text(
         "broker.password_file",

@@ -32,7 +32,7 @@ pub use layers::Inputs;
 pub use load::{Loaded, Setting, load};
 pub use paper::{default_file, manual};
 pub use types::{Device, Precision};
-pub use url::BrokerUrl;
+pub use url::{BrokerUrl, Host};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

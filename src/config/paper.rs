@@ -168,7 +168,7 @@ and
 max_queue = 512
 
 [broker]
-url = "amqps://embedder@mq.example.org/embeddings"
+url = "amqps://embedder@mq\-a.example.org,mq\-b.example.org/embeddings"
 password_file = "/etc/embeddings/broker\-password"
 
 [models."bge\-small\-en\-v1.5"]

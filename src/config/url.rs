@@ -1,7 +1,23 @@
 //! The broker's URL: checked, with the password put in, and shown without it.
 //!
 //! Follows RabbitMQ's URI specification; refuses what the client library would silently read as something
-//! else (an IPv6 literal becomes `localhost` there).
+//! else (an IPv6 literal becomes `localhost` there). Unlike there, it may name several hosts, separated by commas:
+//! the nodes of one cluster, of which any will do.
+
+/// One node of the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Host name or IPv4 address.
+    pub name: String,
+    /// Port, the scheme's own if none is written.
+    pub port: u16,
+}
+
+impl std::fmt::Display for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.name, self.port)
+    }
+}
 
 /// A broker's URL, taken apart. User, password and virtual host are still percent-encoded.
 #[derive(Clone, PartialEq, Eq)]
@@ -12,10 +28,8 @@ pub struct BrokerUrl {
     user: Option<String>,
     /// Password, if there is one.
     password: Option<String>,
-    /// Host name or IPv4 address.
-    pub host: String,
-    /// Port, the scheme's own if none is written.
-    pub port: u16,
+    /// At least one; user, password and virtual host are the same on all.
+    pub hosts: Vec<Host>,
     /// Everything from the slash behind the authority, as written.
     pub tail: String,
 }
@@ -33,6 +47,12 @@ impl BrokerUrl {
         };
         if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err("has a blank or a control character in it".to_owned());
+        }
+        if rest.contains("://") {
+            return Err(
+                "is more than one URL; several hosts stand behind one amqp://USER@, separated by commas"
+                    .to_owned(),
+            );
         }
         let cut = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, tail) = rest.split_at(cut);
@@ -64,14 +84,13 @@ impl BrokerUrl {
         if user == Some("") {
             return Err("the user before : or @ is empty".to_owned());
         }
-        let (host, port) = host_and_port(address, if tls { 5671 } else { 5672 })?;
+        let hosts = hosts(address, if tls { 5671 } else { 5672 })?;
         let owned = |part: Option<&str>| part.map(str::to_owned);
         Ok(BrokerUrl {
             tls,
             user: owned(user),
             password: owned(password),
-            host,
-            port,
+            hosts,
             tail: tail.to_owned(),
         })
     }
@@ -84,6 +103,15 @@ impl BrokerUrl {
     /// The whole URL, password included: a secret.
     pub fn secret(&self) -> String {
         self.written(self.password.as_deref())
+    }
+
+    /// The same URL with this host alone, password included: a secret.
+    pub fn secret_of(&self, host: &Host) -> String {
+        let alone = BrokerUrl {
+            hosts: vec![host.clone()],
+            ..self.clone()
+        };
+        alone.secret()
     }
 
     /// The URL with `***` for the password.
@@ -114,7 +142,8 @@ impl BrokerUrl {
             (Some(user), None) => format!("{user}@"),
             (None, _) => String::new(),
         };
-        format!("{scheme}://{user}{}:{}{}", self.host, self.port, self.tail)
+        let hosts: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
+        format!("{scheme}://{user}{}{}", hosts.join(","), self.tail)
     }
 }
 
@@ -125,8 +154,10 @@ impl Default for BrokerUrl {
             tls: false,
             user: None,
             password: None,
-            host: "localhost".to_owned(),
-            port: 5672,
+            hosts: vec![Host {
+                name: "localhost".to_owned(),
+                port: 5672,
+            }],
             tail: String::new(),
         }
     }
@@ -158,27 +189,40 @@ pub fn mask(text: &str) -> String {
     }
 }
 
-fn host_and_port(address: &str, standard: u16) -> Result<(String, u16), String> {
+fn hosts(addresses: &str, standard: u16) -> Result<Vec<Host>, String> {
+    let mut hosts = Vec::new();
+    for address in addresses.split(',') {
+        let host = host_and_port(address, standard)?;
+        if hosts.contains(&host) {
+            return Err(format!("names {host} twice"));
+        }
+        hosts.push(host);
+    }
+    Ok(hosts)
+}
+
+fn host_and_port(address: &str, standard: u16) -> Result<Host, String> {
     if address.starts_with('[') {
         return Err("an IPv6 address must be given by a host name (in /etc/hosts or DNS)".to_owned());
     }
-    let (host, port) = match address.split_once(':') {
+    let (name, port) = match address.split_once(':') {
         None => (address, standard),
         Some((host, port)) => match port.parse() {
             Ok(port) if port > 0 => (host, port),
             _ => return Err("the port must be a number from 1 to 65535".to_owned()),
         },
     };
-    if host.is_empty() {
-        return Err("names no host".to_owned());
+    if name.is_empty() {
+        return Err("names no host, or an empty one".to_owned());
     }
-    if !host
+    if !name
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
     {
         return Err("the host may hold only letters, digits, '-', '.' and '_'".to_owned());
     }
-    Ok((host.to_owned(), port))
+    let name = name.to_owned();
+    Ok(Host { name, port })
 }
 
 fn well_encoded(part: &str) -> Result<(), String> {
@@ -237,7 +281,7 @@ mod tests {
     fn a_whole_url_comes_apart_and_together() {
         let url = BrokerUrl::parse("amqps://worker:p%40ss@mq.example:5999/emb%2fx?heartbeat=5").unwrap();
         assert!(url.tls);
-        assert_eq!((url.host.as_str(), url.port), ("mq.example", 5999));
+        assert_eq!(url.hosts[0].to_string(), "mq.example:5999");
         assert_eq!(url.vhost(), "emb/x");
         assert_eq!(
             url.secret(),
@@ -248,7 +292,40 @@ mod tests {
             "amqps://worker:***@mq.example:5999/emb%2fx?heartbeat=5"
         );
         let bare = BrokerUrl::parse("amqp://mq").unwrap();
-        assert_eq!((bare.port, bare.vhost().as_str()), (5672, "/"));
+        assert_eq!((bare.hosts[0].port, bare.vhost().as_str()), (5672, "/"));
+    }
+
+    #[test]
+    fn the_nodes_of_a_cluster_stand_in_one_url() {
+        let url =
+            BrokerUrl::parse("amqps://worker:p%2Css@node-a,node-b:5999,node-c/emb?heartbeat=5").unwrap();
+        let hosts: Vec<String> = url.hosts.iter().map(Host::to_string).collect();
+        assert_eq!(hosts, ["node-a:5671", "node-b:5999", "node-c:5671"]);
+        assert_eq!(url.vhost(), "emb");
+        assert_eq!(
+            url.shown(),
+            "amqps://worker:***@node-a:5671,node-b:5999,node-c:5671/emb?heartbeat=5"
+        );
+        assert_eq!(
+            url.secret_of(&url.hosts[1]),
+            "amqps://worker:p%2Css@node-b:5999/emb?heartbeat=5"
+        );
+        assert_eq!(BrokerUrl::parse(&url.secret()).unwrap(), url);
+        for (bad, problem) in [
+            ("amqp://mq-a,,mq-b/", "an empty one"),
+            ("amqp://mq-a,/", "an empty one"),
+            ("amqp://mq-a,mq-b:5672,mq-b/", "names mq-b:5672 twice"),
+            ("amqp://mq-a,[::1]/", "IPv6"),
+            ("amqp://mq-a,mq-b:x/", "the port must be"),
+            (
+                "amqp://w:hunter2@mq-a,amqp://w:hunter2@mq-b/",
+                "more than one URL",
+            ),
+        ] {
+            let said = BrokerUrl::parse(bad).map(|url| url.shown()).unwrap_err();
+            assert!(said.contains(problem), "{bad}: {said}");
+            assert!(!format!("{said} {}", mask(bad)).contains("ter2"), "{bad}");
+        }
     }
 
     #[test]

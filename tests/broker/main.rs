@@ -13,6 +13,7 @@ mod heartbeats;
 mod hostile;
 mod models;
 mod node;
+mod nodes;
 mod overload;
 mod pika;
 mod private;
