@@ -230,3 +230,21 @@ fn a_wrong_canary_withholds_the_pet_of_its_own_batch() {
     assert_eq!(killed(&actions), Some(KillReason::EngineCorrupt));
     assert!(!actions.contains(&Action::Pet), "{actions:?}");
 }
+
+/// A process died between the confirm of a slice and the acknowledgement of the one before; both lay in the broker, and each
+/// was worked off to the job's end. A copy is acknowledged and no more, and that proves nothing.
+#[test]
+fn a_copy_of_a_slice_is_acknowledged_and_no_more() {
+    let mut service = Service::ready(setup());
+    service.now = 2000;
+    let job = JobKey(1000);
+    let actions = service.step(Event::Superseded {
+        job,
+        lane: Lane::Resumed,
+    });
+    assert_eq!(actions, [Action::Ack { job }]);
+    let actions = service.step(Event::Acked { job });
+    let outcome = Outcome::MovedOn;
+    assert!(actions.contains(&Action::Forget { job, outcome }), "{actions:?}");
+    assert!(!actions.contains(&Action::Pet), "{actions:?}");
+}

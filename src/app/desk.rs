@@ -65,6 +65,8 @@ pub struct Held {
     named: bool,
     /// What was answered to it when it was here before.
     pub recalled: Option<Arc<results::Result>>,
+    /// Where the slice begins that is to follow this one; behind all inputs where this is the last.
+    pub reached: Option<usize>,
     /// When it came.
     pub arrived: Moment,
     /// The same in Unix milliseconds.
@@ -107,6 +109,7 @@ impl Held {
             vectors: Vec::new(),
             named,
             recalled: None,
+            reached: None,
             arrived: now,
             received_ms,
             alive: Arc::default(),
@@ -132,6 +135,7 @@ impl Held {
             vectors: Vec::new(),
             named: false,
             recalled: None,
+            reached: None,
             arrived: now,
             received_ms: 0,
             alive: Arc::default(),
@@ -152,6 +156,9 @@ impl Held {
         }
         if self.checkpoint.begun_ms == 0 {
             self.checkpoint.begun_ms = unix_ms;
+        }
+        if plan.chunk.is_some() && self.checkpoint.lineage == 0 {
+            self.checkpoint.lineage = rand::random::<u64>().max(1);
         }
         let stream = plan.chunk.map(|chunk| {
             if resumable && self.attempt > 1 {
@@ -259,7 +266,8 @@ impl Held {
     }
 
     /// The end of a streamed job, to be published.
-    pub fn done(&self, key: JobKey, catalogue: &Catalogue, unix_ms: u64) -> Option<Box<Publication>> {
+    pub fn done(&mut self, key: JobKey, catalogue: &Catalogue, unix_ms: u64) -> Option<Box<Publication>> {
+        self.reached = Some(usize::MAX);
         let model = &catalogue.entry(self.plan.as_ref()?.model).name;
         let Checkpoint {
             total,
@@ -307,6 +315,7 @@ impl Held {
                     checkpoint.attempt = self.attempt;
                     checkpoint.alone = true;
                 }
+                self.reached = Some(checkpoint.done);
                 let mut request = self.request.take()?;
                 request.input = std::mem::take(&mut self.rest);
                 (names.resumed.clone(), Some(request.to_json()))

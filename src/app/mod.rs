@@ -6,6 +6,7 @@
 mod catalogue;
 mod desk;
 mod innocent;
+mod lineages;
 mod loader;
 mod notices;
 mod pulse;

@@ -10,6 +10,7 @@ pub use work::{Done, report, report_tokenizers, start_loader, watch_memory};
 use super::catalogue::{self, Catalogue};
 use super::desk::{Desk, Held};
 use super::innocent::Innocent;
+use super::lineages::Lineages;
 use super::loader::{Loader, Order};
 use super::notices::Notices;
 use super::pulse::Pulse;
@@ -90,6 +91,7 @@ pub struct Loop {
     /// Ids of jobs that were here when a session was lost: that they come back says nothing against them.
     innocent: Innocent,
     results: Results,
+    lineages: Lineages,
     retries: Retries,
     ready: bool,
     draining: bool,
@@ -127,6 +129,7 @@ impl Loop {
             session: 0,
             innocent: Innocent::default(),
             results: Results::default(),
+            lineages: Lineages::default(),
             retries: Retries::default(),
             resumable: false,
             ready: false,
@@ -264,7 +267,7 @@ impl Loop {
             }
             Action::Finish { job } => {
                 let unix_ms = self.parts.clock.unix_ms();
-                let publication = self.desk.get(&job)?.done(job, &self.parts.catalogue, unix_ms);
+                let publication = self.desk.get_mut(&job)?.done(job, &self.parts.catalogue, unix_ms);
                 publication.map(|publication| self.command(Command::Publish(publication)))?;
             }
             Action::Move { job, onward } => {
@@ -457,6 +460,10 @@ impl Loop {
             return;
         };
         self.trace.gone(job);
+        let went_on = matches!(outcome, Outcome::MovedOn | Outcome::Answered | Outcome::Returned);
+        if let (true, Some(reached)) = (went_on, held.reached) {
+            self.lineages.reached(held.checkpoint.lineage, reached);
+        }
         if !matches!(outcome, Outcome::MovedOn | Outcome::Lost | Outcome::Requeued) {
             self.retries.ended(&held.id);
         }

@@ -14,6 +14,9 @@ pub const HEADER_CHECKPOINT: &str = "x-checkpoint";
 pub struct Checkpoint {
     /// Inputs of the whole job that come before the first one in the message; their chunks are confirmed.
     pub done: usize,
+    /// A number that all slices of one run of the job share, and no other run has; 0 where none was given. A copy of a
+    /// slice that has been followed by another is known by it.
+    pub lineage: u64,
     /// Inputs of the whole job.
     pub total: usize,
     /// Tokens of the inputs that are done.
@@ -55,6 +58,7 @@ mod tests {
     fn a_checkpoint_survives_its_header() {
         let checkpoint = Checkpoint {
             done: 512,
+            lineage: 3,
             total: 6000,
             tokens: 9,
             begun_ms: 1_700_000_000_000,

@@ -134,6 +134,13 @@ pub enum Event {
         /// It may have been worked on when a process died, or has failed: it must not take others down.
         suspect: bool,
     },
+    /// A message came whose job is known to go on elsewhere.
+    Superseded {
+        /// The shell's new number for it.
+        job: JobKey,
+        /// The queue it came from.
+        lane: Lane,
+    },
     /// A tokenizer thread took up a job.
     TokenizerBegan {
         /// The thread.

@@ -237,6 +237,7 @@ impl Logic {
                 };
                 self.delivered(job, arrived, now, actions);
             }
+            Event::Superseded { job, lane } => self.superseded(job, lane, now, actions),
             Event::TokenizerBegan { tokenizer } => self.health.ledger.tokenizer_began(tokenizer.0, now),
             Event::TokenizerStep { tokenizer } => self.health.ledger.tokenizer_moved(tokenizer.0, 0, now),
             Event::TokenizerEnded { tokenizer } => self.health.ledger.tokenizer_moved(tokenizer.0, 1, now),
@@ -369,6 +370,15 @@ impl Logic {
             Some(refusal) => self.refuse(key, refusal, now, actions),
             None => self.take_up(key, now, actions),
         }
+    }
+
+    /// It is done with as soon as the broker knows; and so it proves nothing.
+    fn superseded(&mut self, key: JobKey, lane: Lane, now: Moment, actions: &mut Vec<Action>) {
+        self.health.ledger.received(lane, now);
+        self.health.consumer_seen(lane);
+        self.health.broker_proof(now);
+        self.jobs.insert(key, Job::new(lane, NO_TICKET, false, false, now));
+        self.ack(key, settle::End::MovedOn { slice: false }, now, actions);
     }
 
     fn tokenized(

@@ -5,6 +5,7 @@ use crate::service::{Bench, SOON, Service, bench};
 use embeddings::clock::{Clock, Moment};
 use embeddings::job::reply::{Received, ReceivedItem};
 use lapin::options::QueueDeleteOptions;
+use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -106,6 +107,38 @@ async fn a_streamed_job_comes_in_chunks() {
     // One text is a stream too.
     caller.send(&json!({"input": "alone", "stream": true})).await;
     Stream::default().whole(&mut caller, 1).await;
+}
+
+/// Goal: a job of which two copies lie in the broker, since a process died between the confirm of a slice and the
+/// acknowledgement of the one before, is computed once. Method: what such a death leaves, put there by hand. A copy that no
+/// slice has followed is never taken for one: nothing is lost that way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_copies_of_a_slice_are_one_job() {
+    const DONE: usize = 512;
+    const INPUTS: usize = 1700;
+    let Some(bench) = bench("copies") else { return };
+    let service = bench.serve("");
+    let mut caller = Caller::connect(&bench).await;
+    let body = json!({"input": &texts(INPUTS)[DONE..], "stream": true}).to_string();
+    let checkpoint = json!({"done": DONE, "total": INPUTS, "attempt": 1, "lineage": 77}).to_string();
+    let resumed = caller.names.resumed.clone();
+    let mut headers = FieldTable::default();
+    headers.insert("x-checkpoint".into(), AMQPValue::LongString(checkpoint.into()));
+    let (properties, _) = caller.properties();
+    let properties = properties.with_headers(headers);
+    for _ in 0..2 {
+        caller.publish(&resumed, body.as_bytes(), properties.clone()).await;
+    }
+    let mut stream = Stream::default();
+    stream.until(&mut caller, usize::MAX).await;
+    assert_eq!(stream.end.take().unwrap().kind(), Some("embeddings.done"));
+    assert!(stream.vectors.keys().copied().eq(DONE..INPUTS), "each index is there");
+    caller.settles_at(&resumed, (0, 1)).await;
+    // Whatever else was computed would have come before the copies were acknowledged.
+    assert!(caller.reply_within(Duration::from_millis(300)).await.is_none());
+    assert_eq!(stream.repeats, 0);
+    let known = |log: &str| log.matches("a copy of a slice").count();
+    assert_eq!(known(&service.log()), 1, "{}", service.log());
 }
 
 /// Goal: whenever its worker is killed, a streamed job goes on behind its last checkpoint, on whatever worker there is;

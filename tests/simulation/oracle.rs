@@ -309,6 +309,7 @@ impl Oracle {
                     }
                 }
             }
+            Event::Superseded { .. } => unreachable!("the world sends no copies"),
             Event::Unloaded { model } => self.models.unloaded(model.0),
             Event::TokenizerBegan { tokenizer } => {
                 self.active(Worker::Tokenizer(*tokenizer), now);

@@ -4,6 +4,7 @@ use super::super::desk::Held;
 use super::Loop;
 use crate::broker::{Arrival, BrokerEvent, Command, Published};
 use crate::clock::Moment;
+use crate::job::checkpoint::Checkpoint;
 use crate::job::request::Number;
 use crate::job::{Lane, Refusal};
 use crate::logic::event::{CallerId, Confirmation, Event};
@@ -120,6 +121,12 @@ impl Loop {
         let caller = CallerId(self.callers.hash_one(arrival.properties.caller()));
         let (redelivered, checkpoint) = (arrival.redelivered, arrival.checkpoint.clone());
         let mut held = Held::new(arrival, self.parts.clock.unix_ms(), now);
+        let Checkpoint { lineage, done, .. } = held.checkpoint;
+        if lane == Lane::Resumed && self.lineages.is_behind(lineage, done) {
+            info!(job = %held.id, done, "a copy of a slice whose job has gone on; not computed again");
+            self.desk.insert(job, held);
+            return Event::Superseded { job, lane };
+        }
         let innocent = redelivered && self.innocent.is(&held.id);
         if innocent {
             held.attempt = checkpoint.as_ref().map_or(1, |it| it.attempt.max(1));
