@@ -6,7 +6,7 @@
 (The environment is that of make.py. Without names all are made.) Each model has the shape of a published one and
 is too small to mean anything. Its weights are large enough that attention, gates and norms bend the vectors much:
 with the usual small ones a model is nearly linear, and a fault in them would hide in the fourth decimal place. The
-weights are rounded to 16 bits before the vectors are computed in 32, and stored so.
+smaller variants have a large epsilon in their norms, for the same reason. The weights are rounded to 16 bits before the vectors are computed in 32, and stored so.
 
 Tokenizers are trained here on the words of make.py, each of the kind that the family's models come with.
 """
@@ -216,7 +216,6 @@ def small(base, name, architecture, make_tokenizer, config, modes=("mean",), den
     own = {key: value for key, value in model.state_dict().items()}
     stored = {prefix + key: value.to(dtype).contiguous() for key, value in stored_as(own, layout or {}).items()}
     save_file(stored, weights, metadata={"format": "pt"})
-    os.chmod(weights, 0o644)
     shutil.rmtree(work)
     # What is committed is what is compared with: load it once more.
     again = SentenceTransformer(folder, device="cpu").eval()
@@ -231,6 +230,9 @@ def small(base, name, architecture, make_tokenizer, config, modes=("mean",), den
         for prompt in (prompts or {}).values():
             for n in (0, 3, 40, 90):
                 out.write(line(again, sentence(n, n), prompt=prompt))
+    for path, _, files in os.walk(folder):
+        for file in files:
+            os.chmod(os.path.join(path, file), 0o644)
     size = sum(os.path.getsize(os.path.join(d, f)) for d, _, fs in os.walk(folder) for f in fs)
     print(f"{name}: {size} bytes, reloaded {apart:.1e} apart, in company {alone:.1e} apart")
 
@@ -245,12 +247,12 @@ def main():
     def add(name, *args, **more):
         made[name] = (args, more)
 
-    add("gelu-new", "BertModel", bert_tokenizer, {**less, "max_position_embeddings": 128, "hidden_act": "gelu_new"})
+    add("gelu-new", "BertModel", bert_tokenizer, {**less, "max_position_embeddings": 128, "hidden_act": "gelu_new", "layer_norm_eps": 0.05})
     add("roberta", "RobertaModel", roberta, {**sizes, "max_position_embeddings": 98, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
         limit=96, prefix="roberta.")
     add("xlm-roberta", "XLMRobertaModel", unigram, {**sizes, "max_position_embeddings": 98, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
         modes=["cls"], limit=96, prompts={"query": "query: ", "passage": "passage: "})
-    add("camembert", "CamembertModel", unigram, {**less, "max_position_embeddings": 98, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    add("camembert", "CamembertModel", unigram, {**less, "max_position_embeddings": 98, "type_vocab_size": 1, "layer_norm_eps": 0.05},
         modes=["mean", "max"], dense=[(32, True, tanh)])
     add("distilbert", "DistilBertModel", bert_tokenizer, {"dim": 48, "hidden_dim": 80, "n_layers": 3, "n_heads": 4,
         "max_position_embeddings": 128}, normalize=False, limit=128, prefix="distilbert.")
@@ -262,17 +264,17 @@ def main():
               "global_attn_every_n_layers": 3, "max_position_embeddings": 512, "cls_token_id": 1, "sep_token_id": 2}
     add("modernbert", "ModernBertModel", modernbert_tokenizer, modern, modes=["cls"], limit=300, prompts={"search_query": "search_query: ",
         "search_document": "search_document: "}, counts=(130, 260))
-    add("modernbert-bias", "ModernBertModel", modernbert_tokenizer, {**modern, **less, "num_hidden_layers": 3, "norm_bias": True, "attention_bias": True, "mlp_bias": True,
+    add("modernbert-bias", "ModernBertModel", modernbert_tokenizer, {**modern, **less, "num_hidden_layers": 3, "norm_eps": 0.05, "norm_bias": True, "attention_bias": True, "mlp_bias": True,
         "local_attention": 10}, include_prompt=False, prompts={"query": "find the "}, prefix="model.")
     nomic = {**sizes, "max_position_embeddings": 256}
     add("nomic", "NomicBertModel", bert_tokenizer, nomic, limit=200, prompts={"query": "search_query: ", "document": "search_document: "},
         counts=(120, 230))
-    add("nomic-hub", "NomicBertModel", bert_tokenizer, {**nomic, **less}, layout=NOMIC)
+    add("nomic-hub", "NomicBertModel", bert_tokenizer, {**nomic, **less, "layer_norm_eps": 0.05}, layout=NOMIC)
     qwen = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
             "intermediate_size": 80, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}
     add("qwen3", "Qwen3Model", qwen_tokenizer, qwen, modes=["lasttoken"], limit=300, counts=(130, 260), dtype=torch.bfloat16,
         prompts={"query": "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:", "document": ""})
-    add("qwen3-bias", "Qwen3Model", qwen_tokenizer, {**qwen, **less, "num_attention_heads": 6, "num_key_value_heads": 1, "attention_bias": True},
+    add("qwen3-bias", "Qwen3Model", qwen_tokenizer, {**qwen, **less, "rms_norm_eps": 0.05, "num_attention_heads": 6, "num_key_value_heads": 1, "attention_bias": True},
         prefix="model.", include_prompt=False, prompts={"query": "find the "}, modes=["weightedmean"])
     gemma = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16,
              "intermediate_size": 80, "max_position_embeddings": 512, "query_pre_attn_scalar": 16, "sliding_window": 24,
@@ -280,11 +282,11 @@ def main():
              "use_bidirectional_attention": True}
     add("gemma3", "Gemma3TextModel", gemma_tokenizer, gemma, dense=[(96, False, none), (48, False, none)], limit=300, from_zero=True,
         dtype=torch.bfloat16, counts=(130, 260), prompts={"query": "task: search result | query: ", "document": "title: none | text: "})
-    add("gemma3-causal", "Gemma3TextModel", gemma_tokenizer, {**gemma, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "use_bidirectional_attention": False, "sliding_window": 9,
+    add("gemma3-causal", "Gemma3TextModel", gemma_tokenizer, {**gemma, "rms_norm_eps": 0.05, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "use_bidirectional_attention": False, "sliding_window": 9,
         "query_pre_attn_scalar": 24}, modes=["lasttoken"], from_zero=True)
     gte = {**sizes, "max_position_embeddings": 256, "type_vocab_size": 1}
     add("gte", "GteModel", unigram, gte, modes=["cls"], limit=200, counts=(150,))
-    add("gte-hub", "GteModel", bert_tokenizer, {**gte, **less, "type_vocab_size": 0}, layout=GTE, prefix="new.")
+    add("gte-hub", "GteModel", bert_tokenizer, {**gte, **less, "layer_norm_eps": 0.05, "type_vocab_size": 0}, layout=GTE, prefix="new.")
     for name, (args, more) in made.items():
         if not only or name in only:
             small(base, name, *args, **more)

@@ -185,6 +185,31 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    // The tests of whole texts (tests/vectors) show little unless texts are cut at all.
+    #[test]
+    fn each_known_kind_is_cut_at_a_blank() {
+        for name in ["roberta", "xlm-roberta", "modernbert", "qwen3", "gemma3"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("tests/golden")
+                .join(name);
+            let file = folder.join("tokenizer.json");
+            let text = std::fs::read_to_string(&file).unwrap();
+            let tokenizer: Tokenizer = text.parse().unwrap();
+            let added = Added::of(&tokenizer);
+            let pieces = Pieces::find(&file, &text, &tokenizer, &added).unwrap();
+            assert!(pieces.blanks, "{name}");
+            let long = "so it is; ".repeat(2000);
+            let window = pieces.window(&added, &long, 100);
+            assert!(window < WINDOW && long[window..].starts_with(" i"), "{name}");
+            // Where no letters stand around a blank, a text is looked at further, and not without end.
+            assert_eq!(
+                pieces.window(&added, &"北 ".repeat(100_000), 2000),
+                128_000,
+                "{name}"
+            );
+        }
+    }
+
     #[test]
     fn parts_that_look_across_words_are_not_taken_for_known() {
         assert!(!normalizer_keeps_blanks(
