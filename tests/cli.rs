@@ -375,6 +375,17 @@ fn a_damaged_folder_is_not_installed() {
         ("model.safetensors", "\u{1}\0\0\0\0\0\0\0{}", "its header"),
         ("config.json", "{", "is not JSON"),
         (
+            "config.json",
+            "{\"model_type\": \"llama\"}",
+            "model_type is \"llama\", supported: bert, roberta,",
+        ),
+        (
+            "modules.json",
+            "[{\"idx\":0,\"path\":\"\",\"type\":\"sentence_transformers.models.Transformer\"},
+              {\"idx\":1,\"path\":\"1_Pooling\",\"type\":\"sentence_transformers.models.LSTM\"}]",
+            "type of module 1 is \"sentence_transformers.models.LSTM\"",
+        ),
+        (
             "modules.json",
             "[{\"path\":\"../..\",\"type\":\"x.Transformer\"}]",
             "not inside the model",

@@ -1,7 +1,7 @@
 //! The families: what they refuse, where their tokenizers cut long texts, and that their golden vectors have teeth.
 
 use super::{Golden, copy, cosine, embed, golden, load, piece, spoilt};
-use embeddings::engine::{LoadOptions, Model, TokenizeError};
+use embeddings::engine::{LoadOptions, Model, TokenizeError, pooling};
 use proptest::prelude::*;
 use std::sync::{Arc, LazyLock};
 use tokenizers::Tokenizer;
@@ -473,6 +473,25 @@ fn a_token_beyond_the_model_is_named() {
         })
     );
     assert!(model.tokenize("a b", None, true).is_ok());
+}
+
+// As sentence-transformers with `truncate_dim` and `normalize_embeddings`: the first numbers, at length one again.
+#[test]
+fn a_vector_cut_to_fewer_dimensions_is_that_of_the_reference() {
+    for name in ["qwen3", "gemma3", "nomic"] {
+        let model = load(&golden().join(name));
+        for line in Golden::read(&golden().join(name).join("golden.jsonl")) {
+            let whole = model
+                .engine()
+                .embed(&[&line.sequence(&model)], &mut || ())
+                .unwrap();
+            let cut = pooling::finish(whole.into_iter().next().unwrap().unwrap(), Some(20), true);
+            let want = &line.vector()[..20];
+            let length = cut.iter().map(|v| v * v).sum::<f32>();
+            assert!(cut.len() == 20 && (length - 1.0).abs() < 1e-5, "{name}: {length}");
+            assert!(cosine(&cut, want) > 0.999_999, "{name}: {}", cosine(&cut, want));
+        }
+    }
 }
 
 #[test]
