@@ -1,9 +1,10 @@
 //! A model: a sentence-transformers folder, checked, loaded and ready to be shared by engine threads.
 
-use super::bert::{Bert, Config};
-use super::dense::Dense;
 use super::device::{ChoiceError, Device, Precision};
-use super::folder::{self, Folder, refuse};
+use super::encoder::Chain;
+use super::family::{self, Sizes};
+use super::folder::{self, DenseSpec, Folder, refuse};
+use super::layers::dense::Dense;
 use super::tokenize::{Tokenize, TokenizeError};
 use super::weights::Weights;
 use super::{Engine, Sequence};
@@ -149,8 +150,7 @@ impl ModelInfo {
 pub struct Model {
     info: ModelInfo,
     tokenize: Tokenize,
-    /// One field for each family of architectures will stand here; today there is one.
-    bert: Arc<Bert>,
+    chain: Arc<Chain>,
 }
 
 impl Model {
@@ -168,16 +168,16 @@ impl Model {
         let folder = Folder::open(dir)?;
         let file = folder.transformer.join("config.json");
         let text = folder::read(&file)?;
-        let architecture = model_type(&file, &text)?;
-        let config = Config::read(&file, &text)?;
-        let max_tokens = max_tokens(&folder, &config)?;
+        let (architecture, family) = family::read(&file, &text)?;
+        let sizes = family.sizes();
+        let max_tokens = max_tokens(&folder, sizes)?;
         let tokenize = Tokenize::load(
             &folder.transformer,
             max_tokens,
             folder.lower_case,
-            config.vocab_size,
+            sizes.vocabulary,
         )?;
-        let dense = dense_chain(&folder, &config)?;
+        let dense = dense_chain(&folder, sizes)?;
 
         let mut bytes = 0;
         let weights = Weights::open(&folder.transformer, &mut |more| {
@@ -185,11 +185,15 @@ impl Model {
             step(LoadStep::Read { bytes });
         })?;
         let pooling = folder.pooling.name();
-        let bert = Bert::load(config, &weights, folder.pooling, dense, &mut || {
-            step(LoadStep::Packed)
-        })?;
+        let encoder = family.load(&weights, sizes.places, &mut || step(LoadStep::Packed))?;
+        let chain = Chain {
+            encoder,
+            places: sizes.places,
+            pooling: folder.pooling,
+            dense,
+        };
         let info = ModelInfo {
-            dimensions: bert.dimensions(),
+            dimensions: chain.dimensions(),
             max_tokens,
             pooling,
             normalize: folder.normalize,
@@ -204,8 +208,28 @@ impl Model {
         Ok(Model {
             info,
             tokenize,
-            bert: Arc::new(bert),
+            chain: Arc::new(chain),
         })
+    }
+
+    /// Checks all of a folder but its weights: whether this engine knows what its files ask for.
+    ///
+    /// # Errors
+    /// Whatever is missing, damaged or unknown to this engine, by file and key.
+    pub fn vet(dir: &Path) -> Result<(), LoadError> {
+        let folder = Folder::open(dir)?;
+        let file = folder.transformer.join("config.json");
+        let (_, family) = family::read(&file, &folder::read(&file)?)?;
+        let sizes = family.sizes();
+        let max_tokens = max_tokens(&folder, sizes)?;
+        Tokenize::load(
+            &folder.transformer,
+            max_tokens,
+            folder.lower_case,
+            sizes.vocabulary,
+        )?;
+        let width = sizes.width * folder.pooling.modes.len();
+        folder.dense.iter().try_fold(width, check_dense).map(drop)
     }
 
     /// What it is.
@@ -248,31 +272,17 @@ impl Model {
 
     /// An engine for one thread.
     pub fn engine(&self) -> Box<dyn Engine> {
-        self.bert.engine()
-    }
-}
-
-/// `model_type`, if this engine has its family.
-fn model_type(file: &Path, text: &str) -> Result<String, LoadError> {
-    #[derive(serde::Deserialize)]
-    struct Kind {
-        model_type: Option<String>,
-    }
-    let kind: Kind = folder::parse(file, text)?;
-    match kind.model_type {
-        Some(kind) if kind == "bert" => Ok(kind),
-        Some(kind) => Err(refuse(file, "model_type", kind, "bert")),
-        None => Err(refuse(file, "model_type", "absent", "bert")),
+        self.chain.engine()
     }
 }
 
 /// The folder's own limit, else the tokenizer's, and never more than there are positions.
-fn max_tokens(folder: &Folder, config: &Config) -> Result<usize, LoadError> {
+fn max_tokens(folder: &Folder, sizes: Sizes) -> Result<usize, LoadError> {
     #[derive(serde::Deserialize, Default)]
     struct Limits {
         model_max_length: Option<f64>,
     }
-    let positions = config.max_position_embeddings;
+    let positions = sizes.places;
     let limit = match folder.max_seq_length {
         Some(limit) => limit,
         None => {
@@ -297,24 +307,24 @@ fn max_tokens(folder: &Folder, config: &Config) -> Result<usize, LoadError> {
 }
 
 /// Loads the Dense modules and checks that each takes what the one before it gives.
-fn dense_chain(folder: &Folder, config: &Config) -> Result<Vec<Dense>, LoadError> {
-    let mut width = config.hidden_size * folder.pooling.modes.len();
+fn dense_chain(folder: &Folder, sizes: Sizes) -> Result<Vec<Dense>, LoadError> {
+    let mut width = sizes.width * folder.pooling.modes.len();
     let mut chain = Vec::new();
     for spec in &folder.dense {
-        if spec.input != width {
-            let file = spec.dir.join("config.json");
-            return Err(refuse(
-                &file,
-                "in_features",
-                spec.input,
-                &format!("{width}, what comes before it"),
-            ));
-        }
-        let dense = Dense::load(spec)?;
-        width = dense.width();
-        chain.push(dense);
+        width = check_dense(width, spec)?;
+        chain.push(Dense::load(spec)?);
     }
     Ok(chain)
+}
+
+/// Refuses a Dense module that does not take `width` numbers, and says how many it gives.
+fn check_dense(width: usize, spec: &DenseSpec) -> Result<usize, LoadError> {
+    if spec.input != width {
+        let file = spec.dir.join("config.json");
+        let supported = format!("{width}, what comes before it");
+        return Err(refuse(&file, "in_features", spec.input, &supported));
+    }
+    Ok(spec.output)
 }
 
 #[cfg(test)]

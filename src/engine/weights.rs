@@ -152,14 +152,9 @@ impl Weights {
         })
     }
 
-    /// Whether the tensor is there.
-    pub fn has(&self, prefix: &str, name: &str) -> bool {
-        self.find(prefix, name).is_ok()
-    }
-
     /// Reads a tensor of exactly this shape as 32-bit numbers and hands over its rows (of the last dimension)
     /// one by one.
-    pub fn rows(
+    fn rows(
         &self,
         prefix: &str,
         name: &str,
@@ -212,13 +207,40 @@ impl Weights {
         }
         Ok(())
     }
+}
+
+/// The tensors of a model whose names may begin with the name of the whole model.
+pub(super) struct Tensors<'a> {
+    weights: &'a Weights,
+    prefix: &'a str,
+}
+
+impl<'a> Tensors<'a> {
+    /// `prefix` is what the stored names begin with where a whole model and not only its encoder was saved.
+    pub fn new(weights: &'a Weights, prefix: &'a str) -> Tensors<'a> {
+        Tensors { weights, prefix }
+    }
+
+    /// Whether the tensor is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.weights.find(self.prefix, name).is_ok()
+    }
+
+    /// Reads a tensor of exactly this shape as 32-bit numbers and hands over its rows (of the last dimension)
+    /// one by one.
+    pub fn rows(
+        &self,
+        name: &str,
+        shape: &[usize],
+        row: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), LoadError> {
+        self.weights.rows(self.prefix, name, shape, row)
+    }
 
     /// Reads a tensor of one dimension.
-    pub fn vector(&self, prefix: &str, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
         let mut all = Vec::with_capacity(len);
-        self.rows(prefix, name, &[len], &mut |_, values| {
-            all.extend_from_slice(values)
-        })?;
+        self.rows(name, &[len], &mut |_, values| all.extend_from_slice(values))?;
         Ok(all)
     }
 }
