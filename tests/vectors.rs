@@ -366,7 +366,10 @@ fn the_pool_computes_in_order_and_refuses_when_full() {
     while pool.submit(0, work(batch), false).is_ok() {
         batch += 1;
     }
-    assert!(pool.submit(1, work(99), false).is_err(), "there is no second engine");
+    assert!(
+        pool.submit(1, work(99), false).is_err(),
+        "there is no second engine"
+    );
     drop(gate);
 
     for expected in 0..batch {

@@ -52,6 +52,9 @@ mod tests {
             lineages.reached(other, 1);
         }
         assert!(!lineages.is_behind(7, 0));
-        assert_eq!((lineages.reached.len(), lineages.order.len()), (KEPT_MAX, KEPT_MAX));
+        assert_eq!(
+            (lineages.reached.len(), lineages.order.len()),
+            (KEPT_MAX, KEPT_MAX)
+        );
     }
 }

@@ -25,6 +25,9 @@ use tracing::warn;
 const STEP_MAX: Duration = Duration::from_secs(5);
 /// Longest time for saying good-bye.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
+/// Longest wait for the broker to answer that a connection is closed that was given up: it may be busy with what was
+/// asked before. The close itself is on its way at once.
+const GIVE_UP_MAX: Duration = Duration::from_secs(30);
 /// Publications that wait for the publisher; each belongs to an unacknowledged delivery.
 const PUBLISH_QUEUE: usize = 4096;
 
@@ -55,10 +58,12 @@ pub(super) async fn open(setup: &Setup, number: u64, nodes: &mut Nodes) -> Resul
     let consuming = nodes
         .connect(&setup.config, &format!("{} consume", setup.name))
         .await?;
+    let consuming = Unless::taken_over(consuming);
     // To the same node: with two of them, the death of either would end the session.
     let publishing = nodes
         .again(&setup.config, &format!("{} publish", setup.name))
         .await?;
+    let publishing = Unless::taken_over(publishing);
     let control = channel(&consuming).await?;
     topology::ensure(&control, &names, setup.config.declare).await?;
     let asking = channel(&consuming).await?;
@@ -104,8 +109,8 @@ pub(super) async fn open(setup: &Setup, number: u64, nodes: &mut Nodes) -> Resul
     let (setup, blocked) = (setup.clone(), Blocked::default());
     Ok(Session {
         number,
-        consuming,
-        publishing: Arc::new(publishing),
+        consuming: consuming.take_over(),
+        publishing: Arc::new(publishing.take_over()),
         control,
         own,
         announcer,
@@ -117,6 +122,41 @@ pub(super) async fn open(setup: &Setup, number: u64, nodes: &mut Nodes) -> Resul
         setup,
         blocked,
     })
+}
+
+/// Closes a connection that no session takes over. Dropping one does not: while the broker owes an answer on one of its
+/// channels, the client library keeps it, heartbeats and all. A subscription that is answered later would then be
+/// delivered to where nobody reads, and hold up to a prefetch of jobs for ever.
+struct Unless(Option<Connection>);
+
+impl Unless {
+    fn taken_over(connection: Connection) -> Unless {
+        Unless(Some(connection))
+    }
+
+    fn take_over(mut self) -> Connection {
+        self.0.take().expect("taken once, by value")
+    }
+}
+
+impl std::ops::Deref for Unless {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.0.as_ref().expect("there until it is taken, by value")
+    }
+}
+
+impl Drop for Unless {
+    fn drop(&mut self) {
+        let (Some(connection), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        runtime.spawn(async move {
+            let closed = connection.close(200, "given up".into());
+            let _ = tokio::time::timeout(GIVE_UP_MAX, closed).await;
+        });
+    }
 }
 
 /// Opens a channel, within a deadline.

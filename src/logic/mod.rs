@@ -377,7 +377,8 @@ impl Logic {
         self.health.ledger.received(lane, now);
         self.health.consumer_seen(lane);
         self.health.broker_proof(now);
-        self.jobs.insert(key, Job::new(lane, NO_TICKET, false, false, now));
+        self.jobs
+            .insert(key, Job::new(lane, NO_TICKET, false, false, now));
         self.ack(key, settle::End::MovedOn { slice: false }, now, actions);
     }
 

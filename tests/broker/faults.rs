@@ -286,3 +286,36 @@ async fn a_reply_queue_that_takes_nothing_harms_no_other() {
     let queue = caller.names.interactive.clone();
     caller.settles_at(&queue, (0, 1)).await;
 }
+
+/// Goal: an attempt at a session that the broker answers too late leaves no consumer behind: it would be handed a whole
+/// prefetch of jobs, and nobody would ever see them. That happened when a cluster had lost its quorum and found it again.
+/// Method: as above; the subscription is asked for while the queue's process stands still, and answered after it goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_was_given_up_leaves_no_consumer() {
+    let Some(bench) = bench("ghost") else { return };
+    let mut first = bench.serve("");
+    let caller = Caller::connect(&bench).await;
+    first.signal(libc::SIGKILL);
+    first.exit(SOON);
+    let queue = caller.names.interactive.clone();
+    caller.settles_at(&queue, (0, 0)).await;
+    let suspend = |what: &str| {
+        let process = format!("sys:{what}(list_to_atom(\"%2F_{queue}\"), infinity).");
+        bench.node.ctl(&format!("eval '{process}'"));
+    };
+    suspend("suspend");
+    let mut second = bench.start(&bench.node.url, "");
+    let clock = Clock::start();
+    while second.log().matches("no answer within").count() < 2 {
+        let waited = clock.now().since(Moment::ZERO);
+        assert!(waited < SOON, "{}", second.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    suspend("resume");
+    second.ready();
+    caller.settles_at(&queue, (0, 1)).await;
+    let mut caller = caller;
+    for _ in 0..20 {
+        caller.ask(&json!({"input": "no ghost takes it"})).await.vectors();
+    }
+}

@@ -127,12 +127,17 @@ async fn two_copies_of_a_slice_are_one_job() {
     let (properties, _) = caller.properties();
     let properties = properties.with_headers(headers);
     for _ in 0..2 {
-        caller.publish(&resumed, body.as_bytes(), properties.clone()).await;
+        caller
+            .publish(&resumed, body.as_bytes(), properties.clone())
+            .await;
     }
     let mut stream = Stream::default();
     stream.until(&mut caller, usize::MAX).await;
     assert_eq!(stream.end.take().unwrap().kind(), Some("embeddings.done"));
-    assert!(stream.vectors.keys().copied().eq(DONE..INPUTS), "each index is there");
+    assert!(
+        stream.vectors.keys().copied().eq(DONE..INPUTS),
+        "each index is there"
+    );
     caller.settles_at(&resumed, (0, 1)).await;
     // Whatever else was computed would have come before the copies were acknowledged.
     assert!(caller.reply_within(Duration::from_millis(300)).await.is_none());
