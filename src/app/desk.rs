@@ -291,6 +291,8 @@ impl Held {
     /// The message with which the job goes on.
     pub fn onward(&mut self, key: JobKey, onward: Onward, names: &Names) -> Option<Box<Publication>> {
         let mut checkpoint = self.checkpoint.clone();
+        // Unless the next slice goes out, nothing follows this one, whatever was tried before.
+        self.reached = None;
         let (to, body) = match onward {
             Onward::Suspect => {
                 checkpoint.attempt = self.attempt;

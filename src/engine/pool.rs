@@ -217,6 +217,8 @@ fn run(engine: usize, queue: &Queue, report: &Report) {
             }
             Next::End => return,
         };
+        // One of a model that went while its last batch was still under way.
+        engines.retain(|(model, _)| model.strong_count() > 0);
         let place = engines
             .iter()
             .position(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(&model)));

@@ -77,6 +77,11 @@ impl Admission {
         Ok(())
     }
 
+    /// Whether so many bytes of memory are free below the bound at which the kernel steps in.
+    pub fn has_memory_for(&self, bytes: u64) -> bool {
+        self.memory.fits(bytes, true)
+    }
+
     /// The bounds of the interactive lane, the cheapest to lift first.
     fn room(&self, ticket: &Ticket, memory: u64, now: Moment) -> Result<(), Overload> {
         let lane = Lane::Interactive;

@@ -168,7 +168,8 @@ impl Logic {
 
     /// When [`Event::Tick`] is wanted at the latest.
     pub fn next_check(&self, now: Moment) -> Moment {
-        let others = [self.jobs.next_deadline(), self.residence.next_check()];
+        let idle = self.residence.next_check().filter(|_| !self.health.is_draining());
+        let others = [self.jobs.next_deadline(), idle];
         let health = self.health.next_check(now);
         others.into_iter().flatten().fold(health, Moment::min)
     }

@@ -4,6 +4,7 @@
 use super::Logic;
 use super::event::{Action, EngineId, ModelId, Worker};
 use super::ledger::Stage;
+use super::places::is_bulk;
 use super::settle::Phase;
 use crate::clock::Moment;
 use crate::job::{ErrorType, JobKey, Lane, Refusal};
@@ -18,6 +19,16 @@ impl Logic {
             self.try_an_engine(key, now, actions);
             return;
         }
+        // An interactive job was refused for it at its admission.
+        let patient = is_bulk(job.lane);
+        let need = self.memory_to_load(model);
+        if patient && need > 0 && !self.admission.has_memory_for(need) {
+            // Loaded all the same, it would cost the process, and the job an attempt each time.
+            let message = format!("the model needs {need} bytes of memory, which are not free");
+            self.fail(key, Refusal::new(ErrorType::Internal, message), now, actions);
+            return;
+        }
+        let Some(job) = self.jobs.get_mut(key) else { return };
         job.holds_model = true;
         self.health.ledger.enter(Stage::Admitted, 1, now);
         if ready {

@@ -708,6 +708,7 @@ impl Oracle {
                 let max_attempts = self.setup.limits.max_attempts;
                 let draining = self.draining.is_some();
                 self.withdrawn_now = true;
+                let no_model = self.models.is_out(self.job(*job, action).model.0);
                 let seen = self.job(*job, action);
                 assert!(resumable && !seen.local && seen.lane != Lane::Probe);
                 match onward {
@@ -741,7 +742,11 @@ impl Oracle {
                         assert!(seen.attempt < max_attempts, "one attempt too many");
                         let refused = seen.place == Place::Publishing && seen.vectors;
                         let failed = seen.place == Place::Working && seen.failed && seen.at_rest();
-                        assert!(refused || failed || seen.load_failed && seen.place == Place::Awaiting);
+                        // There is no memory for its model; an interactive one is refused for that.
+                        let no_room = no_model && seen.place == Place::Tokenizing && !seen.admitted;
+                        let no_room = no_room && matches!(seen.lane, Lane::Bulk | Lane::Resumed);
+                        let not_loaded = seen.load_failed && seen.place == Place::Awaiting;
+                        assert!(refused || failed || no_room || not_loaded);
                         seen.vectors = false;
                     }
                 }
