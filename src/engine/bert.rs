@@ -4,7 +4,7 @@
 use super::attention::Attention;
 use super::dense::Dense;
 use super::folder::{self, refuse};
-use super::kernel::{After, Floats, Linear, Panels};
+use super::kernel::{self, After, Floats, Kernel, Linear, Panels};
 use super::math::LayerNorm;
 use super::pooling::{self, Pooling};
 use super::weights::Weights;
@@ -156,6 +156,7 @@ impl Bert {
         weights: &Weights,
         pooling: Pooling,
         dense: Vec<Dense>,
+        kernel: Kernel,
         step: &mut dyn FnMut(),
     ) -> Result<Bert, LoadError> {
         let hidden = config.hidden_size;
@@ -190,7 +191,7 @@ impl Bert {
         step();
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for index in 0..config.num_hidden_layers {
-            layers.push(Layer::load(&config, weights, index)?);
+            layers.push(Layer::load(&config, weights, index, kernel)?);
             step();
         }
         Ok(Bert {
@@ -214,7 +215,7 @@ impl Bert {
     pub fn engine(self: &Arc<Self>) -> Box<dyn Engine> {
         Box::new(BertEngine {
             bert: self.clone(),
-            arch: Arch::new(),
+            arch: kernel::arch(),
             hidden: Floats::default(),
             mixed: Floats::default(),
             context: Floats::default(),
@@ -225,11 +226,11 @@ impl Bert {
 }
 
 impl Layer {
-    fn load(config: &Config, weights: &Weights, index: usize) -> Result<Layer, LoadError> {
+    fn load(config: &Config, weights: &Weights, index: usize, kernel: Kernel) -> Result<Layer, LoadError> {
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
         let name = |part: &str| format!("encoder.layer.{index}.{part}");
         let scale = 1.0 / ((hidden / config.num_attention_heads) as f32).sqrt();
-        let mut qkv = Panels::zeros(hidden, 3 * hidden);
+        let mut qkv = Panels::packed(kernel, hidden, 3 * hidden);
         let parts = ["query", "key", "value"];
         for (place, (part, scale)) in parts.into_iter().zip([scale, 1.0, 1.0]).enumerate() {
             linear(
@@ -242,7 +243,7 @@ impl Layer {
             )?;
         }
         let single = |part: &str, depth: usize, width: usize| {
-            let mut panels = Panels::zeros(depth, width);
+            let mut panels = Panels::packed(kernel, depth, width);
             linear(weights, &name(part), width, &mut panels, 0, 1.0).map(|()| panels)
         };
         Ok(Layer {
@@ -343,8 +344,7 @@ impl Engine for BertEngine {
                 let wide = &mut wide[..hidden.len() / width * wide_width];
                 product(arch, context, width, &layer.attention, out, After::Nothing);
                 norm(out, Some(hidden), &layer.attention_norm);
-                product(arch, out, width, &layer.up, wide, After::Gelu);
-                product(arch, wide, wide_width, &layer.down, hidden, After::Nothing);
+                kernel::feed_forward(arch, out, &layer.up, wide, &layer.down, hidden);
                 norm(hidden, Some(out), &layer.norm);
             }
             step();

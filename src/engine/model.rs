@@ -4,6 +4,7 @@ use super::bert::{Bert, Config};
 use super::dense::Dense;
 use super::device::{ChoiceError, Device, Precision};
 use super::folder::{self, Folder, refuse};
+use super::kernel::Kernel;
 use super::tokenize::{Tokenize, TokenizeError};
 use super::weights::Weights;
 use super::{Engine, Sequence};
@@ -168,9 +169,14 @@ impl Model {
             step(LoadStep::Read { bytes });
         })?;
         let pooling = folder.pooling.name();
-        let bert = Bert::load(config, &weights, folder.pooling, dense, &mut || {
-            step(LoadStep::Packed)
-        })?;
+        let bert = Bert::load(
+            config,
+            &weights,
+            folder.pooling,
+            dense,
+            Kernel::choose(precision),
+            &mut || step(LoadStep::Packed),
+        )?;
         let info = ModelInfo {
             dimensions: bert.dimensions(),
             max_tokens,

@@ -1,0 +1,230 @@
+//! Which kernels this machine and a precision lead to, and the way from rows of 32 bits through them.
+
+use super::{After, Floats, Linear, Panels};
+use crate::engine::device::Precision;
+use pulp::Arch;
+use std::cell::RefCell;
+use std::sync::OnceLock;
+
+#[cfg(target_arch = "x86_64")]
+use super::{
+    dots,
+    narrow::{Format, Narrow},
+    product::{Out, Unit, product},
+    tiles::{self, Tiles},
+};
+
+/// How a matrix is kept and multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kernel {
+    /// In 32 bits, by the vector instructions that the machine has.
+    #[default]
+    Floats,
+    /// The same on numbers that were rounded first: what a narrow kernel computes, on a machine without one.
+    Rounded(Rounding),
+    /// By instructions for narrow numbers.
+    #[cfg(target_arch = "x86_64")]
+    Narrow(Format, By),
+}
+
+/// To what numbers are rounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounding {
+    /// Eight significant bits.
+    Bf16,
+    /// 256 steps for a row of activations, 255 for a column of weights.
+    Int8,
+}
+
+/// Which instructions.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// Tiles of AMX.
+    Tiles,
+    /// Vectors of AVX-512.
+    Dots,
+}
+
+/// The best instructions that may be used. Below [`Best::Tiles`] only where a comparison asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Best {
+    Portable,
+    Avx2,
+    Avx512,
+    Tiles,
+}
+
+/// `EMBEDDINGS_CPU_MAX` makes the program believe that it runs on a lesser machine: `avx512` (no tiles),
+/// `avx2` or `portable`. It serves comparisons and tests, and is read once.
+fn best() -> Best {
+    static BEST: OnceLock<Best> = OnceLock::new();
+    *BEST.get_or_init(|| match std::env::var("EMBEDDINGS_CPU_MAX").as_deref() {
+        Ok("portable") => Best::Portable,
+        Ok("avx2") => Best::Avx2,
+        Ok("avx512") => Best::Avx512,
+        _ => Best::Tiles,
+    })
+}
+
+/// The vector instructions for everything in 32 bits.
+pub fn arch() -> Arch {
+    match best() {
+        Best::Portable => Arch::Scalar,
+        #[cfg(target_arch = "x86_64")]
+        Best::Avx2 => pulp::x86::V3::try_new().map_or(Arch::Scalar, Arch::V3),
+        _ => Arch::new(),
+    }
+}
+
+impl Kernel {
+    /// The best kernel here for a precision.
+    pub fn choose(precision: Precision) -> Kernel {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let format = match precision {
+                Precision::F32 => Format::Split,
+                Precision::Bf16 => Format::Pairs,
+                Precision::Int8 => Format::Quads,
+            };
+            if best() >= Best::Tiles && dots::available() && tiles::available() {
+                return Kernel::Narrow(format, By::Tiles);
+            }
+            if best() >= Best::Avx512 && dots::available() && format != Format::Split {
+                return Kernel::Narrow(format, By::Dots);
+            }
+        }
+        match precision {
+            Precision::F32 => Kernel::Floats,
+            Precision::Bf16 => Kernel::Rounded(Rounding::Bf16),
+            Precision::Int8 => Kernel::Rounded(Rounding::Int8),
+        }
+    }
+
+    /// Whether it gains speed over 32 bits, rather than only computing the same as on other machines.
+    pub fn is_native(self) -> bool {
+        !matches!(self, Kernel::Rounded(_))
+    }
+}
+
+/// Buffers of the calling thread: an engine's thread computes one product after another.
+#[derive(Default)]
+struct Buffers {
+    #[cfg(target_arch = "x86_64")]
+    input: Narrow,
+    #[cfg(target_arch = "x86_64")]
+    wide: Narrow,
+    sums: Floats,
+}
+
+thread_local! {
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
+}
+
+/// Rounds the activations, then computes in 32 bits.
+pub(super) fn rounded(linear: Linear<'_>, rounding: Rounding, arch: Arch) {
+    let depth = linear.weights.depth();
+    BUFFERS.with_borrow_mut(|buffers| {
+        let input = buffers.sums.take(linear.rows * depth);
+        for (row, from) in input
+            .chunks_exact_mut(depth.max(1))
+            .zip(linear.input.chunks(linear.input_stride))
+        {
+            row.copy_from_slice(&from[..depth]);
+            match rounding {
+                Rounding::Bf16 => round_bf16(row),
+                Rounding::Int8 => {
+                    let (least, most) = row
+                        .iter()
+                        .fold((f32::INFINITY, f32::NEG_INFINITY), |(least, most), v| {
+                            (least.min(*v), most.max(*v))
+                        });
+                    let step = (most - least) / 255.0;
+                    if step > f32::MIN_POSITIVE {
+                        for v in row {
+                            *v = least + ((*v - least) / step).round_ties_even() * step;
+                        }
+                    }
+                }
+            }
+        }
+        arch.dispatch(Linear {
+            input,
+            input_stride: depth,
+            ..linear
+        });
+    });
+}
+
+/// Rounds to bf16, the nearest, of two equally near ones the even.
+pub(super) fn round_bf16(row: &mut [f32]) {
+    for v in row.iter_mut().filter(|v| v.is_finite()) {
+        let bits = v.to_bits();
+        *v = f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn unit(by: By) -> Unit {
+    match (by, Tiles::begin()) {
+        (By::Tiles, Some(tiles)) => Unit::Tiles(tiles),
+        // Panels for tiles are made only where there are some; the layouts are the same.
+        _ => Unit::Dots,
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) fn narrow(linear: Linear<'_>) {
+    let Kernel::Narrow(format, by) = linear.weights.kernel() else {
+        unreachable!("the caller matched it");
+    };
+    BUFFERS.with_borrow_mut(|Buffers { input, sums, .. }| {
+        input.reset(format, linear.rows, linear.weights.depth());
+        let out = Out::Floats(linear.output, linear.output_stride);
+        // SAFETY: `Kernel::choose` makes narrow kernels only where `dots::available` says that the machine has
+        // all of these instructions.
+        unsafe {
+            input.fill(linear.input, linear.input_stride);
+            product(&unit(by), input, linear.weights, out, linear.after, sums);
+        }
+    });
+}
+
+/// Two products with GELU between them that stay narrow; false where they do not.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn narrow_pair(
+    input: &[f32],
+    rows: usize,
+    up: &Panels,
+    down: &Panels,
+    output: &mut [f32],
+) -> bool {
+    let Kernel::Narrow(format @ (Format::Pairs | Format::Split), by) = up.kernel() else {
+        return false;
+    };
+    assert_eq!(up.kernel(), down.kernel());
+    BUFFERS.with_borrow_mut(|buffers| {
+        let Buffers {
+            input: narrow,
+            wide,
+            sums,
+        } = buffers;
+        narrow.reset(format, rows, up.depth());
+        wide.reset(format, rows, up.width());
+        let unit = unit(by);
+        // SAFETY: as in `narrow`.
+        unsafe {
+            narrow.fill(input, up.depth());
+            product(&unit, narrow, up, Out::Narrow(wide), After::Gelu, sums);
+            product(
+                &unit,
+                wide,
+                down,
+                Out::Floats(output, down.width()),
+                After::Nothing,
+                sums,
+            );
+        }
+    });
+    true
+}
