@@ -109,6 +109,62 @@ fn gelu_of<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.mul_add_f32s(half, erf(simd, x), half)
 }
 
+/// The GELU by the hyperbolic tangent in place: `x·sigmoid(2·√(2/π)·(x + 0.044715·x³))`.
+#[inline(always)]
+pub(super) fn gelu_tanh<S: Simd>(simd: S, row: &mut [f32]) {
+    let (head, tail) = S::as_mut_simd_f32s(row);
+    for v in head {
+        *v = gelu_tanh_of(simd, *v);
+    }
+    if !tail.is_empty() {
+        let v = gelu_tanh_of(simd, simd.partial_load_f32s(tail));
+        simd.partial_store_f32s(tail, v);
+    }
+}
+
+#[inline(always)]
+fn gelu_tanh_of<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let cube = simd.mul_f32s(simd.mul_f32s(x, x), simd.splat_f32s(0.044_715));
+    let inner = simd.mul_add_f32s(cube, x, x);
+    // (1 + tanh z)/2 is the sigmoid of 2z.
+    let twice = simd.splat_f32s(2.0 * std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2);
+    simd.mul_f32s(x, sigmoid(simd, simd.mul_f32s(inner, twice)))
+}
+
+/// The SiLU in place: `x·sigmoid(x)`.
+#[inline(always)]
+pub(super) fn silu<S: Simd>(simd: S, row: &mut [f32]) {
+    let (head, tail) = S::as_mut_simd_f32s(row);
+    for v in head {
+        *v = simd.mul_f32s(*v, sigmoid(simd, *v));
+    }
+    if !tail.is_empty() {
+        let x = simd.partial_load_f32s(tail);
+        simd.partial_store_f32s(tail, simd.mul_f32s(x, sigmoid(simd, x)));
+    }
+}
+
+/// `max(x, 0)` in place.
+#[inline(always)]
+pub(super) fn relu<S: Simd>(simd: S, row: &mut [f32]) {
+    let (head, tail) = S::as_mut_simd_f32s(row);
+    for v in head {
+        *v = simd.max_f32s(*v, simd.splat_f32s(0.0));
+    }
+    for v in tail {
+        *v = v.max(0.0);
+    }
+}
+
+/// `1/(1 + e⁻ˣ)`. Where `e⁻ˣ` would leave the range of [`exp`], the result is as near to 0 as makes no difference.
+#[inline(always)]
+fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let most = simd.splat_f32s(-EXP_LEAST);
+    let one = simd.splat_f32s(1.0);
+    let power = exp(simd, simd.min_f32s(simd.neg_f32s(x), most));
+    simd.div_f32s(one, simd.add_f32s(one, power))
+}
+
 /// Turns rows of scores into `e^(score − largest)` and their sums; the division is left to the caller, who
 /// has fewer numbers to divide afterwards.
 pub struct Softmax<'a> {

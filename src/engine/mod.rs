@@ -7,15 +7,15 @@
 //! Nothing here starts a thread except [`pool::Pool`] and [`tokenize::Tokenizers`]; an operator is never
 //! spread over threads. One thread a batch and several batches at once is faster on a CPU than the reverse.
 //!
-//! A family of models is one file ([`mod@self`] dispatches on `model_type`); a device other than the CPU is a
-//! further [`Engine`] behind the same [`Model`].
+//! A family of models is one file under `family`, which puts the shared `layers` together to one `encoder`; a
+//! device other than the CPU is a further [`Engine`] behind the same [`Model`].
 
-mod attention;
-mod bert;
-mod dense;
 pub mod device;
+mod encoder;
+mod family;
 mod folder;
 mod kernel;
+mod layers;
 mod math;
 mod model;
 pub mod pool;

@@ -1,10 +1,11 @@
 //! A model: a sentence-transformers folder, checked, loaded and ready to be shared by engine threads.
 
-use super::bert::{Bert, Config};
-use super::dense::Dense;
 use super::device::{ChoiceError, Device, Precision};
+use super::encoder::Chain;
+use super::family::{self, Sizes};
 use super::folder::{self, Folder, refuse};
 use super::kernel::Kernel;
+use super::layers::dense::Dense;
 use super::tokenize::{Tokenize, TokenizeError};
 use super::weights::Weights;
 use super::{Engine, Sequence};
@@ -133,8 +134,7 @@ pub struct ModelInfo {
 pub struct Model {
     info: ModelInfo,
     tokenize: Tokenize,
-    /// One field for each family of architectures will stand here; today there is one.
-    bert: Arc<Bert>,
+    chain: Arc<Chain>,
 }
 
 impl Model {
@@ -152,33 +152,33 @@ impl Model {
         let folder = Folder::open(dir)?;
         let file = folder.transformer.join("config.json");
         let text = folder::read(&file)?;
-        let architecture = model_type(&file, &text)?;
-        let config = Config::read(&file, &text)?;
-        let max_tokens = max_tokens(&folder, &config)?;
+        let (architecture, family) = family::read(&file, &text)?;
+        let sizes = family.sizes();
+        let max_tokens = max_tokens(&folder, sizes)?;
         let tokenize = Tokenize::load(
             &folder.transformer,
             max_tokens,
             folder.lower_case,
-            config.vocab_size,
+            sizes.vocabulary,
         )?;
-        let dense = dense_chain(&folder, &config)?;
+        let dense = dense_chain(&folder, sizes)?;
 
         let mut bytes = 0;
-        let weights = Weights::open(&folder.transformer, &mut |more| {
+        let mut weights = Weights::open(&folder.transformer, &mut |more| {
             bytes += more;
             step(LoadStep::Read { bytes });
         })?;
         let pooling = folder.pooling.name();
-        let bert = Bert::load(
-            config,
-            &weights,
-            folder.pooling,
+        weights.kernel = Kernel::choose(precision);
+        let encoder = family.load(&weights, sizes.places, &mut || step(LoadStep::Packed))?;
+        let chain = Chain {
+            encoder,
+            places: sizes.places,
+            pooling: folder.pooling,
             dense,
-            Kernel::choose(precision),
-            &mut || step(LoadStep::Packed),
-        )?;
+        };
         let info = ModelInfo {
-            dimensions: bert.dimensions(),
+            dimensions: chain.dimensions(),
             max_tokens,
             pooling,
             normalize: folder.normalize,
@@ -193,7 +193,7 @@ impl Model {
         Ok(Model {
             info,
             tokenize,
-            bert: Arc::new(bert),
+            chain: Arc::new(chain),
         })
     }
 
@@ -247,31 +247,17 @@ impl Model {
 
     /// An engine for one thread.
     pub fn engine(&self) -> Box<dyn Engine> {
-        self.bert.engine()
-    }
-}
-
-/// `model_type`, if this engine has its family.
-fn model_type(file: &Path, text: &str) -> Result<String, LoadError> {
-    #[derive(serde::Deserialize)]
-    struct Kind {
-        model_type: Option<String>,
-    }
-    let kind: Kind = folder::parse(file, text)?;
-    match kind.model_type {
-        Some(kind) if kind == "bert" => Ok(kind),
-        Some(kind) => Err(refuse(file, "model_type", kind, "bert")),
-        None => Err(refuse(file, "model_type", "absent", "bert")),
+        self.chain.engine()
     }
 }
 
 /// The folder's own limit, else the tokenizer's, and never more than there are positions.
-fn max_tokens(folder: &Folder, config: &Config) -> Result<usize, LoadError> {
+fn max_tokens(folder: &Folder, sizes: Sizes) -> Result<usize, LoadError> {
     #[derive(serde::Deserialize, Default)]
     struct Limits {
         model_max_length: Option<f64>,
     }
-    let positions = config.max_position_embeddings;
+    let positions = sizes.places;
     let limit = match folder.max_seq_length {
         Some(limit) => limit,
         None => {
@@ -296,8 +282,8 @@ fn max_tokens(folder: &Folder, config: &Config) -> Result<usize, LoadError> {
 }
 
 /// Loads the Dense modules and checks that each takes what the one before it gives.
-fn dense_chain(folder: &Folder, config: &Config) -> Result<Vec<Dense>, LoadError> {
-    let mut width = config.hidden_size * folder.pooling.modes.len();
+fn dense_chain(folder: &Folder, sizes: Sizes) -> Result<Vec<Dense>, LoadError> {
+    let mut width = sizes.width * folder.pooling.modes.len();
     let mut chain = Vec::new();
     for spec in &folder.dense {
         if spec.input != width {

@@ -5,6 +5,7 @@
 //! error, and pages of the stored layout are of no use once the weights are packed.
 
 use super::LoadError;
+use super::kernel::Kernel;
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata};
 use sha2::{Digest, Sha256};
@@ -34,6 +35,8 @@ pub(super) struct Weights {
     pub sha256: String,
     /// Bytes of the files.
     pub bytes: u64,
+    /// What the matrices of linear layers are packed for.
+    pub kernel: Kernel,
 }
 
 impl Weights {
@@ -54,6 +57,7 @@ impl Weights {
             entries: BTreeMap::new(),
             sha256: String::new(),
             bytes: 0,
+            kernel: Kernel::Floats,
         };
         let mut hash = Sha256::new();
         for path in paths {
@@ -152,14 +156,9 @@ impl Weights {
         })
     }
 
-    /// Whether the tensor is there.
-    pub fn has(&self, prefix: &str, name: &str) -> bool {
-        self.find(prefix, name).is_ok()
-    }
-
     /// Reads a tensor of exactly this shape as 32-bit numbers and hands over its rows (of the last dimension)
     /// one by one.
-    pub fn rows(
+    fn rows(
         &self,
         prefix: &str,
         name: &str,
@@ -212,13 +211,59 @@ impl Weights {
         }
         Ok(())
     }
+}
+
+/// The tensors of a model whose names may begin with the name of the whole model.
+#[derive(Clone, Copy)]
+pub(super) struct Tensors<'a> {
+    weights: &'a Weights,
+    prefix: &'a str,
+    kernel: Kernel,
+}
+
+impl<'a> Tensors<'a> {
+    /// `prefix` is what the stored names begin with where a whole model and not only its encoder was saved.
+    pub fn new(weights: &'a Weights, prefix: &'a str) -> Tensors<'a> {
+        Tensors {
+            weights,
+            prefix,
+            kernel: weights.kernel,
+        }
+    }
+
+    /// What the matrices of linear layers are packed for.
+    pub fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+
+    /// The same tensors for layers that must not lose more than bf16 does.
+    pub fn careful(self) -> Tensors<'a> {
+        Tensors {
+            kernel: self.kernel.careful(),
+            ..self
+        }
+    }
+
+    /// Whether the tensor is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.weights.find(self.prefix, name).is_ok()
+    }
+
+    /// Reads a tensor of exactly this shape as 32-bit numbers and hands over its rows (of the last dimension)
+    /// one by one.
+    pub fn rows(
+        &self,
+        name: &str,
+        shape: &[usize],
+        row: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), LoadError> {
+        self.weights.rows(self.prefix, name, shape, row)
+    }
 
     /// Reads a tensor of one dimension.
-    pub fn vector(&self, prefix: &str, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
         let mut all = Vec::with_capacity(len);
-        self.rows(prefix, name, &[len], &mut |_, values| {
-            all.extend_from_slice(values)
-        })?;
+        self.rows(name, &[len], &mut |_, values| all.extend_from_slice(values))?;
         Ok(all)
     }
 }

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 #[cfg(target_arch = "x86_64")]
 use super::{
     dots,
+    heads::{Heads, Shares},
     narrow::{Format, Narrow},
     product::{Out, Unit, product},
     tiles::{self, Tiles},
@@ -101,6 +102,16 @@ impl Kernel {
         }
     }
 
+    /// For layers that must not lose more than bf16 does: attention's scores are exponents.
+    pub fn careful(self) -> Kernel {
+        match self {
+            Kernel::Rounded(Rounding::Int8) => Kernel::Rounded(Rounding::Bf16),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Narrow(Format::Quads, by) => Kernel::Narrow(Format::Pairs, by),
+            other => other,
+        }
+    }
+
     /// Whether it gains speed over 32 bits, rather than only computing the same as on other machines.
     pub fn is_native(self) -> bool {
         !matches!(self, Kernel::Rounded(_))
@@ -114,6 +125,8 @@ struct Buffers {
     input: Narrow,
     #[cfg(target_arch = "x86_64")]
     wide: Narrow,
+    #[cfg(target_arch = "x86_64")]
+    heads: Heads,
     sums: Floats,
 }
 
@@ -208,6 +221,7 @@ pub(super) fn narrow_pair(
             input: narrow,
             wide,
             sums,
+            ..
         } = buffers;
         narrow.reset(format, rows, up.depth());
         wide.reset(format, rows, up.width());
@@ -225,6 +239,30 @@ pub(super) fn narrow_pair(
                 sums,
             );
         }
+    });
+    true
+}
+
+/// See [`super::attend`].
+#[cfg(target_arch = "x86_64")]
+pub(super) fn attend(
+    kernel: Kernel,
+    queries: usize,
+    keys: usize,
+    width: usize,
+    rows: &[f32],
+    output: &mut [f32],
+) -> bool {
+    let Kernel::Narrow(format @ (Format::Pairs | Format::Split), by) = kernel else {
+        return false;
+    };
+    if !width.is_multiple_of(32) {
+        return false;
+    }
+    let shares = Shares { queries, keys, width };
+    BUFFERS.with_borrow_mut(|buffers| {
+        // SAFETY: as in `narrow`.
+        unsafe { buffers.heads.run(&unit(by), format, shares, rows, output) };
     });
     true
 }

@@ -23,6 +23,8 @@ mod choice;
 mod dots;
 mod float;
 #[cfg(target_arch = "x86_64")]
+mod heads;
+#[cfg(target_arch = "x86_64")]
 mod narrow;
 mod panels;
 #[cfg(target_arch = "x86_64")]
@@ -109,4 +111,13 @@ pub fn feed_forward(
     };
     linear(input, up, wide, After::Gelu);
     linear(wide, down, output, After::Nothing);
+}
+
+/// Attention of one sequence, each token seeing all: `rows` holds the heads of queries, of keys and of values,
+/// each of `width` numbers, the queries scaled. False, and nothing done, where `kernel` has no such attention.
+pub fn attend(kernel: Kernel, queries: usize, keys: usize, width: usize, rows: &[f32], output: &mut [f32]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return choice::attend(kernel, queries, keys, width, rows, output);
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }

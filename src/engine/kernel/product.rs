@@ -55,7 +55,7 @@ pub fn product(
         Format::Split => &[(1, 0), (0, 1), (0, 0)],
         Format::Pairs | Format::Quads => &[(0, 0)],
     };
-    let block = STEPS / planes;
+    let slice = STEPS / planes;
     let sums = sums
         .take(rows.next_multiple_of(ROWS) * PANEL)
         .as_mut_ptr()
@@ -65,9 +65,9 @@ pub fn product(
     for panel in 0..width.div_ceil(PANEL) {
         let here = weights.panel(panel);
         let later = weights.after(panel, panel_rows);
-        let blocks = steps.div_ceil(block).max(1);
-        for (turn, first) in (0..steps.max(1)).step_by(block).enumerate() {
-            let count = block.min(steps - first);
+        let blocks = steps.div_ceil(slice).max(1);
+        for (turn, first) in (0..steps.max(1)).step_by(slice).enumerate() {
+            let count = slice.min(steps - first);
             let last = turn + 1 == blocks;
             for tile in 0..tiles {
                 let row = tile * ROWS;
@@ -83,29 +83,10 @@ pub fn product(
                     let a = |plane: usize| input.row(row).add(plane * input.plane_bytes() + first * 64);
                     let b = |plane: usize| here[(plane * steps + first) * 16..].as_ptr().cast::<u8>();
                     let stride = input.stride_bytes();
-                    match (unit, format == Format::Quads, height > tiles::TILE) {
-                        (Unit::Tiles(t), false, true) => {
-                            tile_block::<true, false>(t, a, b, stride, count, pairs, sums, turn == 0)
-                        }
-                        (Unit::Tiles(t), false, false) => {
-                            tile_block::<false, false>(t, a, b, stride, count, pairs, sums, turn == 0)
-                        }
-                        (Unit::Tiles(t), true, true) => {
-                            tile_block::<true, true>(t, a, b, stride, count, pairs, sums, turn == 0)
-                        }
-                        (Unit::Tiles(t), true, false) => {
-                            tile_block::<false, true>(t, a, b, stride, count, pairs, sums, turn == 0)
-                        }
-                        (Unit::Dots, quads, _) => {
-                            for (at, (x, y)) in pairs.iter().enumerate() {
-                                let fresh = turn == 0 && at == 0;
-                                if quads {
-                                    dots::add::<true>(a(*x), stride, height, b(*y), count, sums, fresh);
-                                } else {
-                                    dots::add::<false>(a(*x), stride, height, b(*y), count, sums, fresh);
-                                }
-                            }
-                        }
+                    if format == Format::Quads {
+                        block::<true>(unit, a, b, stride, height, count, pairs, sums, turn == 0);
+                    } else {
+                        block::<false>(unit, a, b, stride, height, count, pairs, sums, turn == 0);
                     }
                     if last {
                         let end = End {
@@ -129,10 +110,48 @@ pub fn product(
     }
 }
 
-/// One block of sums by tiles.
+/// `sums (+)= a × b`, one block of up to 32 rows by a panel, `steps` times 64 bytes deep; for each of `pairs`,
+/// which name a plane of `a` and one of `b`. `fresh` sums count as zero.
 ///
 /// # Safety
-/// As for [`tiles::add`] and [`tiles::load`].
+/// Each plane of `a` points to rows up to the next multiple of 16 from `height`, `stride` bytes apart; each of
+/// `b` to `16 × steps` rows of 128 bytes; `sums` to 32 of them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
+#[expect(clippy::too_many_arguments, reason = "a kernel: all of it is needed, nothing of it is kept")]
+pub unsafe fn block<const QUADS: bool>(
+    unit: &Unit,
+    a: impl Fn(usize) -> *const u8,
+    b: impl Fn(usize) -> *const u8,
+    stride: usize,
+    height: usize,
+    steps: usize,
+    pairs: &[(usize, usize)],
+    sums: *mut u8,
+    fresh: bool,
+) {
+    // SAFETY: the caller vouches for the memory.
+    unsafe {
+        match unit {
+            Unit::Tiles(tiles) if height > tiles::TILE => {
+                tile_block::<true, QUADS>(tiles, a, b, stride, steps, pairs, sums, fresh);
+            }
+            Unit::Tiles(tiles) => {
+                tile_block::<false, QUADS>(tiles, a, b, stride, steps, pairs, sums, fresh);
+            }
+            Unit::Dots => {
+                for (at, (x, y)) in pairs.iter().enumerate() {
+                    dots::add::<QUADS>(a(*x), stride, height, b(*y), steps, sums, fresh && at == 0);
+                }
+            }
+        }
+    }
+}
+
+/// As [`block`], by tiles.
+///
+/// # Safety
+/// As for [`block`].
 #[inline(always)]
 #[expect(
     clippy::too_many_arguments,

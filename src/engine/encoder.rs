@@ -1,0 +1,243 @@
+//! The forward pass on the CPU without padding: all tokens of a batch stand below one another, the linear layers
+//! see one matrix, attention sees each sequence alone.
+//!
+//! Every family is an [`Encoder`]: what differs between them is data, decided at load. Nothing is decided for
+//! a row; what is decided for a layer costs one comparison a layer.
+
+use super::kernel::{self, After, Floats};
+use super::layers::attention::{Attention, SelfAttention};
+use super::layers::dense::Dense;
+use super::layers::embedding::Embedding;
+use super::layers::feed_forward::FeedForward;
+use super::layers::norm::Norm;
+use super::pooling::{self, Pooling};
+use super::{Engine, EngineError, Sequence, VectorFault};
+use pulp::Arch;
+use std::sync::Arc;
+
+/// Rows that go through a feed-forward block at once, so that what lies between its two products stays in the
+/// second-level cache: 128 rows of 1536 numbers are 768 KiB.
+const BLOCK_ROWS: usize = 128;
+
+/// Where the norms of a layer stand.
+#[derive(Debug)]
+pub enum Norms {
+    /// Behind each sum: `x = norm(x + part(x))`. BERT and its kin.
+    Behind {
+        /// Behind attention's sum.
+        attention: Norm,
+        /// Behind the feed-forward part's sum.
+        feed_forward: Norm,
+    },
+    /// Before each part, and in some families also on what it gives: `x = x + norm(part(norm(x)))`.
+    Before {
+        /// Before attention. ModernBERT's first layer has none.
+        attention: Option<Norm>,
+        /// On what attention gives.
+        attention_result: Option<Norm>,
+        /// Before the feed-forward part.
+        feed_forward: Norm,
+        /// On what the feed-forward part gives.
+        feed_forward_result: Option<Norm>,
+    },
+}
+
+/// One layer.
+#[derive(Debug)]
+pub struct Layer {
+    /// Its first part.
+    pub attention: SelfAttention,
+    /// Its second.
+    pub feed_forward: FeedForward,
+    /// Around them.
+    pub norms: Norms,
+}
+
+/// Tokens in, a row for each out. Weights ready for the kernels.
+#[derive(Debug)]
+pub struct Encoder {
+    /// Before the first layer.
+    pub embedding: Embedding,
+    /// From the first to the last.
+    pub layers: Vec<Layer>,
+    /// Behind the last.
+    pub norm: Option<Norm>,
+}
+
+/// An encoder, and how its rows become one vector. Shared by all engines of a model.
+#[derive(Debug)]
+pub struct Chain {
+    /// See [`Encoder`].
+    pub encoder: Encoder,
+    /// Longest sequence that the encoder has places for.
+    pub places: usize,
+    /// Behind the encoder.
+    pub pooling: Pooling,
+    /// Behind the pooling.
+    pub dense: Vec<Dense>,
+}
+
+impl Chain {
+    /// Components of a vector.
+    pub fn dimensions(&self) -> usize {
+        let pooled = self.encoder.embedding.width() * self.pooling.modes.len();
+        self.dense.last().map_or(pooled, Dense::width)
+    }
+
+    /// An engine on these weights.
+    pub fn engine(self: &Arc<Self>) -> Box<dyn Engine> {
+        Box::new(CpuEngine {
+            chain: self.clone(),
+            arch: kernel::arch(),
+            hidden: Floats::default(),
+            buffers: Buffers::default(),
+        })
+    }
+
+    fn check(&self, batch: &[&Sequence]) -> Result<(), EngineError> {
+        for (index, sequence) in batch.iter().enumerate() {
+            let (tokens, limit) = (sequence.ids.len(), self.places);
+            if tokens == 0 {
+                return Err(EngineError::Empty { index });
+            }
+            if tokens > limit {
+                return Err(EngineError::TooLong { index, tokens, limit });
+            }
+            let limit = self.encoder.embedding.count();
+            if let Some(token) = sequence.ids.iter().copied().find(|id| *id as usize >= limit) {
+                return Err(EngineError::UnknownToken { index, token, limit });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One thread's engine: shared weights, buffers of its own.
+struct CpuEngine {
+    chain: Arc<Chain>,
+    arch: Arch,
+    hidden: Floats,
+    buffers: Buffers,
+}
+
+/// What lies between the parts of a layer.
+#[derive(Default)]
+struct Buffers {
+    mixed: Floats,
+    context: Floats,
+    narrow: Floats,
+    wide: Floats,
+    attention: Attention,
+}
+
+impl Engine for CpuEngine {
+    fn embed(
+        &mut self,
+        batch: &[&Sequence],
+        step: &mut dyn FnMut(),
+    ) -> Result<Vec<Result<Vec<f32>, VectorFault>>, EngineError> {
+        let (chain, arch) = (self.chain.clone(), self.arch);
+        chain.check(batch)?;
+        let encoder = &chain.encoder;
+        let width = encoder.embedding.width();
+        let tokens: usize = batch.iter().map(|sequence| sequence.ids.len()).sum();
+        let hidden = self.hidden.take(tokens * width);
+        encoder.embedding.run(arch, batch, hidden);
+        step();
+        for layer in &encoder.layers {
+            layer.run(arch, batch, hidden, &mut self.buffers);
+            step();
+        }
+        if let Some(norm) = &encoder.norm {
+            norm.run(arch, hidden, None);
+        }
+
+        let mut first = 0;
+        let vectors = batch.iter().map(|sequence| {
+            let end = first + sequence.ids.len();
+            let rows = &hidden[first * width..end * width];
+            first = end;
+            let mut vector = chain.pooling.pool(rows, width, sequence.prompt_tokens);
+            for dense in &chain.dense {
+                vector = dense.apply(arch, &vector);
+            }
+            pooling::check(vector)
+        });
+        Ok(vectors.collect())
+    }
+}
+
+impl Layer {
+    /// Computes the layer on the rows of all sequences, in place.
+    fn run(&self, arch: Arch, batch: &[&Sequence], hidden: &mut [f32], buffers: &mut Buffers) {
+        let (attention, feed_forward) = (&self.attention, &self.feed_forward);
+        let width = attention.qkv.depth();
+        let (mixed_width, context_width) = (attention.heads.row_width(), attention.heads.query_width());
+        let tokens = hidden.len() / width;
+        let rows = BLOCK_ROWS.min(tokens);
+        let mixed = buffers.mixed.take(tokens * mixed_width);
+        match &self.norms {
+            Norms::Before {
+                attention: Some(norm),
+                ..
+            } => {
+                let normed = buffers.context.take(tokens * width);
+                norm.copy(arch, hidden, normed);
+                attention.qkv.product(arch, normed, width, mixed, After::Nothing);
+            }
+            _ => attention.qkv.product(arch, hidden, width, mixed, After::Nothing),
+        }
+
+        let context = buffers.context.take(tokens * context_width);
+        let mut first = 0;
+        for sequence in batch {
+            let end = first + sequence.ids.len();
+            let mixed = &mut mixed[first * mixed_width..end * mixed_width];
+            let context = &mut context[first * context_width..end * context_width];
+            buffers.attention.run(arch, attention, mixed, context);
+            first = end;
+        }
+
+        let narrow = buffers.narrow.take(rows * width);
+        let wide = buffers.wide.take(rows * feed_forward.width());
+        let blocks = hidden
+            .chunks_mut(BLOCK_ROWS * width)
+            .zip(context.chunks(BLOCK_ROWS * context_width));
+        for (hidden, context) in blocks {
+            let out = &mut narrow[..hidden.len()];
+            let wide = &mut wide[..hidden.len() / width * feed_forward.width()];
+            attention
+                .out
+                .product(arch, context, context_width, out, After::Nothing);
+            match &self.norms {
+                Norms::Behind {
+                    attention,
+                    feed_forward: last,
+                } => {
+                    attention.run(arch, out, Some(hidden));
+                    feed_forward.run(arch, out, wide, hidden);
+                    last.run(arch, hidden, Some(out));
+                }
+                Norms::Before {
+                    attention_result,
+                    feed_forward: norm,
+                    feed_forward_result,
+                    ..
+                } => {
+                    add(arch, hidden, out, attention_result.as_ref());
+                    norm.copy(arch, hidden, out);
+                    feed_forward.run_in_place(arch, out, wide);
+                    add(arch, hidden, out, feed_forward_result.as_ref());
+                }
+            }
+        }
+    }
+}
+
+/// `sum = sum + norm(part)`; `part` is used up.
+fn add(arch: Arch, sum: &mut [f32], part: &mut [f32], norm: Option<&Norm>) {
+    if let Some(norm) = norm {
+        norm.run(arch, part, None);
+    }
+    sum.iter_mut().zip(part).for_each(|(value, more)| *value += *more);
+}

@@ -1,0 +1,73 @@
+//! The families of architectures: one small file each, which reads and checks `config.json`, knows the names of
+//! the tensors, and puts the shared layers together.
+//!
+//! What a file asks for and a family does not have is refused by name. A family stands here only after its
+//! vectors were compared with those of a reference implementation (`tests/golden`).
+
+mod bert;
+mod check;
+
+use super::LoadError;
+use super::encoder::Encoder;
+use super::folder::{self, refuse};
+use super::weights::Weights;
+use serde::Deserialize;
+use std::path::Path;
+
+/// One family: the checked configuration of one model of it.
+pub(super) trait Family: std::fmt::Debug {
+    /// See [`Sizes`].
+    fn sizes(&self) -> Sizes;
+
+    /// Reads the weights for sequences of at most `places` tokens. `step` is called after the embeddings and
+    /// after each layer.
+    fn load(&self, weights: &Weights, places: usize, step: &mut dyn FnMut()) -> Result<Encoder, LoadError>;
+}
+
+/// What is to be known of a model before its weights are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sizes {
+    /// Tokens of the model.
+    pub vocabulary: usize,
+    /// Numbers of a token's row behind the last layer.
+    pub width: usize,
+    /// Longest sequence that the model has places for.
+    pub places: usize,
+}
+
+type Read = fn(&Path, &str) -> Result<Box<dyn Family>, LoadError>;
+
+/// A `model_type`, what the names of its classes begin with, and its file.
+const FAMILIES: &[(&str, &str, Read)] = &[("bert", "Bert", bert::read)];
+
+/// Reads `config.json`: the name of the family, and the family.
+pub(super) fn read(file: &Path, text: &str) -> Result<(String, Box<dyn Family>), LoadError> {
+    #[derive(Deserialize)]
+    struct Kind {
+        model_type: Option<String>,
+        architectures: Option<Vec<String>>,
+    }
+    let kind: Kind = folder::parse(file, text)?;
+    let known = || {
+        FAMILIES
+            .iter()
+            .map(|(name, ..)| *name)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let Some(name) = kind.model_type else {
+        return Err(refuse(file, "model_type", "absent", &known()));
+    };
+    let Some((_, class, read)) = FAMILIES.iter().find(|(known, ..)| *known == name) else {
+        return Err(refuse(file, "model_type", name, &known()));
+    };
+    // A model of other code may bear the name of a known type, as JinaBert does.
+    for architecture in kind.architectures.iter().flatten() {
+        let rest = architecture.strip_prefix(class);
+        if !rest.is_some_and(|rest| rest == "Model" || rest.starts_with("For")) {
+            let supported = format!("{class}Model or {class}For…");
+            return Err(refuse(file, "architectures", architecture, &supported));
+        }
+    }
+    Ok((name, read(file, text)?))
+}

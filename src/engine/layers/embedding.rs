@@ -1,0 +1,155 @@
+//! What a token is before the first layer: its word, and where the family has them its position and its type.
+
+use super::norm::Norm;
+use crate::engine::weights::Tensors;
+use crate::engine::{LoadError, Sequence};
+use pulp::Arch;
+
+/// Which row of the table of positions a token takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Places {
+    /// Counted from 0.
+    FromZero,
+    /// RoBERTa's count: the padding token has place `pad` wherever it stands, even written out in a text, and
+    /// the other tokens have the places from `pad + 1` on.
+    Behind {
+        /// The padding token.
+        pad: u32,
+    },
+}
+
+/// A table of learned positions.
+#[derive(Debug)]
+struct Positions {
+    places: Places,
+    rows: Vec<f32>,
+}
+
+/// The tables.
+#[derive(Debug)]
+pub struct Embedding {
+    width: usize,
+    words: Vec<f32>,
+    /// With the embedding of token type 0 added, the only one a single text has.
+    positions: Option<Positions>,
+    norm: Option<Norm>,
+}
+
+impl Embedding {
+    /// Reads `name.weight`, each number times `scale`.
+    ///
+    /// # Errors
+    /// A tensor is missing, misshapen or damaged.
+    pub fn words(
+        tensors: &Tensors<'_>,
+        name: &str,
+        count: usize,
+        width: usize,
+        scale: f32,
+    ) -> Result<Embedding, LoadError> {
+        let mut words = Vec::with_capacity(count * width);
+        tensors.rows(&format!("{name}.weight"), &[count, width], &mut |_, row| {
+            words.extend(row.iter().map(|value| value * scale));
+        })?;
+        Ok(Embedding {
+            width,
+            words,
+            positions: None,
+            norm: None,
+        })
+    }
+
+    /// Adds learned positions.
+    ///
+    /// # Errors
+    /// A tensor is missing, misshapen or damaged.
+    pub fn positions(
+        mut self,
+        tensors: &Tensors<'_>,
+        name: &str,
+        count: usize,
+        places: Places,
+    ) -> Result<Embedding, LoadError> {
+        let mut rows = Vec::with_capacity(count * self.width);
+        tensors.rows(&format!("{name}.weight"), &[count, self.width], &mut |_, row| {
+            rows.extend_from_slice(row);
+        })?;
+        self.positions = Some(Positions { places, rows });
+        Ok(self)
+    }
+
+    /// Adds the embedding of token type 0, of `count` types, to the positions, or to the words where there are none.
+    ///
+    /// # Errors
+    /// A tensor is missing, misshapen or damaged.
+    pub fn types(mut self, tensors: &Tensors<'_>, name: &str, count: usize) -> Result<Embedding, LoadError> {
+        let mut kind = Vec::new();
+        tensors.rows(
+            &format!("{name}.weight"),
+            &[count, self.width],
+            &mut |index, row| {
+                if index == 0 {
+                    kind.extend_from_slice(row);
+                }
+            },
+        )?;
+        let table = match &mut self.positions {
+            Some(positions) => &mut positions.rows,
+            None => &mut self.words,
+        };
+        for row in table.chunks_exact_mut(self.width) {
+            row.iter_mut().zip(&kind).for_each(|(value, more)| *value += more);
+        }
+        Ok(self)
+    }
+
+    /// Adds a norm behind the sum.
+    pub fn norm(mut self, norm: Norm) -> Embedding {
+        self.norm = Some(norm);
+        self
+    }
+
+    /// Numbers of a token's row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Tokens in the table of words.
+    pub fn count(&self) -> usize {
+        self.words.len() / self.width
+    }
+
+    /// Writes a row for each token of the batch, sequence after sequence.
+    pub fn run(&self, arch: Arch, batch: &[&Sequence], hidden: &mut [f32]) {
+        let width = self.width;
+        let mut rows = hidden.chunks_exact_mut(width);
+        for sequence in batch {
+            let mut counted = 0;
+            for (id, row) in sequence.ids.iter().zip(&mut rows) {
+                let word = &self.words[*id as usize * width..][..width];
+                let Some(positions) = &self.positions else {
+                    row.copy_from_slice(word);
+                    continue;
+                };
+                let place = match positions.places {
+                    Places::FromZero => {
+                        counted += 1;
+                        counted - 1
+                    }
+                    Places::Behind { pad } if *id == pad => pad as usize,
+                    Places::Behind { pad } => {
+                        counted += 1;
+                        pad as usize + counted
+                    }
+                };
+                let position = &positions.rows[place * width..][..width];
+                for ((out, word), position) in row.iter_mut().zip(word).zip(position) {
+                    *out = word + position;
+                }
+            }
+        }
+        if let Some(norm) = &self.norm {
+            norm.run(arch, hidden, None);
+        }
+    }
+}

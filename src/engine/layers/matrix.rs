@@ -1,0 +1,127 @@
+//! Weights of a linear layer. The one type that products with weights go through, so that their precision and
+//! layout are decided in one place.
+
+use crate::engine::LoadError;
+use crate::engine::kernel::{self, After, Kernel, Linear, Panels};
+use crate::engine::weights::Tensors;
+use pulp::Arch;
+
+/// A stored layer, or one of several that are laid side by side.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// The tensor's name without `.weight`.
+    pub name: &'a str,
+    /// Outputs of the layer: rows of the stored tensor.
+    pub width: usize,
+    /// Whether there is a `.bias`.
+    pub bias: bool,
+    /// The first `scaled` outputs are multiplied by `scale`.
+    pub scaled: usize,
+    /// See `scaled`.
+    pub scale: f32,
+    /// Stored output `i` becomes output `(i + turned) % width`.
+    pub turned: usize,
+}
+
+impl<'a> Part<'a> {
+    /// A layer as it is stored.
+    pub fn plain(name: &'a str, width: usize, bias: bool) -> Part<'a> {
+        Part {
+            name,
+            width,
+            bias,
+            scaled: 0,
+            scale: 1.0,
+            turned: 0,
+        }
+    }
+
+    /// The same layer with its first `scaled` outputs multiplied by `scale`.
+    pub fn times(self, scaled: usize, scale: f32) -> Part<'a> {
+        Part {
+            scaled,
+            scale,
+            ..self
+        }
+    }
+
+    /// The same layer with its outputs turned by so many places.
+    pub fn turned(self, turned: usize) -> Part<'a> {
+        Part { turned, ..self }
+    }
+}
+
+/// One linear layer, `input × weights + bias`.
+#[derive(Debug)]
+pub struct Matrix(Panels);
+
+impl Matrix {
+    /// Reads layers that take the same `depth` inputs and lays them side by side.
+    ///
+    /// # Errors
+    /// A tensor is missing, misshapen or damaged.
+    pub fn load(tensors: &Tensors<'_>, depth: usize, parts: &[Part<'_>]) -> Result<Matrix, LoadError> {
+        let width = parts.iter().map(|part| part.width).sum();
+        let mut panels = Panels::packed(tensors.kernel(), depth, width);
+        let mut first = 0;
+        for part in parts {
+            let scale = |row: usize| if row < part.scaled { part.scale } else { 1.0 };
+            let column = |row: usize| first + (row + part.turned) % part.width;
+            let name = format!("{}.weight", part.name);
+            tensors.rows(&name, &[part.width, depth], &mut |row, values| {
+                panels.set_column(column(row), values.iter().copied(), scale(row));
+            })?;
+            if part.bias {
+                let bias = tensors.vector(&format!("{}.bias", part.name), part.width)?;
+                for (row, value) in bias.iter().enumerate() {
+                    panels.set_bias(column(row), value * scale(row));
+                }
+            }
+            first += part.width;
+        }
+        Ok(Matrix(panels))
+    }
+
+    /// Numbers in a row of the product.
+    pub fn width(&self) -> usize {
+        self.0.width()
+    }
+
+    /// Numbers of a row of the input that take part.
+    pub fn depth(&self) -> usize {
+        self.0.depth()
+    }
+
+    /// What products with it are computed by.
+    pub fn kernel(&self) -> Kernel {
+        self.0.kernel()
+    }
+
+    /// `output = after(input × weights + bias)`, row by row. Rows of the input begin every `input_stride`
+    /// numbers; those of the output lie side by side.
+    pub fn product(&self, arch: Arch, input: &[f32], input_stride: usize, output: &mut [f32], after: After) {
+        Linear {
+            input,
+            input_stride,
+            rows: output.len() / self.width(),
+            weights: &self.0,
+            output,
+            output_stride: self.width(),
+            after,
+        }
+        .run(arch);
+    }
+
+    /// `output = down × gelu(self × input)`, on rows that lie side by side; `wide` has room for what lies
+    /// between the products.
+    pub fn product_pair(
+        &self,
+        arch: Arch,
+        input: &[f32],
+        wide: &mut [f32],
+        down: &Matrix,
+        output: &mut [f32],
+    ) {
+        kernel::feed_forward(arch, input, &self.0, wide, &down.0, output);
+    }
+}
