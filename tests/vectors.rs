@@ -4,6 +4,7 @@
 mod model;
 
 use base64::Engine as _;
+use embeddings::config::Precision;
 use embeddings::engine::pool::{Pool, PoolEvent, QUEUE, Work};
 use embeddings::engine::{LoadError, LoadOptions, Model, Sequence, TokenizeError, pooling};
 use model::minilm;
@@ -17,7 +18,15 @@ fn golden() -> PathBuf {
 }
 
 fn load(folder: &Path) -> Arc<Model> {
-    Arc::new(Model::load(folder, &LoadOptions::default(), &mut |_| ()).unwrap())
+    load_in(folder, Precision::F32)
+}
+
+fn load_in(folder: &Path, precision: Precision) -> Arc<Model> {
+    let options = LoadOptions {
+        precision,
+        ..LoadOptions::default()
+    };
+    Arc::new(Model::load(folder, &options, &mut |_| ()).unwrap())
 }
 
 static MINILM: LazyLock<Arc<Model>> = LazyLock::new(|| load(&minilm()));
@@ -129,6 +138,38 @@ fn small_models_equal_the_reference() {
 #[test]
 fn minilm_equals_the_reference() {
     compare(&MINILM, &Golden::read(&golden().join("minilm-256.jsonl")));
+}
+
+// Goal: each precision keeps its promise, alone and in company, and says which one it is. Method: the golden
+// texts, on the kernels that this machine has for it.
+#[test]
+fn each_precision_stays_as_near_as_promised() {
+    let lines = Golden::read(&golden().join("minilm-256.jsonl"));
+    for (precision, least, name) in [(Precision::Bf16, 0.9999, ":bf16:"), (Precision::Int8, 0.998, ":int8:")] {
+        let model = load_in(&minilm(), precision);
+        assert!(model.fingerprint(384).contains(name), "{}", model.fingerprint(384));
+        let sequences: Vec<Sequence> = lines.iter().map(|line| line.sequence(&model)).collect();
+        let together = embed(&model, &sequences.iter().collect::<Vec<_>>());
+        for ((line, sequence), together) in lines.iter().zip(&sequences).zip(together) {
+            let alone = embed(&model, &[sequence]).remove(0);
+            let near = cosine(&alone, &line.vector());
+            assert!(near >= least, "{precision} {:?}: cosine {near}", line.text);
+            assert!(farthest(&alone, &together) < 1e-5, "{precision} {:?}: differs in company", line.text);
+        }
+    }
+}
+
+// Goal: what the machine chooses by itself is as near to the reference as promised, and the same at each start.
+#[test]
+fn the_automatic_precision_keeps_near() {
+    let lines = Golden::read(&golden().join("minilm-256.jsonl"));
+    let (model, again) = (load_in(&minilm(), Precision::Auto), load_in(&minilm(), Precision::Auto));
+    assert_eq!(model.fingerprint(384), again.fingerprint(384));
+    for line in &lines {
+        let vector = embed(&model, &[&line.sequence(&model)]).remove(0);
+        let near = cosine(&vector, &line.vector());
+        assert!(near >= 0.9999, "{:?}: cosine {near}", line.text);
+    }
 }
 
 #[test]
@@ -568,9 +609,9 @@ fn what_this_build_cannot_do_is_said() {
     };
     assert_eq!(load("f32", "cpu"), Ok(()));
     assert!(
-        load("int8", "cpu")
+        load("f16", "cpu")
             .unwrap_err()
-            .contains("precision int8 is not supported by this build")
+            .contains("precision f16 is not supported by this build")
     );
     assert!(
         load("f32", "cuda")

@@ -1,5 +1,6 @@
 //! What the machine allows this process, and where a model may run.
 
+use super::kernel::Kernel;
 use crate::config;
 use std::path::{Path, PathBuf};
 
@@ -55,15 +56,20 @@ impl Device {
 }
 
 impl Precision {
-    /// The number format for what was asked for.
+    /// The number formats that answer what was asked for, the most promising first; where there are two, a
+    /// trial of the model decides.
     ///
     /// # Errors
     /// This build does not compute in it.
-    pub fn choose(wanted: config::Precision) -> Result<Precision, ChoiceError> {
+    pub fn choose(wanted: config::Precision) -> Result<Vec<Precision>, ChoiceError> {
         match wanted {
-            config::Precision::Auto | config::Precision::F32 => Ok(Precision::F32),
-            config::Precision::Bf16 => Ok(Precision::Bf16),
-            config::Precision::Int8 => Ok(Precision::Int8),
+            // Bytes never come near enough to 32 bits, and rounding without fitting instructions gains nothing.
+            config::Precision::Auto if Kernel::choose(Precision::Bf16).is_native() => {
+                Ok(vec![Precision::Bf16, Precision::F32])
+            }
+            config::Precision::Auto | config::Precision::F32 => Ok(vec![Precision::F32]),
+            config::Precision::Bf16 => Ok(vec![Precision::Bf16]),
+            config::Precision::Int8 => Ok(vec![Precision::Int8]),
             config::Precision::F16 => Err(ChoiceError {
                 kind: "precision",
                 wanted: wanted.to_string(),

@@ -57,7 +57,7 @@ impl Heads {
             let key = (queries + group) * width;
             let value = key + keys * width;
             self.pack_keys(format, &rows[key..], stride, tokens, width);
-            self.pack_values(format, &rows[value..], stride, tokens, width);
+            self.pack_values(format, &rows[value..], stride, tokens);
             for head in group * (queries / keys)..(group + 1) * (queries / keys) {
                 for start in (0..tokens).step_by(QUERIES) {
                     let count = QUERIES.min(tokens - start);
@@ -104,7 +104,7 @@ impl Heads {
 
     /// Panels of 32 numbers of the values: a row of a panel holds the numbers of two neighbouring tokens.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
-    fn pack_values(&mut self, format: Format, rows: &[f32], stride: usize, tokens: usize, width: usize) {
+    fn pack_values(&mut self, format: Format, rows: &[f32], stride: usize, tokens: usize) {
         let plane = tokens.div_ceil(KEYS) * KEYS / 2;
         let none = [0.0; PANEL];
         for (panel, out) in self.values.chunks_exact_mut(plane * format.planes()).enumerate() {
@@ -139,7 +139,7 @@ impl Heads {
             // each two of them; the scores have room for 32 rows for each panel.
             unsafe {
                 let scores = scores.add(panel * QUERIES * 128);
-                block::<false>(unit, a, b, self.queries.stride_bytes(), count, width / LINE, pairs, scores, true);
+                block::<false>(unit, a, b, self.queries.stride_bytes(), count, width / LINE, pairs, scores, true, || ());
             }
         }
     }
@@ -217,7 +217,7 @@ impl Heads {
             // have a row for each two keys; `mixed` has 32 rows.
             unsafe {
                 let mixed = mixed.as_mut_ptr().cast::<u8>();
-                block::<false>(unit, a, b, self.weights.stride_bytes(), sums.len(), panels, pairs, mixed, true);
+                block::<false>(unit, a, b, self.weights.stride_bytes(), sums.len(), panels, pairs, mixed, true, || ());
             }
             for (row, sum) in sums.iter().enumerate() {
                 let factor = _mm512_set1_ps(1.0 / sum);

@@ -121,3 +121,10 @@ pub fn attend(kernel: Kernel, queries: usize, keys: usize, width: usize, rows: &
     #[cfg(not(target_arch = "x86_64"))]
     false
 }
+
+/// Billions of operations a second that this core's tiles do on bf16 that lies in the first-level cache; a
+/// measurement for the benchmark.
+#[cfg(target_arch = "x86_64")]
+pub fn peak_of_tiles() -> Option<f64> {
+    choice::peak_of_tiles()
+}

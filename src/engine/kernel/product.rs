@@ -7,7 +7,7 @@ use super::{After, Floats, PANEL, Panels, Row, dots, prefetch};
 use std::arch::x86_64::*;
 
 /// Steps of 64 bytes that are added up before the next rows: a panel's 24 KiB stay in the first-level cache.
-const STEPS: usize = 12;
+const STEPS: usize = 8;
 /// Rows of sums that are worked off at once: two tiles.
 const ROWS: usize = 32;
 
@@ -62,6 +62,20 @@ pub fn product(
         .cast::<u8>();
     let panel_rows = steps * 16 * planes;
     let tiles = rows.div_ceil(ROWS);
+    // Sums are finished one block late: while tiles add up the next block, the vector units have time for it.
+    let mut pending: Option<End> = None;
+    let mut finish = |end: End| {
+        // SAFETY: an `End` is made only of sums that are there, of a block within the output.
+        unsafe {
+            match (after, format) {
+                (After::Nothing, Format::Quads) => end.run::<true, 0>(input, weights, &mut out),
+                (After::Gelu, Format::Quads) => end.run::<true, 1>(input, weights, &mut out),
+                (After::Nothing, _) => end.run::<false, 0>(input, weights, &mut out),
+                (After::Gelu, Format::Pairs) => end.run::<false, 1>(input, weights, &mut out),
+                (After::Gelu, Format::Split) => end.run::<false, 2>(input, weights, &mut out),
+            }
+        }
+    };
     for panel in 0..width.div_ceil(PANEL) {
         let here = weights.panel(panel);
         let later = weights.after(panel, panel_rows);
@@ -83,35 +97,36 @@ pub fn product(
                     let a = |plane: usize| input.row(row).add(plane * input.plane_bytes() + first * 64);
                     let b = |plane: usize| here[(plane * steps + first) * 16..].as_ptr().cast::<u8>();
                     let stride = input.stride_bytes();
-                    if format == Format::Quads {
-                        block::<true>(unit, a, b, stride, height, count, pairs, sums, turn == 0);
-                    } else {
-                        block::<false>(unit, a, b, stride, height, count, pairs, sums, turn == 0);
-                    }
-                    if last {
-                        let end = End {
-                            sums,
-                            row,
-                            height,
-                            panel,
-                            width: PANEL.min(width - panel * PANEL),
-                        };
-                        match (after, format) {
-                            (After::Nothing, Format::Quads) => end.run::<true, 0>(input, weights, &mut out),
-                            (After::Gelu, Format::Quads) => end.run::<true, 1>(input, weights, &mut out),
-                            (After::Nothing, _) => end.run::<false, 0>(input, weights, &mut out),
-                            (After::Gelu, Format::Pairs) => end.run::<false, 1>(input, weights, &mut out),
-                            (After::Gelu, Format::Split) => end.run::<false, 2>(input, weights, &mut out),
+                    let late = pending.take();
+                    let meanwhile = || {
+                        if let Some(end) = late {
+                            finish(end);
                         }
+                    };
+                    if format == Format::Quads {
+                        block::<true>(unit, a, b, stride, height, count, pairs, sums, turn == 0, meanwhile);
+                    } else {
+                        block::<false>(unit, a, b, stride, height, count, pairs, sums, turn == 0, meanwhile);
                     }
+                    pending = last.then_some(End {
+                        sums,
+                        row,
+                        height,
+                        panel,
+                        width: PANEL.min(width - panel * PANEL),
+                    });
                 }
             }
         }
     }
+    if let Some(end) = pending {
+        finish(end);
+    }
 }
 
 /// `sums (+)= a × b`, one block of up to 32 rows by a panel, `steps` times 64 bytes deep; for each of `pairs`,
-/// which name a plane of `a` and one of `b`. `fresh` sums count as zero.
+/// which name a plane of `a` and one of `b`. `fresh` sums count as zero. `meanwhile` is done while the tiles
+/// add up, before they are stored; it must not use them.
 ///
 /// # Safety
 /// Each plane of `a` points to rows up to the next multiple of 16 from `height`, `stride` bytes apart; each of
@@ -129,17 +144,19 @@ pub unsafe fn block<const QUADS: bool>(
     pairs: &[(usize, usize)],
     sums: *mut u8,
     fresh: bool,
+    meanwhile: impl FnOnce(),
 ) {
     // SAFETY: the caller vouches for the memory.
     unsafe {
         match unit {
             Unit::Tiles(tiles) if height > tiles::TILE => {
-                tile_block::<true, QUADS>(tiles, a, b, stride, steps, pairs, sums, fresh);
+                tile_block::<true, QUADS>(tiles, a, b, stride, steps, pairs, sums, fresh, meanwhile);
             }
             Unit::Tiles(tiles) => {
-                tile_block::<false, QUADS>(tiles, a, b, stride, steps, pairs, sums, fresh);
+                tile_block::<false, QUADS>(tiles, a, b, stride, steps, pairs, sums, fresh, meanwhile);
             }
             Unit::Dots => {
+                meanwhile();
                 for (at, (x, y)) in pairs.iter().enumerate() {
                     dots::add::<QUADS>(a(*x), stride, height, b(*y), steps, sums, fresh && at == 0);
                 }
@@ -166,6 +183,7 @@ unsafe fn tile_block<const TALL: bool, const QUADS: bool>(
     pairs: &[(usize, usize)],
     sums: *mut u8,
     fresh: bool,
+    meanwhile: impl FnOnce(),
 ) {
     // SAFETY: the caller vouches for the memory.
     unsafe {
@@ -177,6 +195,7 @@ unsafe fn tile_block<const TALL: bool, const QUADS: bool>(
         for (x, y) in pairs {
             tiles::add::<TALL, QUADS>(unit, a(*x), stride, b(*y), steps);
         }
+        meanwhile();
         tiles::store::<TALL>(unit, sums, 128);
     }
 }
