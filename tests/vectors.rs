@@ -145,16 +145,27 @@ fn minilm_equals_the_reference() {
 #[test]
 fn each_precision_stays_as_near_as_promised() {
     let lines = Golden::read(&golden().join("minilm-256.jsonl"));
-    for (precision, least, name) in [(Precision::Bf16, 0.9999, ":bf16:"), (Precision::Int8, 0.998, ":int8:")] {
+    for (precision, least, name) in [
+        (Precision::Bf16, 0.9999, ":bf16:"),
+        (Precision::Int8, 0.998, ":int8:"),
+    ] {
         let model = load_in(&minilm(), precision);
-        assert!(model.fingerprint(384).contains(name), "{}", model.fingerprint(384));
+        assert!(
+            model.fingerprint(384).contains(name),
+            "{}",
+            model.fingerprint(384)
+        );
         let sequences: Vec<Sequence> = lines.iter().map(|line| line.sequence(&model)).collect();
         let together = embed(&model, &sequences.iter().collect::<Vec<_>>());
         for ((line, sequence), together) in lines.iter().zip(&sequences).zip(together) {
             let alone = embed(&model, &[sequence]).remove(0);
             let near = cosine(&alone, &line.vector());
             assert!(near >= least, "{precision} {:?}: cosine {near}", line.text);
-            assert!(farthest(&alone, &together) < 1e-5, "{precision} {:?}: differs in company", line.text);
+            assert!(
+                farthest(&alone, &together) < 1e-5,
+                "{precision} {:?}: differs in company",
+                line.text
+            );
         }
     }
 }
@@ -163,7 +174,10 @@ fn each_precision_stays_as_near_as_promised() {
 #[test]
 fn the_automatic_precision_keeps_near() {
     let lines = Golden::read(&golden().join("minilm-256.jsonl"));
-    let (model, again) = (load_in(&minilm(), Precision::Auto), load_in(&minilm(), Precision::Auto));
+    let (model, again) = (
+        load_in(&minilm(), Precision::Auto),
+        load_in(&minilm(), Precision::Auto),
+    );
     assert_eq!(model.fingerprint(384), again.fingerprint(384));
     for line in &lines {
         let vector = embed(&model, &[&line.sequence(&model)]).remove(0);

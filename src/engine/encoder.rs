@@ -15,10 +15,6 @@ use super::{Engine, EngineError, Sequence, VectorFault};
 use pulp::Arch;
 use std::sync::Arc;
 
-/// Rows that go through a feed-forward block at once, so that what lies between its two products stays in the
-/// second-level cache: 128 rows of 1536 numbers are 768 KiB.
-const BLOCK_ROWS: usize = 128;
-
 /// Where the norms of a layer stand.
 #[derive(Debug)]
 pub enum Norms {
@@ -174,7 +170,15 @@ impl Layer {
         let width = attention.qkv.depth();
         let (mixed_width, context_width) = (attention.heads.row_width(), attention.heads.query_width());
         let tokens = hidden.len() / width;
-        let rows = BLOCK_ROWS.min(tokens);
+        // Norms before the parts go the way without the narrow numbers in between.
+        let behind = matches!(self.norms, Norms::Behind { .. });
+        let block = feed_forward.block_rows();
+        let rows = block.min(tokens);
+        let wide_width = if behind {
+            feed_forward.scratch_width()
+        } else {
+            feed_forward.width()
+        };
         let mixed = buffers.mixed.take(tokens * mixed_width);
         match &self.norms {
             Norms::Before {
@@ -199,13 +203,13 @@ impl Layer {
         }
 
         let narrow = buffers.narrow.take(rows * width);
-        let wide = buffers.wide.take(rows * feed_forward.width());
+        let wide = buffers.wide.take(rows * wide_width);
         let blocks = hidden
-            .chunks_mut(BLOCK_ROWS * width)
-            .zip(context.chunks(BLOCK_ROWS * context_width));
+            .chunks_mut(block * width)
+            .zip(context.chunks(block * context_width));
         for (hidden, context) in blocks {
             let out = &mut narrow[..hidden.len()];
-            let wide = &mut wide[..hidden.len() / width * feed_forward.width()];
+            let wide = &mut wide[..hidden.len() / width * wide_width];
             attention
                 .out
                 .product(arch, context, context_width, out, After::Nothing);

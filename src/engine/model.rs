@@ -190,7 +190,9 @@ impl Model {
                 dense,
             });
             let tried = auto::attempt(&tokenize, &other, &mut || step(LoadStep::Packed));
-            let worth = lesser.zip(tried).is_some_and(|(lesser, full)| auto::is_worth(&lesser, &full));
+            let worth = lesser
+                .zip(tried)
+                .is_some_and(|(lesser, full)| auto::is_worth(&lesser, &full));
             if !worth {
                 (precision, chain) = (*full, other);
             }

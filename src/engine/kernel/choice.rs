@@ -1,6 +1,6 @@
 //! Which kernels this machine and a precision lead to, and the way from rows of 32 bits through them.
 
-use super::{After, Floats, Linear, Panels};
+use super::{After, Floats, Linear, PANEL, Panels};
 use crate::engine::device::Precision;
 use pulp::Arch;
 use std::cell::RefCell;
@@ -11,7 +11,7 @@ use super::{
     dots,
     heads::{Heads, Shares},
     narrow::{Format, Narrow},
-    product::{Out, Unit, product},
+    product::{Out, Part, Unit, product},
     tiles::{self, Tiles},
 };
 
@@ -112,11 +112,25 @@ impl Kernel {
         }
     }
 
+    /// Whether what lies between the two products of a feed-forward part stays narrow: see
+    /// [`super::feed_forward`].
+    pub fn stays_narrow(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return matches!(self, Kernel::Narrow(Format::Pairs | Format::Split, _));
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// Whether it gains speed over 32 bits, rather than only computing the same as on other machines.
     pub fn is_native(self) -> bool {
         !matches!(self, Kernel::Rounded(_))
     }
 }
+
+/// Panels of what lies between the two products of a feed-forward part that are computed at once: 384 numbers of
+/// each row. Weights so pass through the cache once for all rows, and what lies between never leaves it.
+#[cfg(target_arch = "x86_64")]
+const BETWEEN: usize = 12;
 
 /// Buffers of the calling thread: an engine's thread computes one product after another.
 #[derive(Default)]
@@ -128,6 +142,8 @@ struct Buffers {
     #[cfg(target_arch = "x86_64")]
     heads: Heads,
     sums: Floats,
+    #[cfg(target_arch = "x86_64")]
+    held: Floats,
 }
 
 thread_local! {
@@ -198,7 +214,8 @@ pub(super) fn narrow(linear: Linear<'_>) {
         // all of these instructions.
         unsafe {
             input.fill(linear.input, linear.input_stride);
-            product(&unit(by), input, linear.weights, out, linear.after, sums);
+            let part = Part::whole(format, linear.weights);
+            product(&unit(by), input, linear.weights, part, out, linear.after, sums);
         }
     });
 }
@@ -221,23 +238,34 @@ pub(super) fn narrow_pair(
             input: narrow,
             wide,
             sums,
+            held,
             ..
         } = buffers;
         narrow.reset(format, rows, up.depth());
-        wide.reset(format, rows, up.width());
         let unit = unit(by);
         // SAFETY: as in `narrow`.
         unsafe {
             narrow.fill(input, up.depth());
-            product(&unit, narrow, up, Out::Narrow(wide), After::Gelu, sums);
-            product(
-                &unit,
-                wide,
-                down,
-                Out::Floats(output, down.width()),
-                After::Nothing,
-                sums,
-            );
+            let steps = format.steps(up.depth()).max(1);
+            let panels = up.width().div_ceil(PANEL);
+            let down_panels = down.width().div_ceil(PANEL);
+            for first in (0..panels).step_by(BETWEEN) {
+                let columns = first..panels.min(first + BETWEEN);
+                let part = Part {
+                    panels: columns.clone(),
+                    steps: 0..steps,
+                };
+                let width = up.width().min(columns.end * PANEL) - first * PANEL;
+                wide.reset(format, rows, width);
+                product(&unit, narrow, up, part, Out::Narrow(wide), After::Gelu, sums);
+                // A panel's columns are a step of the depth: 32 numbers both.
+                let part = Part {
+                    panels: 0..down_panels,
+                    steps: columns,
+                };
+                let out = Out::Floats(output, down.width());
+                product(&unit, wide, down, part, out, After::Nothing, held);
+            }
         }
     });
     true

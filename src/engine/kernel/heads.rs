@@ -47,7 +47,8 @@ impl Heads {
         let panels = tokens.div_ceil(KEYS);
         let planes = format.planes();
         self.keys.resize(panels * planes * width / 2, ZERO);
-        self.values.resize(width / PANEL * planes * panels * KEYS / 2, ZERO);
+        self.values
+            .resize(width / PANEL * planes * panels * KEYS / 2, ZERO);
         // Least product first.
         let pairs: &[(usize, usize)] = match format {
             Format::Split => &[(1, 0), (0, 1), (0, 0)],
@@ -64,7 +65,10 @@ impl Heads {
                     self.queries.reset(format, count, width);
                     self.queries.fill(&rows[start * stride + head * width..], stride);
                     self.score(unit, pairs, count, panels, width);
-                    let sums = self.soften(format, count, tokens);
+                    let sums = match format {
+                        Format::Split => self.soften::<true>(format, count, tokens),
+                        Format::Pairs | Format::Quads => self.soften::<false>(format, count, tokens),
+                    };
                     let output = &mut output[start * out_stride + head * width..];
                     self.mix(unit, pairs, &sums[..count], panels, width, output, out_stride);
                 }
@@ -130,23 +134,42 @@ impl Heads {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
     fn score(&mut self, unit: &Unit, pairs: &[(usize, usize)], count: usize, panels: usize, width: usize) {
         let planes = self.keys.len() / panels / (width / 2);
-        let scores = self.scores.take(panels * QUERIES * KEYS).as_mut_ptr().cast::<u8>();
+        let scores = self
+            .scores
+            .take(panels * QUERIES * KEYS)
+            .as_mut_ptr()
+            .cast::<u8>();
         for panel in 0..panels {
             let keys = &self.keys[panel * planes * width / 2..][..planes * width / 2];
-            let a = |plane: usize| self.queries.row(0).wrapping_add(plane * self.queries.plane_bytes());
+            let a = |plane: usize| {
+                self.queries
+                    .row(0)
+                    .wrapping_add(plane * self.queries.plane_bytes())
+            };
             let b = |plane: usize| keys[plane * width / 2..].as_ptr().cast::<u8>();
             // SAFETY: the queries have rows up to a multiple of 16, of `width` numbers; the panel has a row for
             // each two of them; the scores have room for 32 rows for each panel.
             unsafe {
                 let scores = scores.add(panel * QUERIES * 128);
-                block::<false>(unit, a, b, self.queries.stride_bytes(), count, width / LINE, pairs, scores, true, || ());
+                block::<false>(
+                    unit,
+                    a,
+                    b,
+                    self.queries.stride_bytes(),
+                    count,
+                    width / LINE,
+                    pairs,
+                    scores,
+                    true,
+                    || (),
+                );
             }
         }
     }
 
     /// `e^(score − largest)` of each row as the next product's activations, and the sums of the rows.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
-    fn soften(&mut self, format: Format, count: usize, tokens: usize) -> [f32; QUERIES] {
+    fn soften<const SPLIT: bool>(&mut self, format: Format, count: usize, tokens: usize) -> [f32; QUERIES] {
         let panels = tokens.div_ceil(KEYS);
         self.weights.reset(format, count, panels * KEYS);
         let scores = self.scores.take(panels * QUERIES * KEYS);
@@ -156,30 +179,43 @@ impl Heads {
         let mut sums = [0.0; QUERIES];
         for (row, sum) in sums.iter_mut().enumerate().take(count) {
             let mut most = [_mm512_set1_ps(UNSEEN); 2];
-            for panel in 0..panels {
-                let both = registers(&scores[(panel * QUERIES + row) * KEYS..][..KEYS]);
-                for half in 0..2 {
-                    let seen = if panel + 1 == panels { seen[half] } else { 0xffff };
-                    most[half] = _mm512_mask_max_ps(most[half], seen, most[half], both[half]);
-                }
+            let blocks = &scores[row * KEYS..];
+            for panel in 0..panels - 1 {
+                let both = registers(&blocks[panel * QUERIES * KEYS..]);
+                most = [_mm512_max_ps(most[0], both[0]), _mm512_max_ps(most[1], both[1])];
+            }
+            // Keys that are not there are only in the last panel.
+            let end = registers(&blocks[(panels - 1) * QUERIES * KEYS..]);
+            for half in 0..2 {
+                most[half] = _mm512_mask_max_ps(most[half], seen[half], most[half], end[half]);
             }
             let most = _mm512_reduce_max_ps(_mm512_max_ps(most[0], most[1]));
             let shift = _mm512_set1_ps(-most * std::f32::consts::LOG2_E);
             let mut totals = [_mm512_setzero_ps(); 2];
             let out = self.weights.row_mut(row);
             for panel in 0..panels {
-                let mut both = registers(&scores[(panel * QUERIES + row) * KEYS..][..KEYS]);
+                let mut both = registers(&blocks[panel * QUERIES * KEYS..]);
                 for half in 0..2 {
-                    let seen = if panel + 1 == panels { seen[half] } else { 0xffff };
                     let x = _mm512_fmadd_ps(both[half], _mm512_set1_ps(std::f32::consts::LOG2_E), shift);
-                    let e = if format == Format::Split { exp2::<6>(x, &EXP2_EXACT) } else { exp2::<4>(x, &EXP2) };
-                    both[half] = _mm512_maskz_mov_ps(seen, e);
-                    totals[half] = _mm512_add_ps(totals[half], both[half]);
+                    both[half] = if SPLIT {
+                        exp2::<6>(x, &EXP2_EXACT)
+                    } else {
+                        exp2::<4>(x, &EXP2)
+                    };
                 }
+                if panel + 1 == panels {
+                    for half in 0..2 {
+                        both[half] = _mm512_maskz_mov_ps(seen[half], both[half]);
+                    }
+                }
+                totals = [
+                    _mm512_add_ps(totals[0], both[0]),
+                    _mm512_add_ps(totals[1], both[1]),
+                ];
                 // SAFETY: a row of weights has a line for each panel, in each plane.
                 unsafe {
                     let out = out.add(panel * 64);
-                    if format == Format::Split {
+                    if SPLIT {
                         let (lead, rest) = split(both[0], both[1]);
                         _mm512_store_si512(out.cast(), lead);
                         _mm512_store_si512(out.add(plane).cast(), rest);
@@ -195,7 +231,10 @@ impl Heads {
 
     /// The values, mixed by the weights of each query.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
-    #[expect(clippy::too_many_arguments, reason = "a kernel: all of it is needed, nothing of it is kept")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a kernel: all of it is needed, nothing of it is kept"
+    )]
     fn mix(
         &mut self,
         unit: &Unit,
@@ -211,13 +250,28 @@ impl Heads {
         let mixed = self.mixed.take(QUERIES * PANEL);
         for panel in 0..width / PANEL {
             let values = &self.values[panel * planes * plane..][..planes * plane];
-            let a = |plane: usize| self.weights.row(0).wrapping_add(plane * self.weights.plane_bytes());
+            let a = |plane: usize| {
+                self.weights
+                    .row(0)
+                    .wrapping_add(plane * self.weights.plane_bytes())
+            };
             let b = |at: usize| values[at * plane..].as_ptr().cast::<u8>();
             // SAFETY: the weights have rows up to a multiple of 16, of a line for each panel of keys; the values
             // have a row for each two keys; `mixed` has 32 rows.
             unsafe {
                 let mixed = mixed.as_mut_ptr().cast::<u8>();
-                block::<false>(unit, a, b, self.weights.stride_bytes(), sums.len(), panels, pairs, mixed, true, || ());
+                block::<false>(
+                    unit,
+                    a,
+                    b,
+                    self.weights.stride_bytes(),
+                    sums.len(),
+                    panels,
+                    pairs,
+                    mixed,
+                    true,
+                    || (),
+                );
             }
             for (row, sum) in sums.iter().enumerate() {
                 let factor = _mm512_set1_ps(1.0 / sum);
@@ -267,7 +321,12 @@ fn exp2<const N: usize>(x: __m512, fit: &[f32; N]) -> __m512 {
 fn registers(row: &[f32]) -> [__m512; 2] {
     assert!(row.len() >= 32);
     // SAFETY: 32 numbers.
-    unsafe { [_mm512_loadu_ps(row.as_ptr()), _mm512_loadu_ps(row.as_ptr().add(16))] }
+    unsafe {
+        [
+            _mm512_loadu_ps(row.as_ptr()),
+            _mm512_loadu_ps(row.as_ptr().add(16)),
+        ]
+    }
 }
 
 /// Two rows as bf16 side by side, number by number, and what the rounding left.

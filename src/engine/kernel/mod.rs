@@ -115,7 +115,14 @@ pub fn feed_forward(
 
 /// Attention of one sequence, each token seeing all: `rows` holds the heads of queries, of keys and of values,
 /// each of `width` numbers, the queries scaled. False, and nothing done, where `kernel` has no such attention.
-pub fn attend(kernel: Kernel, queries: usize, keys: usize, width: usize, rows: &[f32], output: &mut [f32]) -> bool {
+pub fn attend(
+    kernel: Kernel,
+    queries: usize,
+    keys: usize,
+    width: usize,
+    rows: &[f32],
+    output: &mut [f32],
+) -> bool {
     #[cfg(target_arch = "x86_64")]
     return choice::attend(kernel, queries, keys, width, rows, output);
     #[cfg(not(target_arch = "x86_64"))]

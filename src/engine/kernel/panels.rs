@@ -169,12 +169,6 @@ impl Panels {
         &self.rows[panel * self.panel_rows..][..self.panel_rows]
     }
 
-    /// Up to `count` rows of what comes behind a panel.
-    pub(super) fn after(&self, panel: usize, count: usize) -> &[Row] {
-        let rest = &self.rows[(panel + 1) * self.panel_rows..];
-        &rest[..count.min(rest.len())]
-    }
-
     /// What is added to each column.
     pub(super) fn bias(&self, panel: usize) -> &Row {
         &self.bias[panel]

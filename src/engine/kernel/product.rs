@@ -5,6 +5,7 @@ use super::narrow::{Format, Narrow, mask, rounded, split};
 use super::tiles::{self, Tiles};
 use super::{After, Floats, PANEL, Panels, Row, dots, prefetch};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Steps of 64 bytes that are added up before the next rows: a panel's 24 KiB stay in the first-level cache.
 const STEPS: usize = 8;
@@ -28,73 +29,107 @@ pub enum Unit {
     Dots,
 }
 
-/// `out = after(bias + input × weights)`. `sums` is a buffer.
+/// Which part of a product is computed: some of the panels, on some of the depth. Parts of the depth follow one
+/// another from the first to the last, and the sums are kept meanwhile.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// Panels of the weights. A narrow output holds just their columns.
+    pub panels: Range<usize>,
+    /// Steps of the depth. The input holds just these.
+    pub steps: Range<usize>,
+}
+
+impl Part {
+    /// All of it.
+    pub fn whole(format: Format, weights: &Panels) -> Part {
+        Part {
+            panels: 0..weights.width().div_ceil(PANEL),
+            steps: 0..format.steps(weights.depth()).max(1),
+        }
+    }
+}
+
+/// `out = after(bias + input × weights)`. `sums` is a buffer, or where the sums of other parts are.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a kernel: all of it is needed, nothing of it is kept"
+)]
 pub fn product(
     unit: &Unit,
     input: &Narrow,
     weights: &Panels,
+    part: Part,
     mut out: Out<'_>,
     after: After,
     sums: &mut Floats,
 ) {
     let format = input.format();
-    let (rows, depth, width) = (input.rows(), weights.depth(), weights.width());
-    assert!(weights.format() == Some(format) && input.depth() == depth);
+    let (rows, width) = (input.rows(), weights.width());
+    let Part { panels, steps: range } = part;
+    let (steps, planes) = (format.steps(weights.depth()), format.planes());
+    assert!(weights.format() == Some(format) && range.end <= steps.max(1));
+    assert!(format.steps(input.depth()).max(1) == range.len());
+    let whole = range.len() >= steps;
     match &mut out {
         Out::Floats(out, stride) => {
             assert!(rows == 0 || (*stride >= width && out.len() >= (rows - 1) * *stride + width));
         }
         Out::Narrow(next) => {
-            assert!(next.rows() == rows && next.depth() == width && next.format() != Format::Quads);
+            let columns = width.min(panels.end * PANEL) - panels.start * PANEL;
+            assert!(next.rows() == rows && next.depth() == columns && next.format() != Format::Quads);
         }
     }
-    let (steps, planes) = (format.steps(depth), format.planes());
     // The activations' plane and the weights', least product first.
     let pairs: &[(usize, usize)] = match format {
         Format::Split => &[(1, 0), (0, 1), (0, 0)],
         Format::Pairs | Format::Quads => &[(0, 0)],
     };
     let slice = STEPS / planes;
-    let sums = sums
-        .take(rows.next_multiple_of(ROWS) * PANEL)
-        .as_mut_ptr()
-        .cast::<u8>();
-    let panel_rows = steps * 16 * planes;
     let tiles = rows.div_ceil(ROWS);
+    // The sums of each panel are kept where more parts of the depth are to come.
+    let kept = if whole { 1 } else { panels.len() };
+    let sums = sums.take(kept * tiles * ROWS * PANEL).as_mut_ptr().cast::<u8>();
     // Sums are finished one block late: while tiles add up the next block, the vector units have time for it.
+    let first_panel = panels.start;
     let mut pending: Option<End> = None;
     let mut finish = |end: End| {
         // SAFETY: an `End` is made only of sums that are there, of a block within the output.
         unsafe {
             match (after, format) {
-                (After::Nothing, Format::Quads) => end.run::<true, 0>(input, weights, &mut out),
-                (After::Gelu, Format::Quads) => end.run::<true, 1>(input, weights, &mut out),
-                (After::Nothing, _) => end.run::<false, 0>(input, weights, &mut out),
-                (After::Gelu, Format::Pairs) => end.run::<false, 1>(input, weights, &mut out),
-                (After::Gelu, Format::Split) => end.run::<false, 2>(input, weights, &mut out),
+                (After::Nothing, Format::Quads) => end.run::<true, 0>(input, weights, &mut out, first_panel),
+                (After::Gelu, Format::Quads) => end.run::<true, 1>(input, weights, &mut out, first_panel),
+                (After::Nothing, _) => end.run::<false, 0>(input, weights, &mut out, first_panel),
+                (After::Gelu, Format::Pairs) => end.run::<false, 1>(input, weights, &mut out, first_panel),
+                (After::Gelu, Format::Split) => end.run::<false, 2>(input, weights, &mut out, first_panel),
             }
         }
     };
-    for panel in 0..width.div_ceil(PANEL) {
+    let (end, end_panel) = (range.end.min(steps), panels.end);
+    for (index, panel) in panels.enumerate() {
         let here = weights.panel(panel);
-        let later = weights.after(panel, panel_rows);
-        let blocks = steps.div_ceil(slice).max(1);
-        for (turn, first) in (0..steps.max(1)).step_by(slice).enumerate() {
-            let count = slice.min(steps - first);
-            let last = turn + 1 == blocks;
+        let later = (panel + 1 < end_panel).then(|| weights.panel(panel + 1));
+        let blocks = range.len().div_ceil(slice);
+        for (turn, first) in range.clone().step_by(slice).enumerate() {
+            let count = slice.min(end - first);
+            let (fresh, last) = (first == 0, turn + 1 == blocks && end == steps);
             for tile in 0..tiles {
                 let row = tile * ROWS;
                 let height = ROWS.min(rows - row);
-                let part = turn * tiles + tile;
-                let parts = blocks * tiles;
-                prefetch(&later[later.len() * part / parts..later.len() * (part + 1) / parts]);
+                // What the next panel brings for the same steps, a share of it with each block.
+                for plane in 0..planes {
+                    let later = later.map_or(&[][..], |rows| {
+                        &rows[(plane * steps + first) * 16..][..count * 16]
+                    });
+                    prefetch(&later[later.len() * tile / tiles..later.len() * (tile + 1) / tiles]);
+                }
                 // SAFETY: rows of activations up to the next multiple of 16 may be read, the sums have room
                 // for whole blocks of 32 rows, and a panel has `steps × 16` rows in each plane; of the unit's
                 // instructions the machine has those that made the unit.
                 unsafe {
-                    let sums = sums.add(row * 128);
-                    let a = |plane: usize| input.row(row).add(plane * input.plane_bytes() + first * 64);
+                    let sums = sums.add((if whole { 0 } else { index * tiles * ROWS } + row) * 128);
+                    let at = (first - range.start) * 64;
+                    let a = |plane: usize| input.row(row).add(plane * input.plane_bytes() + at);
                     let b = |plane: usize| here[(plane * steps + first) * 16..].as_ptr().cast::<u8>();
                     let stride = input.stride_bytes();
                     let late = pending.take();
@@ -104,9 +139,9 @@ pub fn product(
                         }
                     };
                     if format == Format::Quads {
-                        block::<true>(unit, a, b, stride, height, count, pairs, sums, turn == 0, meanwhile);
+                        block::<true>(unit, a, b, stride, height, count, pairs, sums, fresh, meanwhile);
                     } else {
-                        block::<false>(unit, a, b, stride, height, count, pairs, sums, turn == 0, meanwhile);
+                        block::<false>(unit, a, b, stride, height, count, pairs, sums, fresh, meanwhile);
                     }
                     pending = last.then_some(End {
                         sums,
@@ -133,7 +168,10 @@ pub fn product(
 /// `b` to `16 × steps` rows of 128 bytes; `sums` to 32 of them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
-#[expect(clippy::too_many_arguments, reason = "a kernel: all of it is needed, nothing of it is kept")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a kernel: all of it is needed, nothing of it is kept"
+)]
 pub unsafe fn block<const QUADS: bool>(
     unit: &Unit,
     a: impl Fn(usize) -> *const u8,
@@ -222,6 +260,7 @@ impl End {
         input: &Narrow,
         weights: &Panels,
         out: &mut Out<'_>,
+        first_panel: usize,
     ) {
         let End {
             sums,
@@ -272,7 +311,7 @@ impl End {
                     Out::Narrow(next) => {
                         // A whole line, since rows end on one; what lies beyond the width is zero.
                         let plane = next.plane_bytes();
-                        let place = next.row_mut(row + i).add(column * 2);
+                        let place = next.row_mut(row + i).add((panel - first_panel) * 64);
                         if next.format() == Format::Split {
                             let (lead, rest) = split(values[0], values[1]);
                             _mm512_storeu_si512(place.cast(), lead);

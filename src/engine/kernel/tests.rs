@@ -94,7 +94,10 @@ fn rows_and_columns_set_the_same_places() {
 
 /// Every narrow kernel of this machine, and the same rounding in 32 bits. Those it lacks are named.
 fn narrow_kernels() -> Vec<(&'static str, Kernel)> {
-    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "nothing is added there"))]
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(unused_mut, reason = "nothing is added there")
+    )]
     let mut kernels = vec![
         ("bf16 in 32 bits", Kernel::Rounded(choice::Rounding::Bf16)),
         ("int8 in 32 bits", Kernel::Rounded(choice::Rounding::Int8)),
@@ -188,7 +191,11 @@ fn narrow_products_are_right_at_every_edge() {
                         }
                         // Errors of single numbers cancel out along the depth.
                         let near = 1e-5 + place(name) * (size + 1.0) / (depth as f64).sqrt().max(1.0) * 3.0;
-                        let near = if after == After::Gelu { 1.2 * near + 2e-4 } else { near };
+                        let near = if after == After::Gelu {
+                            1.2 * near + 2e-4
+                        } else {
+                            near
+                        };
                         let want = if after == After::Gelu { gelu(want) } else { want };
                         assert!(
                             (f64::from(*got) - want).abs() < near,
@@ -207,7 +214,10 @@ fn narrow_products_are_right_at_every_edge() {
 fn a_pair_of_products_is_two_products() {
     for (rows, depth, wide) in [(1, 32, 96), (17, 40, 70), (45, 64, 128)] {
         for (name, kernel) in narrow_kernels() {
-            let (mut up, mut down) = (Panels::packed(kernel, depth, wide), Panels::packed(kernel, wide, depth));
+            let (mut up, mut down) = (
+                Panels::packed(kernel, depth, wide),
+                Panels::packed(kernel, wide, depth),
+            );
             for column in 0..wide {
                 up.set_column(column, (0..depth).map(|k| number(k * wide + column)), 0.4);
                 up.set_bias(column, number(column + 3));
@@ -223,7 +233,10 @@ fn a_pair_of_products_is_two_products() {
             feed_forward(arch(), &input, &up, &mut scratch, &down, &mut both);
             let largest = one_by_one.iter().fold(0.0f32, |most, v| most.max(v.abs()));
             for (a, b) in one_by_one.iter().zip(&both) {
-                assert!((a - b).abs() < 2e-3 * largest, "{name} {rows}x{depth}x{wide}: {a} and {b}");
+                assert!(
+                    (a - b).abs() < 2e-3 * largest,
+                    "{name} {rows}x{depth}x{wide}: {a} and {b}"
+                );
             }
         }
     }
@@ -253,7 +266,10 @@ fn attention_is_right_at_every_length() {
                 let rows: Vec<f32> = (0..tokens * stride).map(|i| number(i * 31 + tokens)).collect();
                 let mut output = vec![9.0; tokens * queries * width];
                 if !attend(kernel, queries, keys, width, &rows, &mut output) {
-                    assert!(!name.ends_with("tiles") || name.starts_with("int8"), "{name} has attention");
+                    assert!(
+                        !name.ends_with("tiles") || name.starts_with("int8"),
+                        "{name} has attention"
+                    );
                     continue;
                 }
                 let at = |token: usize, head: usize| -> Vec<f64> {

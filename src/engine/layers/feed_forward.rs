@@ -5,6 +5,12 @@ use crate::engine::kernel::After;
 use crate::engine::math;
 use pulp::{Arch, Simd, WithSimd};
 
+/// 128 rows of 1536 numbers are 768 KiB.
+const BLOCK_ROWS: usize = 128;
+/// Where the numbers in between are computed and used a part of the columns at a time: the weights, which do not
+/// fit into that cache, so pass through it once for so many rows.
+const NARROW_ROWS: usize = 512;
+
 /// What is done to the wide rows. All of them are 0 at 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -61,6 +67,24 @@ impl FeedForward {
         self.widen(arch, input, wide);
         self.down
             .product(arch, wide, self.width(), output, After::Nothing);
+    }
+
+    /// Rows that go through at once, so that what lies between the two products stays in the second-level cache.
+    pub fn block_rows(&self) -> usize {
+        if self.stays_narrow() {
+            NARROW_ROWS
+        } else {
+            BLOCK_ROWS
+        }
+    }
+
+    /// Numbers of a wide row that [`FeedForward::run`] needs room for.
+    pub fn scratch_width(&self) -> usize {
+        if self.stays_narrow() { 0 } else { self.width() }
+    }
+
+    fn stays_narrow(&self) -> bool {
+        self.fused() && self.up.kernel().stays_narrow()
     }
 
     /// Whether the first product does all that lies between the two.
