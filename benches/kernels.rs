@@ -65,12 +65,13 @@ fn main() {
     ] {
         let kernel = Kernel::choose(precision);
         println!("{name}: {kernel:?}");
-        for (rows, depth, width) in [
-            (16, 384, 1152),
-            (128, 384, 384),
-            (512, 384, 1152),
-            (128, 384, 1536),
-            (128, 1536, 384),
+        for (rows, depth, width, after) in [
+            (16, 384, 1152, After::Nothing),
+            (128, 384, 384, After::Nothing),
+            (512, 384, 1152, After::Nothing),
+            (128, 384, 1536, After::Nothing),
+            (128, 384, 1536, After::Gelu),
+            (128, 1536, 384, After::Nothing),
         ] {
             let weights = packed(kernel, depth, width);
             let input = vec![0.25; rows * depth];
@@ -83,13 +84,13 @@ fn main() {
                     weights: &weights,
                     output: black_box(&mut output),
                     output_stride: width,
-                    after: After::Nothing,
+                    after,
                 }
                 .run(arch());
             });
             let flop = 2.0 * (rows * depth * width) as f64;
             println!(
-                "  {rows:4} x {depth:4} x {width:4}: {:7.0} GFLOP/s, {:8.1} µs",
+                "  {rows:4} x {depth:4} x {width:4} {after:?}: {:7.0} GFLOP/s, {:8.1} µs",
                 flop / seconds * 1e-9,
                 seconds * 1e6
             );

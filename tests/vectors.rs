@@ -110,8 +110,9 @@ fn compare(model: &Model, lines: &[Golden]) {
             "{name}: cosine {}",
             cosine(&alone, &want)
         );
+        // Products by tiles take 16 to 17 of an f32's 24 bits of each number.
         assert!(
-            farthest(&alone, &want) < 1e-5 * scale,
+            farthest(&alone, &want) < 1e-4 * scale,
             "{name}: off by {}",
             farthest(&alone, &want)
         );

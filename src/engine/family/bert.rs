@@ -129,6 +129,8 @@ impl Bert {
             Matrix::load(tensors, depth, &[Part::plain(&name(part), width, true)])
         };
         let norm = |part: &str| Norm::layer(tensors, &name(part), hidden, true, self.config.layer_norm_eps);
+        let (up, down) = (name("intermediate.dense"), name("output.dense"));
+        let attention_norm = norm("attention.output.LayerNorm")?;
         let [query, key, value] =
             ["query", "key", "value"].map(|part| name(&format!("attention.self.{part}")));
         let qkv = [
@@ -147,13 +149,18 @@ impl Bert {
                 out: single("attention.output.dense", hidden, hidden)?,
             },
             feed_forward: FeedForward {
-                up: single("intermediate.dense", hidden, wide)?,
+                up: Matrix::load_behind(
+                    Some(&attention_norm),
+                    tensors,
+                    hidden,
+                    &[Part::plain(&up, wide, true)],
+                )?,
                 gated: false,
                 activation: self.activation,
-                down: single("output.dense", wide, hidden)?,
+                down: Matrix::load(&tensors.careful(), wide, &[Part::plain(&down, hidden, true)])?,
             },
             norms: Norms::Behind {
-                attention: norm("attention.output.LayerNorm")?,
+                attention: attention_norm,
                 feed_forward: norm("output.LayerNorm")?,
             },
         })

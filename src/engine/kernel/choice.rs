@@ -163,6 +163,9 @@ pub(super) fn rounded(linear: Linear<'_>, rounding: Rounding, arch: Arch) {
             match rounding {
                 Rounding::Bf16 => round_bf16(row),
                 Rounding::Int8 => {
+                    for (v, factor) in row.iter_mut().zip(linear.weights.factors()) {
+                        *v *= factor;
+                    }
                     let (least, most) = row
                         .iter()
                         .fold((f32::INFINITY, f32::NEG_INFINITY), |(least, most), v| {
@@ -213,7 +216,7 @@ pub(super) fn narrow(linear: Linear<'_>) {
         // SAFETY: `Kernel::choose` makes narrow kernels only where `dots::available` says that the machine has
         // all of these instructions.
         unsafe {
-            input.fill(linear.input, linear.input_stride);
+            input.fill(linear.input, linear.input_stride, linear.weights.factors());
             let part = Part::whole(format, linear.weights);
             product(&unit(by), input, linear.weights, part, out, linear.after, sums);
         }
@@ -229,10 +232,12 @@ pub(super) fn narrow_pair(
     down: &Panels,
     output: &mut [f32],
 ) -> bool {
-    let Kernel::Narrow(format @ (Format::Pairs | Format::Split), by) = up.kernel() else {
+    let (Kernel::Narrow(format, by), Kernel::Narrow(between, _)) = (up.kernel(), down.kernel()) else {
         return false;
     };
-    assert_eq!(up.kernel(), down.kernel());
+    if !down.kernel().stays_narrow() {
+        return false;
+    }
     BUFFERS.with_borrow_mut(|buffers| {
         let Buffers {
             input: narrow,
@@ -245,7 +250,7 @@ pub(super) fn narrow_pair(
         let unit = unit(by);
         // SAFETY: as in `narrow`.
         unsafe {
-            narrow.fill(input, up.depth());
+            narrow.fill(input, up.depth(), up.factors());
             let steps = format.steps(up.depth()).max(1);
             let panels = up.width().div_ceil(PANEL);
             let down_panels = down.width().div_ceil(PANEL);
@@ -256,7 +261,7 @@ pub(super) fn narrow_pair(
                     steps: 0..steps,
                 };
                 let width = up.width().min(columns.end * PANEL) - first * PANEL;
-                wide.reset(format, rows, width);
+                wide.reset(between, rows, width);
                 product(&unit, narrow, up, part, Out::Narrow(wide), After::Gelu, sums);
                 // A panel's columns are a step of the depth: 32 numbers both.
                 let part = Part {

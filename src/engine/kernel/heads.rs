@@ -63,7 +63,8 @@ impl Heads {
                 for start in (0..tokens).step_by(QUERIES) {
                     let count = QUERIES.min(tokens - start);
                     self.queries.reset(format, count, width);
-                    self.queries.fill(&rows[start * stride + head * width..], stride);
+                    self.queries
+                        .fill(&rows[start * stride + head * width..], stride, &[]);
                     self.score(unit, pairs, count, panels, width);
                     let sums = match format {
                         Format::Split => self.soften::<true>(format, count, tokens),

@@ -114,9 +114,10 @@ impl Narrow {
         &self.grid
     }
 
-    /// Sets the rows from the first on to those of `input`, which lie `input_stride` numbers apart.
+    /// Sets the rows from the first on to those of `input`, which lie `input_stride` numbers apart. Bytes are
+    /// made of the numbers times `factors`, one for each place in a row, if there are any.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
-    pub fn fill(&mut self, input: &[f32], input_stride: usize) {
+    pub fn fill(&mut self, input: &[f32], input_stride: usize, factors: &[f32]) {
         let (depth, stride, plane) = (self.depth, self.stride, self.plane);
         for row in 0..self.rows {
             let input = &input[row * input_stride..][..depth];
@@ -141,36 +142,45 @@ impl Narrow {
                 Format::Quads => {
                     let (mut least, mut most) =
                         (_mm512_set1_ps(f32::INFINITY), _mm512_set1_ps(f32::NEG_INFINITY));
-                    let whole = depth / 16 * 16;
-                    for part in input[..whole].chunks_exact(16) {
-                        // SAFETY: sixteen numbers.
-                        let v = unsafe { _mm512_loadu_ps(part.as_ptr()) };
-                        least = _mm512_min_ps(least, v);
-                        most = _mm512_max_ps(most, v);
+                    for at in (0..depth).step_by(16) {
+                        let mask = mask(depth - at);
+                        let v = times(&input[at..], factors, at, mask);
+                        least = _mm512_mask_min_ps(least, mask, least, v);
+                        most = _mm512_mask_max_ps(most, mask, most, v);
                     }
-                    let (mut least, mut most) = (_mm512_reduce_min_ps(least), _mm512_reduce_max_ps(most));
-                    for v in &input[whole..] {
-                        (least, most) = (least.min(*v), most.max(*v));
-                    }
+                    let (least, most) = (_mm512_reduce_min_ps(least), _mm512_reduce_max_ps(most));
                     let (step, per_step) = steps_of(least, most);
                     self.grid[row] = [step, least];
                     let (base, factor) = (_mm512_set1_ps(least), _mm512_set1_ps(per_step));
                     let lines = &mut self.lines[row * stride..][..stride];
-                    for (line, part) in lines.iter_mut().zip(input.chunks(64)) {
-                        for (quarter, part) in part.chunks(16).enumerate() {
-                            let mask = mask(part.len());
-                            // SAFETY: the mask covers no more than the part holds.
-                            let v = unsafe { _mm512_maskz_loadu_ps(mask, part.as_ptr()) };
-                            let q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(v, base), factor));
-                            let bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512()));
-                            // SAFETY: a quarter of a line.
-                            unsafe { _mm_storeu_si128(line.0.as_mut_ptr().add(16 * quarter).cast(), bytes) };
-                        }
+                    for at in (0..depth).step_by(16) {
+                        let v = times(&input[at..], factors, at, mask(depth - at));
+                        let q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(v, base), factor));
+                        let bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512()));
+                        let quarter = lines[at / 64].0[at % 64..].as_mut_ptr();
+                        // SAFETY: a quarter of a line.
+                        unsafe { _mm_storeu_si128(quarter.cast(), bytes) };
                     }
                 }
             }
         }
     }
+}
+
+/// Up to 16 numbers, times the factors from `at` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
+fn times(input: &[f32], factors: &[f32], at: usize, mask: u16) -> __m512 {
+    assert!(input.len() >= mask.count_ones() as usize);
+    // SAFETY: the mask covers no more than the input holds.
+    let v = unsafe { _mm512_maskz_loadu_ps(mask, input.as_ptr()) };
+    if factors.is_empty() {
+        return v;
+    }
+    let factors = &factors[at..];
+    assert!(factors.len() >= mask.count_ones() as usize);
+    // SAFETY: the same of the factors.
+    _mm512_mul_ps(v, unsafe { _mm512_maskz_loadu_ps(mask, factors.as_ptr()) })
 }
 
 /// The step between two bytes, and what a number is multiplied with to count steps. A row whose numbers are

@@ -18,6 +18,8 @@ pub struct Panels {
     panel_rows: usize,
     pub(super) rows: Vec<Row>,
     pub(super) bias: Vec<Row>,
+    /// Of bytes: what activations are multiplied with, and columns divided by; nothing if there is no such thing.
+    factors: Vec<f32>,
     /// Of bytes: the step of each column, and the sum of the column.
     scale: Vec<Row>,
     total: Vec<Row>,
@@ -75,11 +77,45 @@ impl Panels {
         self.depth
     }
 
+    /// Tells how far the activations spread at each place of a row, roughly. In bytes all of a row share one
+    /// step, so that a few wide places would leave too few steps to the others: they are divided by their
+    /// spread, and the weights multiplied with it. To be called before any column is set.
+    pub fn even_out(&mut self, spread: &[f32]) {
+        assert_eq!(spread.len(), self.depth, "a spread for each place of a row");
+        let bytes = match self.kernel {
+            Kernel::Rounded(Rounding::Int8) => true,
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Narrow(Format::Quads, _) => true,
+            _ => false,
+        };
+        let most = spread.iter().fold(0.0f32, |most, v| most.max(*v));
+        if bytes && most > 0.0 {
+            // A place that hardly spreads is not blown up without bound.
+            self.factors = spread.iter().map(|v| most / v.max(most * 1e-3)).collect();
+        }
+    }
+
+    /// See [`Panels::even_out`].
+    pub(super) fn factors(&self) -> &[f32] {
+        &self.factors
+    }
+
     /// Sets column `column` from `values`, one for each row, each times `scale`.
     pub fn set_column(&mut self, column: usize, values: impl Iterator<Item = f32>, scale: f32) {
         assert!(column < self.width, "column {column} of {}", self.width);
         let (panel, lane) = (column / PANEL, column % PANEL);
-        let values = values.map(|value| value * scale).take(self.depth);
+        let factors = &self.factors;
+        let even = |k: usize| {
+            if factors.is_empty() {
+                scale
+            } else {
+                scale / factors[k]
+            }
+        };
+        let values = values
+            .take(self.depth)
+            .enumerate()
+            .map(|(k, value)| value * even(k));
         let rows = &mut self.rows[panel * self.panel_rows..][..self.panel_rows];
         match self.kernel {
             Kernel::Floats => {

@@ -310,3 +310,39 @@ fn rounding_to_bf16_is_to_the_nearest_even() {
     choice::round_bf16(&mut row);
     assert_eq!(row, [1.0, 1.0, 1.015_625, f32::NEG_INFINITY, f32::INFINITY]);
 }
+
+// Goal: a few wide places of a row do not cost the others their steps. Method: one place a hundred times as wide
+// as the others, in bytes, with and without being told of it.
+#[test]
+fn wide_places_are_evened_out() {
+    let (rows, depth, width) = (5, 96, 40);
+    let spread: Vec<f32> = (0..depth).map(|k| if k == 17 { 100.0 } else { 1.0 }).collect();
+    let input: Vec<f32> = (0..rows * depth).map(|i| number(i) * spread[i % depth]).collect();
+    for (name, kernel) in narrow_kernels() {
+        if !name.starts_with("int8") {
+            continue;
+        }
+        let mut worst = [0.0f64; 2];
+        for (told, worst) in worst.iter_mut().enumerate() {
+            let mut weights = Panels::packed(kernel, depth, width);
+            if told == 1 {
+                weights.even_out(&spread);
+            }
+            // The wide place matters no more than the others.
+            let weight = |k: usize, column: usize| number(k * width + column) / spread[k];
+            for column in 0..width {
+                weights.set_column(column, (0..depth).map(|k| weight(k, column)), 1.0);
+            }
+            let mut output = vec![0.0; rows * width];
+            product(&input, &weights, &mut output, rows, After::Nothing);
+            for (i, got) in output.iter().enumerate() {
+                let (row, column) = (i / width, i % width);
+                let want: f64 = (0..depth)
+                    .map(|k| f64::from(input[row * depth + k]) * f64::from(weight(k, column)))
+                    .sum();
+                *worst = worst.max((f64::from(*got) - want).abs());
+            }
+        }
+        assert!(worst[1] < 0.15 && worst[1] < worst[0] / 5.0, "{name}: {worst:?}");
+    }
+}

@@ -84,7 +84,7 @@ impl FeedForward {
     }
 
     fn stays_narrow(&self) -> bool {
-        self.fused() && self.up.kernel().stays_narrow()
+        self.fused() && self.down.kernel().stays_narrow()
     }
 
     /// Whether the first product does all that lies between the two.

@@ -1,6 +1,7 @@
 //! Weights of a linear layer. The one type that products with weights go through, so that their precision and
 //! layout are decided in one place.
 
+use super::norm::Norm;
 use crate::engine::LoadError;
 use crate::engine::kernel::{self, After, Kernel, Linear, Panels};
 use crate::engine::weights::Tensors;
@@ -61,8 +62,24 @@ impl Matrix {
     /// # Errors
     /// A tensor is missing, misshapen or damaged.
     pub fn load(tensors: &Tensors<'_>, depth: usize, parts: &[Part<'_>]) -> Result<Matrix, LoadError> {
+        Matrix::load_behind(None, tensors, depth, parts)
+    }
+
+    /// As [`Matrix::load`], for layers whose input comes from a norm, which tells how it spreads.
+    ///
+    /// # Errors
+    /// A tensor is missing, misshapen or damaged.
+    pub fn load_behind(
+        norm: Option<&Norm>,
+        tensors: &Tensors<'_>,
+        depth: usize,
+        parts: &[Part<'_>],
+    ) -> Result<Matrix, LoadError> {
         let width = parts.iter().map(|part| part.width).sum();
         let mut panels = Panels::packed(tensors.kernel(), depth, width);
+        if let Some(norm) = norm {
+            panels.even_out(&norm.spread());
+        }
         let mut first = 0;
         for part in parts {
             let scale = |row: usize| if row < part.scaled { part.scale } else { 1.0 };
