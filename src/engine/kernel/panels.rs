@@ -26,11 +26,6 @@ pub struct Panels {
 }
 
 impl Panels {
-    /// A matrix of zeros with a bias of zeros, in 32 bits.
-    pub fn zeros(depth: usize, width: usize) -> Panels {
-        Panels::packed(Kernel::Floats, depth, width)
-    }
-
     /// A matrix of zeros with a bias of zeros for this kernel.
     pub fn packed(kernel: Kernel, depth: usize, width: usize) -> Panels {
         let mut panels = Panels {

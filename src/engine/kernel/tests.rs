@@ -30,7 +30,7 @@ fn products_are_right_at_every_edge() {
     ] {
         let (input_stride, output_stride) = (depth + 3, width + 2);
         let input: Vec<f32> = (0..rows * input_stride).map(number).collect();
-        let mut weights = Panels::zeros(depth, width);
+        let mut weights = Panels::packed(Kernel::Floats, depth, width);
         for column in 0..width {
             weights.set_column(column, (0..depth).map(|k| number(k * width + column + 5)), 0.5);
             weights.set_bias(column, number(column));
@@ -74,8 +74,8 @@ fn products_are_right_at_every_edge() {
 
 #[test]
 fn rows_and_columns_set_the_same_places() {
-    let mut by_row = Panels::zeros(3, 40);
-    let mut by_column = Panels::zeros(3, 40);
+    let mut by_row = Panels::packed(Kernel::Floats, 3, 40);
+    let mut by_column = Panels::packed(Kernel::Floats, 3, 40);
     for row in 0..3 {
         by_row.set_row(
             row,
