@@ -81,8 +81,15 @@ fn farthest(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// Every text has the reference's tokens and vector, and the same vector alone as in company. Gives back the smallest cosine.
-fn compare(model: &Model, lines: &[Golden]) -> f64 {
+/// What a component may be off where weights are sharp and random, on kernels that put numbers of 32 bits together
+/// from parts. An activation that is taken for its neighbour moves one by 6e-5 at least.
+const OFF_SHARP: f32 = 4e-5;
+/// The same for a model of the world.
+const OFF: f32 = 1e-5;
+
+/// Every text has the reference's tokens and vector, with no component more than `off` away, and the same vector
+/// alone as in company. Gives back the smallest cosine.
+fn compare(model: &Model, lines: &[Golden], off: f32) -> f64 {
     let mut least = 1.0f64;
     let sequences: Vec<Sequence> = lines.iter().map(|line| line.sequence(model)).collect();
     // In company with neighbours of other lengths, some 4 to a batch.
@@ -105,12 +112,12 @@ fn compare(model: &Model, lines: &[Golden]) -> f64 {
             cosine(&alone, &want)
         );
         assert!(
-            farthest(&alone, &want) < 1e-5 * scale,
+            farthest(&alone, &want) < off * scale,
             "{name}: off by {}",
             farthest(&alone, &want)
         );
         assert!(
-            farthest(&alone, &together) < 1e-5 * scale,
+            farthest(&alone, &together) < off * scale,
             "{name}: differs in company"
         );
         least = least.min(cosine(&alone, &want));
@@ -124,7 +131,11 @@ fn small_models_equal_the_reference() {
     for entry in std::fs::read_dir(golden()).unwrap() {
         let folder = entry.unwrap().path();
         if folder.join("modules.json").exists() {
-            let least = compare(&load(&folder), &Golden::read(&folder.join("golden.jsonl")));
+            let least = compare(
+                &load(&folder),
+                &Golden::read(&folder.join("golden.jsonl")),
+                OFF_SHARP,
+            );
             println!(
                 "{}: 1 - {:.1e}",
                 folder.file_name().unwrap().display(),
@@ -138,7 +149,7 @@ fn small_models_equal_the_reference() {
 
 #[test]
 fn minilm_equals_the_reference() {
-    compare(&MINILM, &Golden::read(&golden().join("minilm-256.jsonl")));
+    compare(&MINILM, &Golden::read(&golden().join("minilm-256.jsonl")), OFF);
 }
 
 #[test]
@@ -154,6 +165,7 @@ fn minilm_at_512_tokens_equals_the_reference() {
     compare(
         &load(folder.path()),
         &Golden::read(&golden().join("minilm-512.jsonl")),
+        OFF,
     );
 }
 
