@@ -69,13 +69,20 @@ fn model(home: &Home, folder: &str) -> PathBuf {
     home.write(&format!("{folder}/modules.json"), modules.to_string());
     home.write(
         &format!("{folder}/config.json"),
-        r#"{"model_type": "bert", "hidden_size": 384}"#,
+        r#"{"model_type": "bert", "vocab_size": 240, "hidden_size": 384, "num_hidden_layers": 1, "num_attention_heads": 12,
+            "intermediate_size": 64, "max_position_embeddings": 64}"#,
     );
-    home.write(&format!("{folder}/tokenizer.json"), "{}");
-    home.write(&format!("{folder}/1_Pooling/config.json"), "{}");
+    home.write(
+        &format!("{folder}/tokenizer.json"),
+        include_str!("golden/cls/tokenizer.json"),
+    );
+    home.write(
+        &format!("{folder}/1_Pooling/config.json"),
+        r#"{"pooling_mode": "mean"}"#,
+    );
     home.write(
         &format!("{folder}/2_Dense/config.json"),
-        r#"{"out_features": 128}"#,
+        r#"{"in_features": 384, "out_features": 128, "activation_function": "torch.nn.modules.activation.Tanh"}"#,
     );
     home.write(&format!("{folder}/pytorch_model.bin"), "not needed");
     home.write(&format!("{folder}/model.safetensors"), weights);
@@ -367,6 +374,17 @@ fn a_damaged_folder_is_not_installed() {
         ),
         ("model.safetensors", "\u{1}\0\0\0\0\0\0\0{}", "its header"),
         ("config.json", "{", "is not JSON"),
+        (
+            "config.json",
+            "{\"model_type\": \"llama\"}",
+            "model_type is \"llama\", supported: bert, roberta,",
+        ),
+        (
+            "modules.json",
+            "[{\"idx\":0,\"path\":\"\",\"type\":\"sentence_transformers.models.Transformer\"},
+              {\"idx\":1,\"path\":\"1_Pooling\",\"type\":\"sentence_transformers.models.LSTM\"}]",
+            "type of module 1 is \"sentence_transformers.models.LSTM\"",
+        ),
         (
             "modules.json",
             "[{\"path\":\"../..\",\"type\":\"x.Transformer\"}]",

@@ -85,9 +85,15 @@ fn model() -> BTreeMap<String, Vec<u8>> {
         ("modules.json".to_owned(), text(modules)),
         (
             "config.json".to_owned(),
-            text(json!({"model_type": "bert", "hidden_size": 384})),
+            text(
+                json!({"model_type": "bert", "vocab_size": 240, "hidden_size": 384, "num_hidden_layers": 1,
+                "num_attention_heads": 12, "intermediate_size": 64, "max_position_embeddings": 64}),
+            ),
         ),
-        ("tokenizer.json".to_owned(), text(json!({"version": "1.0"}))),
+        (
+            "tokenizer.json".to_owned(),
+            include_bytes!("golden/cls/tokenizer.json").to_vec(),
+        ),
         (
             "1_Pooling/config.json".to_owned(),
             text(json!({"pooling_mode_mean_tokens": true})),

@@ -228,7 +228,11 @@ fn unsafe_code_stays_with_the_kernels_and_gives_its_reasons() {
             let above = source.text.lines().take(at - 1).collect::<Vec<_>>();
             let reason = above.iter().rev().take_while(|line| {
                 let line = line.trim_start();
-                line.starts_with("//") || line.starts_with("#[") || line.starts_with("reason") || line == ")]"
+                line.starts_with("//")
+                    || line.starts_with("#[")
+                    || line.starts_with("reason")
+                    || line.starts_with("clippy::")
+                    || line == ")]"
             });
             let named = reason
                 .into_iter()

@@ -1,5 +1,7 @@
 //! The engine against the reference. `tests/golden/make.py` made the vectors; no Python is needed here.
 
+#[path = "vectors/families.rs"]
+mod families;
 #[path = "support/model.rs"]
 mod model;
 
@@ -88,8 +90,16 @@ fn farthest(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// Every text has the reference's tokens and vector, and the same vector alone as in company.
-fn compare(model: &Model, lines: &[Golden]) {
+/// What a component may be off where weights are sharp and random, on kernels that put numbers of 32 bits together
+/// from parts. An activation that is taken for its neighbour moves one by 6e-5 at least.
+const OFF_SHARP: f32 = 4e-5;
+/// The same for a model of the world.
+const OFF: f32 = 1e-5;
+
+/// Every text has the reference's tokens and vector, with no component more than `off` away, and the same vector
+/// alone as in company. Gives back the smallest cosine.
+fn compare(model: &Model, lines: &[Golden], off: f32) -> f64 {
+    let mut least = 1.0f64;
     let sequences: Vec<Sequence> = lines.iter().map(|line| line.sequence(model)).collect();
     // In company with neighbours of other lengths, some 4 to a batch.
     let together = sequences
@@ -112,15 +122,17 @@ fn compare(model: &Model, lines: &[Golden]) {
         );
         // Products by tiles take 16 to 17 of an f32's 24 bits of each number.
         assert!(
-            farthest(&alone, &want) < 1e-4 * scale,
+            farthest(&alone, &want) < off * scale,
             "{name}: off by {}",
             farthest(&alone, &want)
         );
         assert!(
-            farthest(&alone, &together) < 1e-5 * scale,
+            farthest(&alone, &together) < off * scale,
             "{name}: differs in company"
         );
+        least = least.min(cosine(&alone, &want));
     }
+    least
 }
 
 #[test]
@@ -129,16 +141,25 @@ fn small_models_equal_the_reference() {
     for entry in std::fs::read_dir(golden()).unwrap() {
         let folder = entry.unwrap().path();
         if folder.join("modules.json").exists() {
-            compare(&load(&folder), &Golden::read(&folder.join("golden.jsonl")));
+            let least = compare(
+                &load(&folder),
+                &Golden::read(&folder.join("golden.jsonl")),
+                OFF_SHARP,
+            );
+            println!(
+                "{}: 1 - {:.1e}",
+                folder.file_name().unwrap().display(),
+                1.0 - least
+            );
             count += 1;
         }
     }
-    assert_eq!(count, 7);
+    assert_eq!(count, 24);
 }
 
 #[test]
 fn minilm_equals_the_reference() {
-    compare(&MINILM, &Golden::read(&golden().join("minilm-256.jsonl")));
+    compare(&MINILM, &Golden::read(&golden().join("minilm-256.jsonl")), OFF);
 }
 
 // Goal: each precision keeps its promise, alone and in company, and says which one it is. Method: the golden
@@ -200,6 +221,7 @@ fn minilm_at_512_tokens_equals_the_reference() {
     compare(
         &load(folder.path()),
         &Golden::read(&golden().join("minilm-512.jsonl")),
+        OFF,
     );
 }
 
@@ -502,8 +524,6 @@ fn what_is_unknown_is_refused_by_name() {
         "evil",
     );
     assert!(text.contains("\"evil.Transformer\""), "{text}");
-    let text = spoilt("cls", "config.json", "\"bert\"", "\"mpnet\"");
-    assert_eq!(text, "config.json: model_type is \"mpnet\", supported: bert");
     let text = spoilt("cls", "config.json", "\"gelu\"", "\"quick_gelu\"");
     assert_eq!(
         text,

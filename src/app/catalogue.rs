@@ -315,6 +315,9 @@ pub fn tokenize(
                 TokenizeError::TooLong { .. } => {
                     Refusal::new(ErrorType::InputTooLong, format!("input[{index}]: {error}")).on("input")
                 }
+                TokenizeError::Unknown { .. } | TokenizeError::Empty => {
+                    Refusal::new(ErrorType::InvalidRequest, format!("input[{index}]: {error}")).on("input")
+                }
                 TokenizeError::Failed(_) => {
                     Refusal::new(ErrorType::Internal, format!("input[{index}]: {error}"))
                 }

@@ -15,6 +15,7 @@ pub mod trial;
 
 use super::{configuration, print};
 use crate::args::{ConfigFlags, ModelCommand};
+use crate::engine::Model;
 use anyhow::{Context, bail};
 use indicatif::HumanBytes;
 use install::Source;
@@ -62,6 +63,7 @@ fn add(dir: &Path, name: Option<&str>, replace: bool, flags: &ConfigFlags) -> an
     let models = config.dirs.state.join("models");
     install::place(&models, name, replace)?;
     let facts = inspect(&dir)?;
+    vet(&dir)?;
     let source = Source {
         from: dir.display().to_string(),
         commit: None,
@@ -69,6 +71,11 @@ fn add(dir: &Path, name: Option<&str>, replace: bool, flags: &ConfigFlags) -> an
     let target = install::install(&dir, &facts.files, &models, name, replace, &source)?;
     print(&installed(name, &facts, &target))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses what the engine does not know, before it is installed and found wanting at the start.
+fn vet(dir: &Path) -> anyhow::Result<()> {
+    Model::vet(dir).with_context(|| format!("{} is no model that this service runs", dir.display()))
 }
 
 /// The answer after installing: what, how large, where, and how to go on.

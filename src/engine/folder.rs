@@ -241,12 +241,24 @@ fn read_dense(dir: &Path) -> Result<DenseSpec, LoadError> {
         #[serde(default = "yes")]
         bias: bool,
         activation_function: String,
+        /// Written since version 5 of sentence-transformers, as is the next: which of the vectors is changed.
+        module_input_name: Option<String>,
+        module_output_name: Option<String>,
     }
     fn yes() -> bool {
         true
     }
     let file = dir.join("config.json");
     let config: Config = parse(&file, &read(&file)?)?;
+    let known = "sentence_embedding";
+    for (key, name) in [
+        ("module_input_name", &config.module_input_name),
+        ("module_output_name", &config.module_output_name),
+    ] {
+        if let Some(name) = name.as_ref().filter(|name| *name != known) {
+            return Err(refuse(&file, key, name, known));
+        }
+    }
     let activation = match config.activation_function.as_str() {
         "torch.nn.modules.linear.Identity" => Activation::Identity,
         "torch.nn.modules.activation.Tanh" => Activation::Tanh,

@@ -4,7 +4,7 @@ use super::auto;
 use super::device::{ChoiceError, Device, Precision};
 use super::encoder::Chain;
 use super::family::{self, Sizes};
-use super::folder::{self, Folder, refuse};
+use super::folder::{self, DenseSpec, Folder, refuse};
 use super::kernel::Kernel;
 use super::layers::dense::Dense;
 use super::tokenize::{Tokenize, TokenizeError};
@@ -217,6 +217,26 @@ impl Model {
         })
     }
 
+    /// Checks all of a folder but its weights: whether this engine knows what its files ask for.
+    ///
+    /// # Errors
+    /// Whatever is missing, damaged or unknown to this engine, by file and key.
+    pub fn vet(dir: &Path) -> Result<(), LoadError> {
+        let folder = Folder::open(dir)?;
+        let file = folder.transformer.join("config.json");
+        let (_, family) = family::read(&file, &folder::read(&file)?)?;
+        let sizes = family.sizes();
+        let max_tokens = max_tokens(&folder, sizes)?;
+        Tokenize::load(
+            &folder.transformer,
+            max_tokens,
+            folder.lower_case,
+            sizes.vocabulary,
+        )?;
+        let width = sizes.width * folder.pooling.modes.len();
+        folder.dense.iter().try_fold(width, check_dense).map(drop)
+    }
+
     /// What it is.
     pub fn info(&self) -> &ModelInfo {
         &self.info
@@ -306,20 +326,20 @@ fn dense_chain(folder: &Folder, sizes: Sizes) -> Result<Vec<Dense>, LoadError> {
     let mut width = sizes.width * folder.pooling.modes.len();
     let mut chain = Vec::new();
     for spec in &folder.dense {
-        if spec.input != width {
-            let file = spec.dir.join("config.json");
-            return Err(refuse(
-                &file,
-                "in_features",
-                spec.input,
-                &format!("{width}, what comes before it"),
-            ));
-        }
-        let dense = Dense::load(spec)?;
-        width = dense.width();
-        chain.push(dense);
+        width = check_dense(width, spec)?;
+        chain.push(Dense::load(spec)?);
     }
     Ok(chain)
+}
+
+/// Refuses a Dense module that does not take `width` numbers, and says how many it gives.
+fn check_dense(width: usize, spec: &DenseSpec) -> Result<usize, LoadError> {
+    if spec.input != width {
+        let file = spec.dir.join("config.json");
+        let supported = format!("{width}, what comes before it");
+        return Err(refuse(&file, "in_features", spec.input, &supported));
+    }
+    Ok(spec.output)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::folder::Layout;
 use super::hub::{Hub, Listing};
 use super::install::{self, Source};
 use super::remote::{Remote, sha256, verify};
-use super::{inspect, installed};
+use super::{inspect, installed, vet};
 use crate::args::ConfigFlags;
 use crate::cli::{configuration, print};
 use anyhow::{Context, bail, ensure};
@@ -69,6 +69,7 @@ pub fn run(
         return Ok(ExitCode::SUCCESS);
     }
     let facts = inspect(&folder)?;
+    vet(&folder)?;
     let target = install::install(&folder, &facts.files, &models, name, replace, &source)?;
     print(&installed(name, &facts, &target))?;
     Ok(ExitCode::SUCCESS)

@@ -1,14 +1,13 @@
-//! BERT (Devlin and others, 2018): learned positions, norms behind each part, a plain feed-forward part.
+//! BERT (Devlin and others, 2018): learned positions and token types before plain layers. RoBERTa is the same but
+//! for the places that it counts, see `roberta`.
 
+use super::plain::{Names, Plain};
 use super::{Family, Sizes, check};
 use crate::engine::LoadError;
-use crate::engine::encoder::{Encoder, Layer, Norms};
-use crate::engine::folder;
-use crate::engine::layers::attention::{Heads, Reach, SelfAttention};
+use crate::engine::encoder::Encoder;
+use crate::engine::folder::{self, refuse};
+use crate::engine::layers::attention::Heads;
 use crate::engine::layers::embedding::{Embedding, Places};
-use crate::engine::layers::feed_forward::{Activation, FeedForward};
-use crate::engine::layers::matrix::{Matrix, Part};
-use crate::engine::layers::norm::Norm;
 use crate::engine::weights::{Tensors, Weights};
 use serde::Deserialize;
 use std::path::Path;
@@ -26,10 +25,11 @@ struct Config {
     type_vocab_size: usize,
     #[serde(default = "gelu")]
     hidden_act: String,
-    /// The default of BERT in transformers.
+    /// The default of BERT and of RoBERTa in transformers.
     #[serde(default = "epsilon")]
     layer_norm_eps: f32,
     position_embedding_type: Option<String>,
+    pad_token_id: Option<u32>,
     #[serde(default)]
     is_decoder: bool,
     #[serde(default)]
@@ -46,15 +46,40 @@ fn epsilon() -> f32 {
     1e-12
 }
 
+const NAMES: Names = Names {
+    qkv: [
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+    ],
+    out: "attention.output.dense",
+    attention_norm: "attention.output.LayerNorm",
+    up: "intermediate.dense",
+    down: "output.dense",
+    norm: "output.LayerNorm",
+};
+
 #[derive(Debug)]
 struct Bert {
     config: Config,
-    heads: Heads,
-    activation: Activation,
+    plain: Plain,
+    places: Places,
+    prefix: &'static str,
 }
 
 /// Reads and checks `config.json`.
 pub fn read(file: &Path, text: &str) -> Result<Box<dyn Family>, LoadError> {
+    read_as(file, text, "bert.", false)
+}
+
+/// As [`read`], for a model whose stored names may begin with `prefix`, and whose places are counted from behind
+/// the padding token's number if `behind_pad`.
+pub fn read_as(
+    file: &Path,
+    text: &str,
+    prefix: &'static str,
+    behind_pad: bool,
+) -> Result<Box<dyn Family>, LoadError> {
     let config: Config = folder::parse(file, text)?;
     let activation = check::activation(file, "hidden_act", &config.hidden_act)?;
     let kind = config.position_embedding_type.as_deref();
@@ -70,12 +95,33 @@ pub fn read(file: &Path, text: &str) -> Result<Box<dyn Family>, LoadError> {
         config.max_position_embeddings,
     )?;
     check::sizes(file, &[("type_vocab_size", config.type_vocab_size, 1 << 10)])?;
-    let heads = config.num_attention_heads;
-    let width = check::head_width(file, "num_attention_heads", heads, config.hidden_size)?;
-    Ok(Box::new(Bert {
-        heads: Heads::equal(heads, width),
+    let width = check::head_width(
+        file,
+        "num_attention_heads",
+        config.num_attention_heads,
+        config.hidden_size,
+    )?;
+    let places = match (behind_pad, config.pad_token_id) {
+        (false, _) => Places::FromZero,
+        (true, Some(pad)) if (pad as usize) < config.max_position_embeddings - 1 => Places::Behind { pad },
+        (true, pad) => {
+            let value = pad.map_or("absent".into(), |pad| pad.to_string());
+            let supported = "a number below max_position_embeddings - 1";
+            return Err(refuse(file, "pad_token_id", value, supported));
+        }
+    };
+    let plain = Plain {
+        hidden: config.hidden_size,
+        wide: config.intermediate_size,
+        heads: Heads::equal(config.num_attention_heads, width),
         activation,
+        epsilon: config.layer_norm_eps,
+    };
+    Ok(Box::new(Bert {
         config,
+        plain,
+        places,
+        prefix,
     }))
 }
 
@@ -84,85 +130,41 @@ impl Family for Bert {
         Sizes {
             vocabulary: self.config.vocab_size,
             width: self.config.hidden_size,
-            places: self.config.max_position_embeddings,
+            places: self.places.of(self.config.max_position_embeddings),
         }
     }
 
     fn load(&self, weights: &Weights, _places: usize, step: &mut dyn FnMut()) -> Result<Encoder, LoadError> {
-        let tensors = Tensors::new(weights, "bert.");
+        let tensors = Tensors::new(weights, self.prefix);
         let Config {
             vocab_size,
             hidden_size,
             max_position_embeddings,
             type_vocab_size,
-            layer_norm_eps,
             ..
         } = self.config;
         let name = |part: &str| format!("embeddings.{part}");
-        let norm = Norm::layer(&tensors, &name("LayerNorm"), hidden_size, true, layer_norm_eps)?;
         let embedding = Embedding::words(&tensors, &name("word_embeddings"), vocab_size, hidden_size, 1.0)?
             .positions(
                 &tensors,
                 &name("position_embeddings"),
                 max_position_embeddings,
-                Places::FromZero,
+                self.places,
             )?
             .types(&tensors, &name("token_type_embeddings"), type_vocab_size)?
-            .norm(norm);
+            .norm(self.plain.norm(&tensors, &name("LayerNorm"))?);
         step();
-        let layers = (0..self.config.num_hidden_layers)
-            .map(|index| self.layer(&tensors, index).inspect(|_| step()))
-            .collect::<Result<_, _>>()?;
+        let layer = |index| {
+            self.plain
+                .layer(&tensors, &format!("encoder.layer.{index}."), &NAMES, None)
+                .inspect(|_| step())
+        };
         Ok(Encoder {
             embedding,
-            layers,
+            layers: (0..self.config.num_hidden_layers)
+                .map(layer)
+                .collect::<Result<_, _>>()?,
             norm: None,
-        })
-    }
-}
-
-impl Bert {
-    fn layer(&self, tensors: &Tensors<'_>, index: usize) -> Result<Layer, LoadError> {
-        let (hidden, wide) = (self.config.hidden_size, self.config.intermediate_size);
-        let name = |part: &str| format!("encoder.layer.{index}.{part}");
-        let single = |part: &str, depth: usize, width: usize| {
-            Matrix::load(tensors, depth, &[Part::plain(&name(part), width, true)])
-        };
-        let norm = |part: &str| Norm::layer(tensors, &name(part), hidden, true, self.config.layer_norm_eps);
-        let (up, down) = (name("intermediate.dense"), name("output.dense"));
-        let attention_norm = norm("attention.output.LayerNorm")?;
-        let [query, key, value] =
-            ["query", "key", "value"].map(|part| name(&format!("attention.self.{part}")));
-        let qkv = [
-            Part::plain(&query, hidden, true).times(hidden, self.heads.scale()),
-            Part::plain(&key, hidden, true),
-            Part::plain(&value, hidden, true),
-        ];
-        Ok(Layer {
-            attention: SelfAttention {
-                heads: self.heads,
-                reach: Reach::default(),
-                qkv: Matrix::load(&tensors.careful(), hidden, &qkv)?,
-                norms: None,
-                rotary: None,
-                distances: None,
-                out: single("attention.output.dense", hidden, hidden)?,
-            },
-            feed_forward: FeedForward {
-                up: Matrix::load_behind(
-                    Some(&attention_norm),
-                    tensors,
-                    hidden,
-                    &[Part::plain(&up, wide, true)],
-                )?,
-                gated: false,
-                activation: self.activation,
-                down: Matrix::load(&tensors.careful(), wide, &[Part::plain(&down, hidden, true)])?,
-            },
-            norms: Norms::Behind {
-                attention: attention_norm,
-                feed_forward: norm("output.LayerNorm")?,
-            },
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::engine::LoadError;
 use crate::engine::folder::refuse;
+use crate::engine::layers::attention::Heads;
 use crate::engine::layers::feed_forward::Activation;
 use std::path::Path;
 
@@ -63,6 +64,36 @@ pub fn only(file: &Path, key: &str, value: Option<&str>, known: &str) -> Result<
 pub fn off(file: &Path, key: &str, on: bool) -> Result<(), LoadError> {
     if on {
         return Err(refuse(file, key, "true", "false"));
+    }
+    Ok(())
+}
+
+/// As [`head_width`], of a head whose numbers are turned in pairs.
+pub fn even_head_width(file: &Path, key: &str, heads: usize, hidden: usize) -> Result<usize, LoadError> {
+    let width = head_width(file, key, heads, hidden)?;
+    if !width.is_multiple_of(2) {
+        return Err(refuse(file, key, heads, "one that leaves heads of an even width"));
+    }
+    Ok(width)
+}
+
+/// Refuses heads of keys that cannot be shared out among those of the queries, and heads of an odd width.
+pub fn shared_heads(file: &Path, heads: Heads) -> Result<(), LoadError> {
+    let Heads { queries, keys, width } = heads;
+    sizes(
+        file,
+        &[
+            ("num_attention_heads", queries, 1 << 10),
+            ("num_key_value_heads", keys, queries),
+            ("head_dim", width, 1 << 12),
+        ],
+    )?;
+    if !queries.is_multiple_of(keys) {
+        let supported = format!("a divisor of num_attention_heads, which is {queries}");
+        return Err(refuse(file, "num_key_value_heads", keys, &supported));
+    }
+    if !width.is_multiple_of(2) {
+        return Err(refuse(file, "head_dim", width, "an even number"));
     }
     Ok(())
 }

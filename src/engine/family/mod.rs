@@ -6,6 +6,18 @@
 
 mod bert;
 mod check;
+mod decoder;
+mod distilbert;
+mod gated;
+mod gemma3;
+mod gte;
+mod modernbert;
+mod mpnet;
+mod nomic;
+mod plain;
+mod qwen3;
+mod roberta;
+mod rope;
 
 use super::LoadError;
 use super::encoder::Encoder;
@@ -38,7 +50,19 @@ pub(super) struct Sizes {
 type Read = fn(&Path, &str) -> Result<Box<dyn Family>, LoadError>;
 
 /// A `model_type`, what the names of its classes begin with, and its file.
-const FAMILIES: &[(&str, &str, Read)] = &[("bert", "Bert", bert::read)];
+const FAMILIES: &[(&str, &str, Read)] = &[
+    ("bert", "Bert", bert::read),
+    ("roberta", "Roberta", roberta::read),
+    ("xlm-roberta", "XLMRoberta", roberta::read),
+    ("camembert", "Camembert", roberta::read),
+    ("distilbert", "DistilBert", distilbert::read),
+    ("mpnet", "MPNet", mpnet::read),
+    ("modernbert", "ModernBert", modernbert::read),
+    ("nomic_bert", "NomicBert", nomic::read),
+    ("gte", "Gte", gte::read),
+    ("qwen3", "Qwen3", qwen3::read),
+    ("gemma3_text", "Gemma3", gemma3::read),
+];
 
 /// Reads `config.json`: the name of the family, and the family.
 pub(super) fn read(file: &Path, text: &str) -> Result<(String, Box<dyn Family>), LoadError> {
@@ -64,10 +88,37 @@ pub(super) fn read(file: &Path, text: &str) -> Result<(String, Box<dyn Family>),
     // A model of other code may bear the name of a known type, as JinaBert does.
     for architecture in kind.architectures.iter().flatten() {
         let rest = architecture.strip_prefix(class);
-        if !rest.is_some_and(|rest| rest == "Model" || rest.starts_with("For")) {
+        if !rest.is_some_and(|rest| rest == "Model" || rest == "TextModel" || rest.starts_with("For")) {
             let supported = format!("{class}Model or {class}For…");
             return Err(refuse(file, "architectures", architecture, &supported));
         }
     }
     Ok((name, read(file, text)?))
+}
+
+/// For each layer, whether it sees only near tokens: by `types` where there are any, else by `usual`.
+fn sliding(
+    file: &Path,
+    types: Option<&[String]>,
+    layers: usize,
+    usual: impl Fn(usize) -> bool,
+) -> Result<Vec<bool>, LoadError> {
+    let Some(types) = types else {
+        return Ok((0..layers).map(usual).collect());
+    };
+    if types.len() != layers {
+        let supported = format!("as many as num_hidden_layers, which is {layers}");
+        return Err(refuse(file, "layer_types", types.len(), &supported));
+    }
+    let known = |kind: &String| match kind.as_str() {
+        "full_attention" => Ok(false),
+        "sliding_attention" => Ok(true),
+        other => Err(refuse(
+            file,
+            "layer_types",
+            other,
+            "full_attention, sliding_attention",
+        )),
+    };
+    types.iter().map(known).collect()
 }

@@ -301,7 +301,10 @@ pub(super) fn attend(
 }
 
 /// See [`super::peak_of_tiles`].
-#[allow(dead_code, reason = "benches/kernels.rs builds these sources, too, and calls it")]
+#[allow(
+    dead_code,
+    reason = "benches/kernels.rs builds these sources, too, and calls it"
+)]
 #[cfg(target_arch = "x86_64")]
 pub(super) fn peak_of_tiles() -> Option<f64> {
     const STEPS: usize = 12;

@@ -52,6 +52,10 @@ pub unsafe fn add<const QUADS: bool>(
     }
 }
 
+/// `M` rows of [`add`]; `words` are rows of the panel.
+///
+/// # Safety
+/// As for [`add`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
 unsafe fn rows_of<const M: usize, const QUADS: bool>(

@@ -131,7 +131,10 @@ pub fn attend(
 
 /// Billions of operations a second that this core's tiles do on bf16 that lies in the first-level cache; a
 /// measurement for the benchmark.
-#[allow(dead_code, reason = "benches/kernels.rs builds these sources, too, and calls it")]
+#[allow(
+    dead_code,
+    reason = "benches/kernels.rs builds these sources, too, and calls it"
+)]
 #[cfg(target_arch = "x86_64")]
 pub fn peak_of_tiles() -> Option<f64> {
     choice::peak_of_tiles()

@@ -18,6 +18,16 @@ pub enum Places {
     },
 }
 
+impl Places {
+    /// Longest sequence that a table of `positions` rows has places for.
+    pub fn of(self, positions: usize) -> usize {
+        match self {
+            Places::FromZero => positions,
+            Places::Behind { pad } => positions.saturating_sub(pad as usize + 1),
+        }
+    }
+}
+
 /// A table of learned positions.
 #[derive(Debug)]
 struct Positions {

@@ -1,0 +1,80 @@
+//! What configurations say of rotary positions. Old ones have `rope_theta` and `rope_scaling`, new ones
+//! `rope_parameters`, which may differ between kinds of layers. Only plain rotary positions are known.
+
+use crate::engine::LoadError;
+use crate::engine::folder::refuse;
+use serde::Deserialize;
+use serde_json::Value;
+use std::path::Path;
+
+/// The keys of `config.json`, old and new.
+#[derive(Debug, Default, Deserialize)]
+pub struct Rope {
+    rope_theta: Option<f32>,
+    rope_scaling: Option<Value>,
+    rope_parameters: Option<Value>,
+    partial_rotary_factor: Option<f32>,
+}
+
+impl Rope {
+    /// The base of the frequencies of all layers.
+    ///
+    /// # Errors
+    /// A kind of rotary positions that is not known, by name.
+    pub fn theta(&self, file: &Path, default: f32) -> Result<f32, LoadError> {
+        self.old(file)?;
+        plain(file, "rope_parameters", self.rope_parameters.as_ref())
+            .map(|theta| theta.or(self.rope_theta).unwrap_or(default))
+    }
+
+    /// The base of the frequencies of layers of a kind such as `sliding_attention`. `old` is what old
+    /// configurations say of it, under a key of their own.
+    ///
+    /// # Errors
+    /// A kind of rotary positions that is not known, by name.
+    pub fn theta_of(
+        &self,
+        file: &Path,
+        kind: &str,
+        old: Option<f32>,
+        default: f32,
+    ) -> Result<f32, LoadError> {
+        self.old(file)?;
+        let parameters = self.rope_parameters.as_ref().and_then(|all| all.get(kind));
+        plain(file, &format!("rope_parameters.{kind}"), parameters)
+            .map(|theta| theta.or(old).unwrap_or(default))
+    }
+
+    /// `rope_theta` of an old configuration.
+    pub fn old_theta(&self) -> Option<f32> {
+        self.rope_theta
+    }
+
+    fn old(&self, file: &Path) -> Result<(), LoadError> {
+        if let Some(part) = self.partial_rotary_factor.filter(|part| *part != 1.0) {
+            return Err(refuse(file, "partial_rotary_factor", part, "1"));
+        }
+        plain(file, "rope_scaling", self.rope_scaling.as_ref()).map(drop)
+    }
+}
+
+/// The base in `parameters`, if they are of the plain kind or absent.
+fn plain(file: &Path, key: &str, parameters: Option<&Value>) -> Result<Option<f32>, LoadError> {
+    let Some(parameters) = parameters.filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    let kind = parameters.get("rope_type").or_else(|| parameters.get("type"));
+    if parameters.is_object() && kind.is_none_or(|kind| kind == "default") {
+        if let Some(part) = parameters
+            .get("partial_rotary_factor")
+            .filter(|part| part.as_f64() != Some(1.0))
+        {
+            return Err(refuse(file, &format!("{key}.partial_rotary_factor"), part, "1"));
+        }
+        return Ok(parameters
+            .get("rope_theta")
+            .and_then(Value::as_f64)
+            .map(|theta| theta as f32));
+    }
+    Err(refuse(file, key, parameters, "rope_type default"))
+}
