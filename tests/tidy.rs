@@ -209,6 +209,39 @@ fn one_module_alone_names_each_big_library() {
     }
 }
 
+/// What the compiler cannot check stays in one folder of kernels, and each place says why it is right.
+#[test]
+fn unsafe_code_stays_with_the_kernels_and_gives_its_reasons() {
+    let home = root().join("src/engine/kernel");
+    for source in sources("src") {
+        for (at, line) in source.code() {
+            let (path, line) = (source.path.display(), line.trim_start());
+            let opens = line.contains("unsafe {") || line.contains("unsafe impl");
+            let declares = line.contains("unsafe fn");
+            if !(opens || declares) {
+                continue;
+            }
+            // The environment may only be written before there are threads, which `main` alone can say.
+            let allowed = source.path.starts_with(&home) || source.module == "main";
+            assert!(allowed, "{path}:{at} is unsafe, only the kernels may be");
+            // The reason stands in the comment right above, or in the documentation of what is declared.
+            let above = source.text.lines().take(at - 1).collect::<Vec<_>>();
+            let reason = above.iter().rev().take_while(|line| {
+                let line = line.trim_start();
+                line.starts_with("//")
+                    || line.starts_with("#[")
+                    || line.starts_with("reason")
+                    || line.starts_with("clippy::")
+                    || line == ")]"
+            });
+            let named = reason
+                .into_iter()
+                .any(|line| line.contains("SAFETY") || line.contains("# Safety"));
+            assert!(named, "{path}:{at} does not say why it is safe");
+        }
+    }
+}
+
 #[test]
 fn files_are_short_and_say_what_they_are_for() {
     for (folder, lines_max) in [("src", LINES_MAX), ("tests", usize::MAX)] {

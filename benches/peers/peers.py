@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """The engine beside OpenVINO and ONNX Runtime, interleaved in one run; prints ratios of medians.
 
-    peers.py --binary target/release/embeddings --model DIR --onnx model.onnx [--rounds 5] [--fraction 1.0]
+    peers.py --binary target/release/embeddings --model DIR --onnx model.onnx [--quantised DIR]
+             [--precisions f32,bf16,int8] [--workloads short,mixed,long,one] [--rounds 5] [--fraction 1.0]
 
-All compute in f32 on the same threads. Each peer runs as it is fastest on a CPU: one thread a batch, one batch a
-thread at once, sorted by length, some 512 padded tokens to a batch. Counted are real tokens, never padding; the
-clock runs from text to vectors, and for the engine it includes JSON in both directions.
+All compute on the same threads. Each peer runs as it is fastest on a CPU: one thread a batch, one batch a thread at
+once, sorted by length, some 512 padded tokens to a batch; a single text (workload `one`) on all threads. Counted are
+real tokens, never padding; the clock runs from text to vectors, and for the engine it includes JSON in both
+directions. Beside the clock stands processor time, which a busy machine disturbs less.
 """
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -22,7 +25,8 @@ from tokenizers import Tokenizer
 import texts as workload
 
 BATCH_TOKENS = 512
-
+# Smallest cosine to 32 bits that each of ours has to keep; the peers' own is only told.
+LEAST = {"f32": 0.99999, "bf16": 0.9999, "int8": 0.998}
 
 class Graph:
     """Shared by the runtimes: tokens, batches of like length, pooling."""
@@ -53,14 +57,18 @@ class Graph:
 
 
 class OpenVino(Graph):
-    def __init__(self, args):
+    def __init__(self, args, file, precision):
         super().__init__(args)
         import openvino
         core = openvino.Core()
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": args.threads,
-                    "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": args.threads}
-        self.queue = openvino.AsyncInferQueue(core.compile_model(core.read_model(args.onnx), "CPU", settings), args.threads)
+        model = core.read_model(file)
+        names = {name for place in model.inputs for name in place.get_names()}
+        self.feed = lambda feed: {name: value for name, value in feed.items() if name in names}
+        settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": args.threads}
+        many = core.compile_model(model, "CPU", {**settings, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": args.threads})
+        self.queue = openvino.AsyncInferQueue(many, args.threads)
         self.queue.set_callback(self.done)
+        self.single = core.compile_model(model, "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
 
     def done(self, request, user):
         rows, feed = user
@@ -68,23 +76,38 @@ class OpenVino(Graph):
 
     def embed(self, texts):
         self.out = np.empty((len(texts), 384), np.float32)
+        if len(texts) == 1:
+            for rows, feed in self.batches(texts):
+                self.out[rows] = self.pool(self.single.infer(self.feed(feed), share_inputs=True)[0], feed)
+            return self.out
         for rows, feed in self.batches(texts):
-            self.queue.start_async(feed, (rows, feed))
+            self.queue.start_async(self.feed(feed), (rows, feed))
         self.queue.wait_all()
         return self.out
 
 
 class OnnxRuntime(Graph):
-    def __init__(self, args):
+    def __init__(self, args, file):
         super().__init__(args)
         import onnxruntime
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.threads = args.threads
-        self.session = onnxruntime.InferenceSession(args.onnx, options, providers=["CPUExecutionProvider"])
+
+        def session(threads):
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+        self.threads, self.many, self.single = args.threads, session(1), session(args.threads)
+        self.names = {place.name for place in self.many.get_inputs()}
+
+    def run(self, session, feed):
+        return self.pool(session.run(None, {name: value for name, value in feed.items() if name in self.names})[0], feed)
 
     def embed(self, texts):
         out = np.empty((len(texts), 384), np.float32)
+        if len(texts) == 1:
+            for rows, feed in self.batches(texts):
+                out[rows] = self.run(self.single, feed)
+            return out
         batches, lock = self.batches(texts), threading.Lock()
 
         def work():
@@ -93,7 +116,7 @@ class OnnxRuntime(Graph):
                     batch = next(batches, None)
                 if batch is None:
                     return
-                out[batch[0]] = self.pool(self.session.run(None, batch[1])[0], batch[1])
+                out[batch[0]] = self.run(self.many, batch[1])
 
         threads = [threading.Thread(target=work) for _ in range(self.threads)]
         [thread.start() for thread in threads]
@@ -102,8 +125,8 @@ class OnnxRuntime(Graph):
 
 
 class Ours:
-    def __init__(self, args):
-        command = [args.binary, "embed", "--model", args.model, "--threads", str(args.threads)]
+    def __init__(self, args, precision):
+        command = [args.binary, "embed", "--model", args.model, "--threads", str(args.threads), "--precision", precision]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def embed(self, texts):
@@ -114,11 +137,52 @@ class Ours:
         writer.join()
         return answer
 
+    def processor_seconds(self):
+        # The name of the command stands in brackets and may hold spaces.
+        fields = open(f"/proc/{self.process.pid}/stat").read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-def busy():
-    """Ticks in which any process had a processor, and those that the hypervisor gave to others."""
-    user, nice, system, _, _, irq, soft, steal = map(int, open("/proc/stat").readline().split()[1:9])
-    return user + nice + system + irq + soft, steal
+
+def processor_seconds(engine):
+    if isinstance(engine, Ours):
+        return engine.processor_seconds()
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def contenders(args):
+    """By precision: ours first, then its peers."""
+    found = {}
+    for precision in args.precisions.split(","):
+        engines = {"embeddings": Ours(args, precision)}
+        if precision in ("f32", "bf16"):
+            engines["openvino"] = OpenVino(args, args.onnx, precision)
+        if precision == "f32":
+            engines["onnxruntime"] = OnnxRuntime(args, args.onnx)
+        if precision == "int8":
+            file = os.path.join(args.quantised, "openvino.xml")
+            engines["openvino"] = OpenVino(args, file, "f32")
+            engines["openvino/bf16"] = OpenVino(args, file, "bf16")
+            engines["onnxruntime"] = OnnxRuntime(args, os.path.join(args.quantised, "ort.onnx"))
+        found[precision] = engines
+    return found
+
+
+def vectors(answer):
+    return np.array(json.loads(answer), np.float32) if isinstance(answer, bytes) else answer
+
+
+def one_by_one(engines, texts, rounds):
+    """Milliseconds for each text, alone."""
+    times = {name: [] for name in engines}
+    part = texts[:40]
+    for _ in range(rounds):
+        for name, engine in engines.items():
+            for text in part:
+                start = time.perf_counter()
+                engine.embed([text])
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return times
 
 
 def main():
@@ -126,42 +190,53 @@ def main():
     parser.add_argument("--binary", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--onnx", required=True)
+    parser.add_argument("--quantised", help="what quantise.py made; needed for int8")
+    parser.add_argument("--precisions", default="f32,bf16,int8")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--fraction", type=float, default=1.0)
-    parser.add_argument("--workloads", default="short,mixed,long")
+    parser.add_argument("--workloads", default="short,mixed,long,one")
     args = parser.parse_args()
     tokenizer = Graph(args).tokenizer
     texts, hashes = workload.workloads(tokenizer, args.fraction)
-    peers = {"embeddings": Ours(args), "openvino": OpenVino(args), "onnxruntime": OnnxRuntime(args)}
-    tick = os.sysconf("SC_CLK_TCK")
-    for name in args.workloads.split(","):
-        part = texts[name]
-        tokens = sum(len(encoded.ids) for encoded in tokenizer.encode_batch(part))
-        vectors, rates, cores = {}, {peer: [] for peer in peers}, {peer: [] for peer in peers}
-        for peer, engine in peers.items():
-            answer = engine.embed(part[:: max(1, len(part) // 64)])
-            vectors[peer] = np.array(json.loads(answer), np.float32) if isinstance(answer, bytes) else answer
-        for peer, vector in vectors.items():
-            distance = float(np.abs(vector - vectors["openvino"]).max())
-            assert distance < 1e-4, f"{peer} computes something else: {distance}"
-        for _ in range(args.rounds):
-            for peer, engine in peers.items():
-                (began, stolen), start = busy(), time.perf_counter()
-                engine.embed(part)
-                seconds = time.perf_counter() - start
-                (ended, stolen_now) = busy()
-                rates[peer].append(tokens / seconds)
-                cores[peer].append((ended - began + stolen_now - stolen) / tick / seconds)
-        print(f"{name}: {len(part)} texts, {tokens} tokens, sha256 {hashes[name]}, {args.threads} threads, {args.rounds} rounds")
-        base = statistics.median(rates["openvino"])
-        for peer, values in rates.items():
-            middle = statistics.median(values)
-            print(f"  {peer:12} {middle:8.0f} tokens/s ({min(values):.0f}-{max(values):.0f})  {middle / base:.2f} x openvino"
-                  f"  cores in use {statistics.median(cores[peer]):.2f}")
-        sys.stdout.flush()
-    peers["embeddings"].process.stdin.close()
-    peers["embeddings"].process.wait()
+    reference = OnnxRuntime(args, args.onnx)
+    for precision, engines in contenders(args).items():
+        sample = texts["mixed"][:64] + texts["short"][:64]
+        wanted = reference.embed(sample)
+        for name, engine in engines.items():
+            least = float((vectors(engine.embed(sample)) * wanted).sum(1).min())
+            print(f"{precision} {name}: smallest cosine to f32 {least:.6f}")
+            assert name != "embeddings" or least >= LEAST[precision] - 1e-6, "ours is too far away"
+        for workload_name in args.workloads.split(","):
+            if workload_name == "one":
+                times = one_by_one(engines, texts["short"], args.rounds)
+                print(f"{precision} one: a short text at a time, {args.threads} threads, {args.rounds} rounds")
+                base = statistics.median(times["embeddings"])
+                for name, values in times.items():
+                    values.sort()
+                    middle = statistics.median(values)
+                    print(f"  {name:14} p50 {middle:6.2f} ms, least {values[0]:5.2f}, p99 {values[len(values) * 99 // 100]:6.2f}"
+                          f"  embeddings takes {base / middle:.2f} of it")
+                continue
+            part = texts[workload_name]
+            tokens = sum(len(encoded.ids) for encoded in tokenizer.encode_batch(part))
+            rates, work = {name: [] for name in engines}, {name: [] for name in engines}
+            for _ in range(args.rounds):
+                for name, engine in engines.items():
+                    before, start = processor_seconds(engine), time.perf_counter()
+                    engine.embed(part)
+                    rates[name].append(tokens / (time.perf_counter() - start))
+                    work[name].append(tokens / max(processor_seconds(engine) - before, 1e-2))
+            print(f"{precision} {workload_name}: {len(part)} texts, {tokens} tokens, sha256 {hashes[workload_name]},"
+                  f" {args.threads} threads, {args.rounds} rounds")
+            ours, ours_work = statistics.median(rates["embeddings"]), statistics.median(work["embeddings"])
+            for name, values in rates.items():
+                middle, each = statistics.median(values), statistics.median(work[name])
+                print(f"  {name:14} {middle:8.0f} tokens/s ({min(values):.0f}-{max(values):.0f}), embeddings has {ours / middle:.2f} of it;"
+                      f" {each:7.0f} a second of processor time, {ours_work / each:.2f}")
+            sys.stdout.flush()
+        engines["embeddings"].process.stdin.close()
+        engines["embeddings"].process.wait()
 
 
 if __name__ == "__main__":

@@ -13,4 +13,9 @@ if [ ! -e "$home/model.onnx" ]; then
   "$home/v/bin/python" "$here/export.py" "$model" "$home/model.tmp"
   mv "$home/model.tmp" "$home/model.onnx"
 fi
-exec "$home/v/bin/python" "$here/peers.py" --binary "$binary" --model "$model" --onnx "$home/model.onnx" "$@"
+if [ ! -e "$home/quantised" ]; then
+  "$home/v/bin/python" "$here/quantise.py" "$model" "$home/model.onnx" "$home/quantised.tmp"
+  mv "$home/quantised.tmp" "$home/quantised"
+fi
+exec "$home/v/bin/python" "$here/peers.py" --binary "$binary" --model "$model" --onnx "$home/model.onnx" \
+  --quantised "$home/quantised" "$@"

@@ -1,5 +1,6 @@
 //! What the machine allows this process, and where a model may run.
 
+use super::kernel::Kernel;
 use crate::config;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,10 @@ pub enum Device {
 pub enum Precision {
     /// 32-bit floating point.
     F32,
+    /// Products of numbers of eight significant bits, summed in 32 bits.
+    Bf16,
+    /// Products of bytes with a scale for each token and each output, summed in 32 bits.
+    Int8,
 }
 
 /// The device or precision asked for needs code that this program does not have.
@@ -51,17 +56,24 @@ impl Device {
 }
 
 impl Precision {
-    /// The number format for what was asked for.
+    /// The number formats that answer what was asked for, the most promising first; where there are two, a
+    /// trial of the model decides.
     ///
     /// # Errors
     /// This build does not compute in it.
-    pub fn choose(wanted: config::Precision) -> Result<Precision, ChoiceError> {
+    pub fn choose(wanted: config::Precision) -> Result<Vec<Precision>, ChoiceError> {
         match wanted {
-            config::Precision::Auto | config::Precision::F32 => Ok(Precision::F32),
-            config::Precision::Bf16 | config::Precision::F16 | config::Precision::Int8 => Err(ChoiceError {
+            // Bytes never come near enough to 32 bits, and rounding without fitting instructions gains nothing.
+            config::Precision::Auto if Kernel::choose(Precision::Bf16).is_native() => {
+                Ok(vec![Precision::Bf16, Precision::F32])
+            }
+            config::Precision::Auto | config::Precision::F32 => Ok(vec![Precision::F32]),
+            config::Precision::Bf16 => Ok(vec![Precision::Bf16]),
+            config::Precision::Int8 => Ok(vec![Precision::Int8]),
+            config::Precision::F16 => Err(ChoiceError {
                 kind: "precision",
                 wanted: wanted.to_string(),
-                have: "auto, f32",
+                have: "auto, f32, bf16, int8",
             }),
         }
     }
@@ -70,6 +82,8 @@ impl Precision {
     pub fn name(self) -> &'static str {
         match self {
             Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+            Precision::Int8 => "int8",
         }
     }
 }
@@ -196,9 +210,7 @@ mod tests {
             error,
             "device cuda:1 is not supported by this build, it has auto, cpu"
         );
-        let error = Precision::choose(config::Precision::Int8)
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("it has auto, f32"), "{error}");
+        let error = Precision::choose(config::Precision::F16).unwrap_err().to_string();
+        assert!(error.contains("it has auto, f32, bf16, int8"), "{error}");
     }
 }

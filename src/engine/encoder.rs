@@ -4,7 +4,7 @@
 //! Every family is an [`Encoder`]: what differs between them is data, decided at load. Nothing is decided for
 //! a row; what is decided for a layer costs one comparison a layer.
 
-use super::kernel::{After, Floats};
+use super::kernel::{self, After, Floats};
 use super::layers::attention::{Attention, SelfAttention};
 use super::layers::dense::Dense;
 use super::layers::embedding::Embedding;
@@ -14,10 +14,6 @@ use super::pooling::{self, Pooling};
 use super::{Engine, EngineError, Sequence, VectorFault};
 use pulp::Arch;
 use std::sync::Arc;
-
-/// Rows that go through a feed-forward block at once, so that what lies between its two products stays in the
-/// second-level cache: 128 rows of 1536 numbers are 768 KiB.
-const BLOCK_ROWS: usize = 128;
 
 /// Where the norms of a layer stand.
 #[derive(Debug)]
@@ -88,7 +84,7 @@ impl Chain {
     pub fn engine(self: &Arc<Self>) -> Box<dyn Engine> {
         Box::new(CpuEngine {
             chain: self.clone(),
-            arch: Arch::new(),
+            arch: kernel::arch(),
             hidden: Floats::default(),
             buffers: Buffers::default(),
         })
@@ -174,7 +170,15 @@ impl Layer {
         let width = attention.qkv.depth();
         let (mixed_width, context_width) = (attention.heads.row_width(), attention.heads.query_width());
         let tokens = hidden.len() / width;
-        let rows = BLOCK_ROWS.min(tokens);
+        // Norms before the parts go the way without the narrow numbers in between.
+        let behind = matches!(self.norms, Norms::Behind { .. });
+        let block = feed_forward.block_rows();
+        let rows = block.min(tokens);
+        let wide_width = if behind {
+            feed_forward.scratch_width()
+        } else {
+            feed_forward.width()
+        };
         let mixed = buffers.mixed.take(tokens * mixed_width);
         match &self.norms {
             Norms::Before {
@@ -199,13 +203,13 @@ impl Layer {
         }
 
         let narrow = buffers.narrow.take(rows * width);
-        let wide = buffers.wide.take(rows * feed_forward.width());
+        let wide = buffers.wide.take(rows * wide_width);
         let blocks = hidden
-            .chunks_mut(BLOCK_ROWS * width)
-            .zip(context.chunks(BLOCK_ROWS * context_width));
+            .chunks_mut(block * width)
+            .zip(context.chunks(block * context_width));
         for (hidden, context) in blocks {
             let out = &mut narrow[..hidden.len()];
-            let wide = &mut wide[..hidden.len() / width * feed_forward.width()];
+            let wide = &mut wide[..hidden.len() / width * wide_width];
             attention
                 .out
                 .product(arch, context, context_width, out, After::Nothing);

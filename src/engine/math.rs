@@ -7,7 +7,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 /// `erf(x/√2)` is `x` times this polynomial in `x²/ERF_HALF − 1`, lowest power first. A Chebyshev fit of
 /// degree 15 over |x| ≤ [`ERF_END`], weighted by |x|: the error is below 2·10⁻⁷.
-const ERF: [f32; 16] = [
+pub(super) const ERF: [f32; 16] = [
     0.261_856_23,
     -0.130_655_93,
     0.097_000_06,
@@ -26,9 +26,9 @@ const ERF: [f32; 16] = [
     -3.242_118e-4,
 ];
 /// Where `erf(x/√2)` differs from one by less than the last place of a 32-bit number.
-const ERF_END: f32 = 5.4;
+pub(super) const ERF_END: f32 = 5.4;
 /// Half of `ERF_END²`, which maps the fitted range to −1…1.
-const ERF_HALF: f32 = 14.58;
+pub(super) const ERF_HALF: f32 = 14.58;
 
 /// `eˣ = 2ⁿ·(1 + r + r²·p(r))` with |r| ≤ ln 2 / 2, highest power first: the coefficients of `expf` in the
 /// Cephes library, good to one unit in the last place.

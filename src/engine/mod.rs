@@ -10,6 +10,7 @@
 //! A family of models is one file under `family`, which puts the shared `layers` together to one `encoder`; a
 //! device other than the CPU is a further [`Engine`] behind the same [`Model`].
 
+mod auto;
 pub mod device;
 mod encoder;
 mod family;

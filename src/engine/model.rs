@@ -1,9 +1,11 @@
 //! A model: a sentence-transformers folder, checked, loaded and ready to be shared by engine threads.
 
+use super::auto;
 use super::device::{ChoiceError, Device, Precision};
 use super::encoder::Chain;
 use super::family::{self, Sizes};
 use super::folder::{self, DenseSpec, Folder, refuse};
+use super::kernel::Kernel;
 use super::layers::dense::Dense;
 use super::tokenize::{Tokenize, TokenizeError};
 use super::weights::Weights;
@@ -164,7 +166,7 @@ impl Model {
         step: &mut dyn FnMut(LoadStep),
     ) -> Result<Model, LoadError> {
         let device = Device::choose(options.device)?;
-        let precision = Precision::choose(options.precision)?;
+        let precisions = Precision::choose(options.precision)?;
         let folder = Folder::open(dir)?;
         let file = folder.transformer.join("config.json");
         let text = folder::read(&file)?;
@@ -180,18 +182,38 @@ impl Model {
         let dense = dense_chain(&folder, sizes)?;
 
         let mut bytes = 0;
-        let weights = Weights::open(&folder.transformer, &mut |more| {
+        let mut weights = Weights::open(&folder.transformer, &mut |more| {
             bytes += more;
             step(LoadStep::Read { bytes });
         })?;
         let pooling = folder.pooling.name();
+        let mut precision = precisions[0];
+        weights.kernel = Kernel::choose(precision);
         let encoder = family.load(&weights, sizes.places, &mut || step(LoadStep::Packed))?;
-        let chain = Chain {
+        let mut chain = Arc::new(Chain {
             encoder,
             places: sizes.places,
-            pooling: folder.pooling,
-            dense,
-        };
+            pooling: folder.pooling.clone(),
+            dense: dense_chain(&folder, sizes)?,
+        });
+        if let Some(full) = precisions.get(1) {
+            let lesser = auto::attempt(&tokenize, &chain, &mut || step(LoadStep::Packed));
+            weights.kernel = Kernel::choose(*full);
+            let encoder = family.load(&weights, sizes.places, &mut || step(LoadStep::Packed))?;
+            let other = Arc::new(Chain {
+                encoder,
+                places: sizes.places,
+                pooling: folder.pooling,
+                dense,
+            });
+            let tried = auto::attempt(&tokenize, &other, &mut || step(LoadStep::Packed));
+            let worth = lesser
+                .zip(tried)
+                .is_some_and(|(lesser, full)| auto::is_worth(&lesser, &full));
+            if !worth {
+                (precision, chain) = (*full, other);
+            }
+        }
         let info = ModelInfo {
             dimensions: chain.dimensions(),
             max_tokens,
@@ -208,7 +230,7 @@ impl Model {
         Ok(Model {
             info,
             tokenize,
-            chain: Arc::new(chain),
+            chain,
         })
     }
 

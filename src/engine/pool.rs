@@ -1,7 +1,6 @@
 //! Engine threads: one batch after another, the next one lying ready.
 
-use super::{Engine, EngineError, Model, Sequence, VectorFault, trial};
-use pulp::Arch;
+use super::{Engine, EngineError, Model, Sequence, VectorFault, kernel, trial};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -198,7 +197,7 @@ fn next(queue: &Queue) -> Next {
 fn run(engine: usize, queue: &Queue, report: &Report) {
     // A handful of models at most, so a list is searched faster than a map.
     let mut engines: Vec<(Weak<Model>, Box<dyn Engine>)> = Vec::new();
-    let arch = Arch::new();
+    let arch = kernel::arch();
     loop {
         let Work {
             batch,

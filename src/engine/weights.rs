@@ -5,6 +5,7 @@
 //! error, and pages of the stored layout are of no use once the weights are packed.
 
 use super::LoadError;
+use super::kernel::Kernel;
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata};
 use sha2::{Digest, Sha256};
@@ -34,6 +35,8 @@ pub(super) struct Weights {
     pub sha256: String,
     /// Bytes of the files.
     pub bytes: u64,
+    /// What the matrices of linear layers are packed for.
+    pub kernel: Kernel,
 }
 
 impl Weights {
@@ -54,6 +57,7 @@ impl Weights {
             entries: BTreeMap::new(),
             sha256: String::new(),
             bytes: 0,
+            kernel: Kernel::Floats,
         };
         let mut hash = Sha256::new();
         for path in paths {
@@ -210,15 +214,34 @@ impl Weights {
 }
 
 /// The tensors of a model whose names may begin with the name of the whole model.
+#[derive(Clone, Copy)]
 pub(super) struct Tensors<'a> {
     weights: &'a Weights,
     prefix: &'a str,
+    kernel: Kernel,
 }
 
 impl<'a> Tensors<'a> {
     /// `prefix` is what the stored names begin with where a whole model and not only its encoder was saved.
     pub fn new(weights: &'a Weights, prefix: &'a str) -> Tensors<'a> {
-        Tensors { weights, prefix }
+        Tensors {
+            weights,
+            prefix,
+            kernel: weights.kernel,
+        }
+    }
+
+    /// What the matrices of linear layers are packed for.
+    pub fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+
+    /// The same tensors for layers that must not lose more than bf16 does.
+    pub fn careful(self) -> Tensors<'a> {
+        Tensors {
+            kernel: self.kernel.careful(),
+            ..self
+        }
     }
 
     /// Whether the tensor is there.

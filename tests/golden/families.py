@@ -140,8 +140,9 @@ def bert_tokenizer(folder, base):
     return wordpiece(folder, base)[0]
 
 
-def randomize(model, from_zero):
-    """Weights that make each part matter; `from_zero` says that norms count from 0, as Gemma's do."""
+def randomize(model, from_zero, sharp_by):
+    """Weights that make each part matter; `from_zero` says that norms count from 0, as Gemma's do. Queries and keys
+    are `sharp_by` times as large as what keeps the size of a row."""
     with torch.no_grad():
         for name, value in model.named_parameters():
             noise = torch.randn_like(value)
@@ -152,7 +153,7 @@ def randomize(model, from_zero):
                 value.copy_(noise * (1.5 if "relative" in name else 0.5))
             else:
                 sharp = any(part in name for part in ("query", "key", "q_proj", "k_proj", "q_lin", "k_lin", ".q.", ".k.", "Wqkv"))
-                value.copy_(noise * (2.0 if sharp else 1.0) / value.shape[-1] ** 0.5)
+                value.copy_(noise * (sharp_by if sharp else 1.0) / value.shape[-1] ** 0.5)
 
 
 def stored_as(tensors, layout):
@@ -179,7 +180,7 @@ GTE = {"names": [("self_attn.o_proj", "attention.o_proj"), ("post_attention_laye
 
 
 def small(base, name, architecture, make_tokenizer, config, modes=("mean",), dense=(), normalize=True, limit=64, prompts=None,
-          default=None, include_prompt=True, layout=None, prefix="", counts=(), from_zero=False, dtype=torch.float16):
+          default=None, include_prompt=True, layout=None, prefix="", counts=(), from_zero=False, sharp_by=2.0, dtype=torch.float16):
     torch.manual_seed(sum(map(ord, name)))
     folder = os.path.join(HERE, name)
     shutil.rmtree(folder, ignore_errors=True)
@@ -193,7 +194,7 @@ def small(base, name, architecture, make_tokenizer, config, modes=("mean",), den
     model = model_class(settings).eval()
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
-    randomize(model, from_zero)
+    randomize(model, from_zero, sharp_by)
     model = model.to(dtype).to(torch.float32)
     model.save_pretrained(work)
     fast.save_pretrained(work)
@@ -262,7 +263,7 @@ def main():
         counts=(120, 260, 300))
     modern = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 72, "local_attention": 16,
               "global_attn_every_n_layers": 3, "max_position_embeddings": 512, "cls_token_id": 1, "sep_token_id": 2}
-    add("modernbert", "ModernBertModel", modernbert_tokenizer, modern, modes=["cls"], limit=300, prompts={"search_query": "search_query: ",
+    add("modernbert", "ModernBertModel", modernbert_tokenizer, modern, modes=["cls"], limit=300, sharp_by=1.0, prompts={"search_query": "search_query: ",
         "search_document": "search_document: "}, counts=(130, 260))
     add("modernbert-bias", "ModernBertModel", modernbert_tokenizer, {**modern, **less, "num_hidden_layers": 3, "norm_eps": 0.05, "norm_bias": True, "attention_bias": True, "mlp_bias": True,
         "local_attention": 10}, include_prompt=False, prompts={"query": "find the "}, prefix="model.")
@@ -276,16 +277,16 @@ def main():
         prompts={"query": "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:", "document": ""})
     add("qwen3-bias", "Qwen3Model", qwen_tokenizer, {**qwen, **less, "rms_norm_eps": 0.05, "num_attention_heads": 6, "num_key_value_heads": 1, "attention_bias": True},
         prefix="model.", include_prompt=False, prompts={"query": "find the "}, modes=["weightedmean"])
-    gemma = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16,
+    gemma = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32,
              "intermediate_size": 80, "max_position_embeddings": 512, "query_pre_attn_scalar": 16, "sliding_window": 24,
              "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
              "use_bidirectional_attention": True}
     add("gemma3", "Gemma3TextModel", gemma_tokenizer, gemma, dense=[(96, False, none), (48, False, none)], limit=300, from_zero=True,
         dtype=torch.bfloat16, counts=(130, 260), prompts={"query": "task: search result | query: ", "document": "title: none | text: "})
-    add("gemma3-causal", "Gemma3TextModel", gemma_tokenizer, {**gemma, "rms_norm_eps": 0.05, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "use_bidirectional_attention": False, "sliding_window": 9,
+    add("gemma3-causal", "Gemma3TextModel", gemma_tokenizer, {**gemma, "rms_norm_eps": 0.05, "head_dim": 16, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "use_bidirectional_attention": False, "sliding_window": 9,
         "query_pre_attn_scalar": 24}, modes=["lasttoken"], from_zero=True)
     gte = {**sizes, "max_position_embeddings": 256, "type_vocab_size": 1}
-    add("gte", "GteModel", unigram, gte, modes=["cls"], limit=200, counts=(150,))
+    add("gte", "GteModel", unigram, {**gte, "hidden_size": 64, "num_attention_heads": 2}, modes=["cls"], limit=200, counts=(150,))
     add("gte-hub", "GteModel", bert_tokenizer, {**gte, **less, "layer_norm_eps": 0.05, "type_vocab_size": 0}, layout=GTE, prefix="new.")
     for name, (args, more) in made.items():
         if not only or name in only:

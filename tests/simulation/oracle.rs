@@ -708,7 +708,8 @@ impl Oracle {
                 let max_attempts = self.setup.limits.max_attempts;
                 let draining = self.draining.is_some();
                 self.withdrawn_now = true;
-                let no_model = self.models.is_out(self.job(*job, action).model.0);
+                let model = self.job(*job, action).model.0;
+                let no_model = self.models.is_out(model);
                 let seen = self.job(*job, action);
                 assert!(resumable && !seen.local && seen.lane != Lane::Probe);
                 match onward {

@@ -53,7 +53,11 @@ impl Decoder {
         let norm = |part: &str| self.norm(tensors, &name(part));
         let head_norm = |part: &str| Norm::rms(tensors, &name(part), heads.width, self.origin, self.epsilon);
         let single = |part: &str, depth: usize, width: usize, bias: bool| {
-            Matrix::load(tensors, depth, &[Part::plain(&name(part), width, bias)])
+            Matrix::load(
+                &tensors.careful(),
+                depth,
+                &[Part::plain(&name(part), width, bias)],
+            )
         };
         let [query, key, value, gate, up] = [
             "self_attn.q_proj",
@@ -80,7 +84,7 @@ impl Decoder {
             attention: SelfAttention {
                 heads,
                 reach,
-                qkv: Matrix::load(tensors, hidden, &qkv)?,
+                qkv: Matrix::load(&tensors.careful(), hidden, &qkv)?,
                 // The norm sets the queries' size, so the scale belongs behind it.
                 norms: Some((
                     head_norm("self_attn.q_norm")?.times(self.scale),

@@ -75,14 +75,18 @@ impl Gated {
         let (hidden, wide, bias) = (self.hidden, self.wide, self.bias);
         let full = |part: &str| format!("{}.{index}.{part}", names.layers);
         let single = |part: &str, depth: usize, width: usize| {
-            Matrix::load(tensors, depth, &[Part::plain(&full(part), width, bias)])
+            Matrix::load(
+                &tensors.careful(),
+                depth,
+                &[Part::plain(&full(part), width, bias)],
+            )
         };
         let parts = names.qkv.iter().map(|part| full(part)).collect::<Vec<_>>();
         let parts = parts.iter().enumerate().map(|(place, name)| {
             let queries = if place == 0 { hidden } else { 0 };
             Part::plain(name, 3 * hidden / parts.len(), bias).times(queries, self.heads.scale())
         });
-        let qkv = Matrix::load(tensors, hidden, &parts.collect::<Vec<_>>())?;
+        let qkv = Matrix::load(&tensors.careful(), hidden, &parts.collect::<Vec<_>>())?;
         let parts = names.up.iter().map(|part| full(part)).collect::<Vec<_>>();
         let turned = if parts.len() == 1 { wide } else { 0 };
         let parts = parts

@@ -176,7 +176,11 @@ impl ModernBert {
         } = self.config;
         let name = |part: &str| format!("layers.{index}.{part}");
         let single = |part: &str, depth: usize, width: usize, bias: bool| {
-            Matrix::load(tensors, depth, &[Part::plain(&name(part), width, bias)])
+            Matrix::load(
+                &tensors.careful(),
+                depth,
+                &[Part::plain(&name(part), width, bias)],
+            )
         };
         let qkv = name("attn.Wqkv");
         let qkv = Part::plain(&qkv, 3 * hidden_size, attention_bias).times(hidden_size, self.heads.scale());
@@ -188,14 +192,18 @@ impl ModernBert {
                     causal: false,
                     window: sliding.then_some(self.config.local_attention / 2),
                 },
-                qkv: Matrix::load(tensors, hidden_size, &[qkv])?,
+                qkv: Matrix::load(&tensors.careful(), hidden_size, &[qkv])?,
                 norms: None,
                 rotary: Some(rotary.clone()),
                 distances: None,
                 out: single("attn.Wo", hidden_size, hidden_size, attention_bias)?,
             },
             feed_forward: FeedForward {
-                up: single("mlp.Wi", hidden_size, 2 * intermediate_size, mlp_bias)?,
+                up: Matrix::load(
+                    tensors,
+                    hidden_size,
+                    &[Part::plain(&name("mlp.Wi"), 2 * intermediate_size, mlp_bias)],
+                )?,
                 gated: true,
                 activation: self.activation,
                 down: single("mlp.Wo", intermediate_size, hidden_size, mlp_bias)?,

@@ -62,30 +62,38 @@ impl Plain {
         let single = |part: &str, depth: usize, width: usize| {
             Matrix::load(tensors, depth, &[Part::plain(&full(part), width, true)])
         };
+        let (up, down) = (full(names.up), full(names.down));
         let [query, key, value] = names.qkv.map(full);
         let qkv = [
             Part::plain(&query, hidden, true).times(hidden, self.heads.scale()),
             Part::plain(&key, hidden, true),
             Part::plain(&value, hidden, true),
         ];
+        let attention = SelfAttention {
+            heads: self.heads,
+            reach: Reach::default(),
+            qkv: Matrix::load(&tensors.careful(), hidden, &qkv)?,
+            norms: None,
+            rotary: None,
+            distances: distances.cloned(),
+            out: single(names.out, hidden, hidden)?,
+        };
+        let attention_norm = self.norm(tensors, &full(names.attention_norm))?;
         Ok(Layer {
-            attention: SelfAttention {
-                heads: self.heads,
-                reach: Reach::default(),
-                qkv: Matrix::load(tensors, hidden, &qkv)?,
-                norms: None,
-                rotary: None,
-                distances: distances.cloned(),
-                out: single(names.out, hidden, hidden)?,
-            },
+            attention,
             feed_forward: FeedForward {
-                up: single(names.up, hidden, wide)?,
+                up: Matrix::load_behind(
+                    Some(&attention_norm),
+                    tensors,
+                    hidden,
+                    &[Part::plain(&up, wide, true)],
+                )?,
                 gated: false,
                 activation: self.activation,
-                down: single(names.down, wide, hidden)?,
+                down: Matrix::load(&tensors.careful(), wide, &[Part::plain(&down, hidden, true)])?,
             },
             norms: Norms::Behind {
-                attention: self.norm(tensors, &full(names.attention_norm))?,
+                attention: attention_norm,
                 feed_forward: self.norm(tensors, &full(names.norm))?,
             },
         })

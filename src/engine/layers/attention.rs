@@ -5,7 +5,7 @@ use super::bias::Distances;
 use super::matrix::Matrix;
 use super::norm::Norm;
 use super::rotary::Rotary;
-use crate::engine::kernel::{After, Floats, Linear, PANEL, Panels};
+use crate::engine::kernel::{self, After, Floats, Linear, PANEL, Panels};
 use crate::engine::math::Softmax;
 use pulp::Arch;
 use std::ops::Range;
@@ -131,6 +131,10 @@ impl Attention {
     pub fn run(&mut self, arch: Arch, layer: &SelfAttention, rows: &mut [f32], output: &mut [f32]) {
         layer.prepare(arch, rows);
         let Heads { queries, keys, width } = layer.heads;
+        let plain = layer.reach == Reach::default() && layer.distances.is_none();
+        if plain && kernel::attend(layer.qkv.kernel(), queries, keys, width, rows, output) {
+            return;
+        }
         let (stride, out_stride) = (layer.heads.row_width(), layer.heads.query_width());
         let tokens = output.len() / out_stride;
         let sliding = layer.reach != Reach::default();

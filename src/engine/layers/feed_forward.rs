@@ -5,6 +5,12 @@ use crate::engine::kernel::After;
 use crate::engine::math;
 use pulp::{Arch, Simd, WithSimd};
 
+/// 128 rows of 1536 numbers are 768 KiB.
+const BLOCK_ROWS: usize = 128;
+/// Where the numbers in between are computed and used a part of the columns at a time: the weights, which do not
+/// fit into that cache, so pass through it once for so many rows.
+const NARROW_ROWS: usize = 512;
+
 /// What is done to the wide rows. All of them are 0 at 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -55,9 +61,35 @@ impl FeedForward {
 
     /// `output = down(activation(up(input)))`; `wide` has room for [`FeedForward::width`] numbers for each row.
     pub fn run(&self, arch: Arch, input: &[f32], wide: &mut [f32], output: &mut [f32]) {
+        if self.fused() {
+            return self.up.product_pair(arch, input, wide, &self.down, output);
+        }
         self.widen(arch, input, wide);
         self.down
             .product(arch, wide, self.width(), output, After::Nothing);
+    }
+
+    /// Rows that go through at once, so that what lies between the two products stays in the second-level cache.
+    pub fn block_rows(&self) -> usize {
+        if self.stays_narrow() {
+            NARROW_ROWS
+        } else {
+            BLOCK_ROWS
+        }
+    }
+
+    /// Numbers of a wide row that [`FeedForward::run`] needs room for.
+    pub fn scratch_width(&self) -> usize {
+        if self.stays_narrow() { 0 } else { self.width() }
+    }
+
+    fn stays_narrow(&self) -> bool {
+        self.fused() && self.down.kernel().stays_narrow()
+    }
+
+    /// Whether the first product does all that lies between the two.
+    fn fused(&self) -> bool {
+        !self.gated && self.activation == Activation::Gelu
     }
 
     /// As [`FeedForward::run`], with the output in the input's place.
@@ -67,7 +99,7 @@ impl FeedForward {
     }
 
     fn widen(&self, arch: Arch, input: &[f32], wide: &mut [f32]) {
-        let fused = !self.gated && self.activation == Activation::Gelu;
+        let fused = self.fused();
         let after = if fused { After::Gelu } else { After::Nothing };
         self.up.product(arch, input, self.up.depth(), wide, after);
         if !fused {

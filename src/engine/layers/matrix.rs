@@ -1,8 +1,9 @@
 //! Weights of a linear layer. The one type that products with weights go through, so that their precision and
 //! layout are decided in one place.
 
+use super::norm::Norm;
 use crate::engine::LoadError;
-use crate::engine::kernel::{After, Linear, Panels};
+use crate::engine::kernel::{self, After, Kernel, Linear, Panels};
 use crate::engine::weights::Tensors;
 use pulp::Arch;
 
@@ -61,7 +62,24 @@ impl Matrix {
     /// # Errors
     /// A tensor is missing, misshapen or damaged.
     pub fn load(tensors: &Tensors<'_>, depth: usize, parts: &[Part<'_>]) -> Result<Matrix, LoadError> {
-        let mut panels = Panels::zeros(depth, parts.iter().map(|part| part.width).sum());
+        Matrix::load_behind(None, tensors, depth, parts)
+    }
+
+    /// As [`Matrix::load`], for layers whose input comes from a norm, which tells how it spreads.
+    ///
+    /// # Errors
+    /// A tensor is missing, misshapen or damaged.
+    pub fn load_behind(
+        norm: Option<&Norm>,
+        tensors: &Tensors<'_>,
+        depth: usize,
+        parts: &[Part<'_>],
+    ) -> Result<Matrix, LoadError> {
+        let width = parts.iter().map(|part| part.width).sum();
+        let mut panels = Panels::packed(tensors.kernel(), depth, width);
+        if let Some(norm) = norm {
+            panels.even_out(&norm.spread());
+        }
         let mut first = 0;
         for part in parts {
             let scale = |row: usize| if row < part.scaled { part.scale } else { 1.0 };
@@ -91,6 +109,11 @@ impl Matrix {
         self.0.depth()
     }
 
+    /// What products with it are computed by.
+    pub fn kernel(&self) -> Kernel {
+        self.0.kernel()
+    }
+
     /// `output = after(input × weights + bias)`, row by row. Rows of the input begin every `input_stride`
     /// numbers; those of the output lie side by side.
     pub fn product(&self, arch: Arch, input: &[f32], input_stride: usize, output: &mut [f32], after: After) {
@@ -104,5 +127,18 @@ impl Matrix {
             after,
         }
         .run(arch);
+    }
+
+    /// `output = down × gelu(self × input)`, on rows that lie side by side; `wide` has room for what lies
+    /// between the products.
+    pub fn product_pair(
+        &self,
+        arch: Arch,
+        input: &[f32],
+        wide: &mut [f32],
+        down: &Matrix,
+        output: &mut [f32],
+    ) {
+        kernel::feed_forward(arch, input, &self.0, wide, &down.0, output);
     }
 }

@@ -46,6 +46,17 @@ impl Norm {
         })
     }
 
+    /// How far the numbers of a row may be expected to spread at each place: three times the deviation that the
+    /// norm gives them, around its shift.
+    pub fn spread(&self) -> Vec<f32> {
+        let shift = self.bias.iter().flatten().copied().chain(std::iter::repeat(0.0));
+        self.weight
+            .iter()
+            .zip(shift)
+            .map(|(weight, shift)| 3.0 * weight.abs() + shift.abs())
+            .collect()
+    }
+
     /// An RMSNorm of `width` numbers, whose stored weights are counted from `origin`: Gemma's from 1.
     ///
     /// # Errors

@@ -1,0 +1,111 @@
+//! Products of narrow numbers in the vector registers: `vdpbf16ps` and `vpdpbusd`, for machines without tiles.
+
+use std::arch::x86_64::*;
+
+/// Rows of the largest block: twelve rows of two sums leave registers for the panel's row and a broadcast.
+const ROWS: usize = 12;
+
+/// Whether the instructions are there: those of Zen 4 and of Sapphire Rapids and later.
+pub fn available() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("avx512vnni")
+}
+
+/// `sums (+)= a × panel`: `rows` rows of `steps` times 64 bytes by a panel of 32 columns. `sums` has 128 bytes
+/// to a row, `FRESH` ones count as zero.
+///
+/// # Safety
+/// `a` points to `rows` rows, `a_stride` bytes apart; `panel` to `16 × steps` rows of 128 bytes, `sums` to
+/// `rows` of them.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
+pub unsafe fn add<const QUADS: bool>(
+    a: *const u8,
+    a_stride: usize,
+    rows: usize,
+    panel: *const u8,
+    steps: usize,
+    sums: *mut u8,
+    fresh: bool,
+) {
+    let blocks = rows.div_ceil(ROWS);
+    let mut row = 0;
+    for block in 0..blocks {
+        let count = (rows - row).div_ceil(blocks - block);
+        // SAFETY: `count` rows from `row` on are within those that the caller vouches for.
+        unsafe {
+            let (a, sums) = (a.add(row * a_stride), sums.add(row * 128));
+            macro_rules! counts {
+                ($($n:literal),*) => {
+                    match count {
+                        $($n => rows_of::<$n, QUADS>(a, a_stride, panel, steps * 16, sums, fresh),)*
+                        _ => unreachable!("blocks have one to {ROWS} rows"),
+                    }
+                };
+            }
+            counts!(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
+        }
+        row += count;
+    }
+}
+
+/// `M` rows of [`add`]; `words` are rows of the panel.
+///
+/// # Safety
+/// As for [`add`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
+unsafe fn rows_of<const M: usize, const QUADS: bool>(
+    a: *const u8,
+    a_stride: usize,
+    panel: *const u8,
+    words: usize,
+    sums: *mut u8,
+    fresh: bool,
+) {
+    let mut held = [[_mm512_setzero_si512(); 2]; M];
+    // SAFETY: the caller vouches for M rows of activations and sums, and for `words` rows of the panel.
+    unsafe {
+        if !fresh {
+            for (i, sum) in held.iter_mut().enumerate() {
+                *sum = [
+                    _mm512_loadu_si512(sums.add(i * 128).cast()),
+                    _mm512_loadu_si512(sums.add(i * 128 + 64).cast()),
+                ];
+            }
+        }
+        for word in 0..words {
+            let b = [
+                _mm512_loadu_si512(panel.add(word * 128).cast()),
+                _mm512_loadu_si512(panel.add(word * 128 + 64).cast()),
+            ];
+            for (i, sum) in held.iter_mut().enumerate() {
+                let x = _mm512_set1_epi32(a.add(i * a_stride + word * 4).cast::<i32>().read_unaligned());
+                for (sum, b) in sum.iter_mut().zip(b) {
+                    *sum = dot::<QUADS>(*sum, x, b);
+                }
+            }
+        }
+        for (i, sum) in held.iter().enumerate() {
+            _mm512_storeu_si512(sums.add(i * 128).cast(), sum[0]);
+            _mm512_storeu_si512(sums.add(i * 128 + 64).cast(), sum[1]);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
+fn dot<const QUADS: bool>(sum: __m512i, x: __m512i, b: __m512i) -> __m512i {
+    if QUADS {
+        _mm512_dpbusd_epi32(sum, x, b)
+    } else {
+        // SAFETY: all are 512 bits without any invalid pattern.
+        unsafe {
+            let (x, b): (__m512bh, __m512bh) = (std::mem::transmute(x), std::mem::transmute(b));
+            _mm512_castps_si512(_mm512_dpbf16_ps(_mm512_castsi512_ps(sum), x, b))
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Weights, cut into panels once at load, in the format that their kernel reads.
+
+use super::choice::{Kernel, Rounding};
+#[cfg(target_arch = "x86_64")]
+use super::narrow::{Format, bf16, halves};
+use super::{PANEL, Row, ZERO};
+
+/// A matrix of `depth` rows and `width` columns cut into panels, and what is added to each row of a product.
+///
+/// A panel holds [`PANEL`] columns. A row of it holds one number of each column, or two of bf16, or four
+/// bytes, which are neighbours along the depth. Narrow panels are filled up with zeros to whole tiles.
+#[derive(Debug, Default)]
+pub struct Panels {
+    pub(super) depth: usize,
+    pub(super) width: usize,
+    kernel: Kernel,
+    /// Rows of one panel, all planes of it.
+    panel_rows: usize,
+    pub(super) rows: Vec<Row>,
+    pub(super) bias: Vec<Row>,
+    /// Of bytes: what activations are multiplied with, and columns divided by; nothing if there is no such thing.
+    factors: Vec<f32>,
+    /// Of bytes: the step of each column, and the sum of the column.
+    scale: Vec<Row>,
+    total: Vec<Row>,
+}
+
+impl Panels {
+    /// A matrix of zeros with a bias of zeros for this kernel.
+    pub fn packed(kernel: Kernel, depth: usize, width: usize) -> Panels {
+        let mut panels = Panels {
+            kernel,
+            ..Panels::default()
+        };
+        panels.reset(depth, width);
+        panels
+    }
+
+    /// Takes another shape, keeping the memory. Columns beyond `width` are zero; the others are to be set.
+    pub fn reset(&mut self, depth: usize, width: usize) {
+        let count = width.div_ceil(PANEL);
+        (self.depth, self.width) = (depth, width);
+        self.panel_rows = match self.kernel {
+            Kernel::Floats | Kernel::Rounded(_) => depth,
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Narrow(format, _) => format.steps(depth) * 16 * format.planes(),
+        };
+        self.rows.resize(count * self.panel_rows, ZERO);
+        self.bias.resize(count, ZERO);
+        if !width.is_multiple_of(PANEL) {
+            self.rows[(count - 1) * self.panel_rows..].fill(ZERO);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let Kernel::Narrow(Format::Quads, _) = self.kernel {
+            self.scale.resize(count, ZERO);
+            self.total.resize(count, ZERO);
+        }
+    }
+
+    /// Which kernel reads it.
+    pub fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+
+    /// Columns of the matrix, which are those of a product with it.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Rows of the matrix, which are the columns of what is multiplied with it.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Tells how far the activations spread at each place of a row, roughly. In bytes all of a row share one
+    /// step, so that a few wide places would leave too few steps to the others: they are divided by their
+    /// spread, and the weights multiplied with it. To be called before any column is set.
+    pub fn even_out(&mut self, spread: &[f32]) {
+        assert_eq!(spread.len(), self.depth, "a spread for each place of a row");
+        let bytes = match self.kernel {
+            Kernel::Rounded(Rounding::Int8) => true,
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Narrow(Format::Quads, _) => true,
+            _ => false,
+        };
+        let most = spread.iter().fold(0.0f32, |most, v| most.max(*v));
+        if bytes && most > 0.0 {
+            // A place that hardly spreads is not blown up without bound.
+            self.factors = spread.iter().map(|v| most / v.max(most * 1e-3)).collect();
+        }
+    }
+
+    /// See [`Panels::even_out`].
+    pub(super) fn factors(&self) -> &[f32] {
+        &self.factors
+    }
+
+    /// Sets column `column` from `values`, one for each row, each times `scale`.
+    pub fn set_column(&mut self, column: usize, values: impl Iterator<Item = f32>, scale: f32) {
+        assert!(column < self.width, "column {column} of {}", self.width);
+        let (panel, lane) = (column / PANEL, column % PANEL);
+        let factors = &self.factors;
+        let even = |k: usize| {
+            if factors.is_empty() {
+                scale
+            } else {
+                scale / factors[k]
+            }
+        };
+        let values = values
+            .take(self.depth)
+            .enumerate()
+            .map(|(k, value)| value * even(k));
+        let rows = &mut self.rows[panel * self.panel_rows..][..self.panel_rows];
+        match self.kernel {
+            Kernel::Floats => {
+                for (row, value) in rows.iter_mut().zip(values) {
+                    row.0[lane] = value;
+                }
+            }
+            Kernel::Rounded(rounding) => {
+                let mut column: Vec<f32> = values.collect();
+                match rounding {
+                    Rounding::Bf16 => super::choice::round_bf16(&mut column),
+                    Rounding::Int8 => {
+                        let (step, per_step) = column_steps(&column);
+                        column
+                            .iter_mut()
+                            .for_each(|v| *v = (*v * per_step).round_ties_even() * step);
+                    }
+                }
+                for (row, value) in rows.iter_mut().zip(column) {
+                    row.0[lane] = value;
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Narrow(format, _) => match format {
+                Format::Pairs => {
+                    for (k, value) in values.enumerate() {
+                        set_half(&mut rows[k / 2].0[lane], k % 2, bf16(value));
+                    }
+                }
+                Format::Split => {
+                    let (first, second) = rows.split_at_mut(self.panel_rows / 2);
+                    for (k, value) in values.enumerate() {
+                        let (lead, rest) = halves(value);
+                        set_half(&mut first[k / 2].0[lane], k % 2, lead);
+                        set_half(&mut second[k / 2].0[lane], k % 2, rest);
+                    }
+                }
+                Format::Quads => {
+                    let column: Vec<f32> = values.collect();
+                    let (step, per_step) = column_steps(&column);
+                    let mut total = 0;
+                    for (k, value) in column.iter().enumerate() {
+                        let byte = (value * per_step).round_ties_even() as i8;
+                        total += i32::from(byte);
+                        let word = &mut rows[k / 4].0[lane];
+                        let mut bytes = word.to_bits().to_le_bytes();
+                        bytes[k % 4] = byte as u8;
+                        *word = f32::from_bits(u32::from_le_bytes(bytes));
+                    }
+                    self.scale[panel].0[lane] = step;
+                    self.total[panel].0[lane] = total as f32 * step;
+                }
+            },
+        }
+    }
+
+    /// Sets row `row` of a matrix in 32 bits from `values`, one for each column.
+    pub fn set_row(&mut self, row: usize, values: &[f32]) {
+        assert!(
+            self.kernel == Kernel::Floats && row < self.depth && values.len() == self.width,
+            "row {row} of {}",
+            self.depth
+        );
+        for (panel, part) in values.chunks(PANEL).enumerate() {
+            self.rows[panel * self.depth + row].0[..part.len()].copy_from_slice(part);
+        }
+    }
+
+    /// Sets what is added to column `column` of every product.
+    pub fn set_bias(&mut self, column: usize, value: f32) {
+        self.bias[column / PANEL].0[column % PANEL] = value;
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Panels {
+    /// In which format activations have to be.
+    pub(super) fn format(&self) -> Option<Format> {
+        match self.kernel {
+            Kernel::Narrow(format, _) => Some(format),
+            _ => None,
+        }
+    }
+
+    /// The rows of one panel.
+    pub(super) fn panel(&self, panel: usize) -> &[Row] {
+        &self.rows[panel * self.panel_rows..][..self.panel_rows]
+    }
+
+    /// What is added to each column.
+    pub(super) fn bias(&self, panel: usize) -> &Row {
+        &self.bias[panel]
+    }
+
+    /// The step of each column of bytes.
+    pub(super) fn scale(&self, panel: usize) -> &Row {
+        &self.scale[panel]
+    }
+
+    /// The sum of each column of bytes, in numbers.
+    pub(super) fn total(&self, panel: usize) -> &Row {
+        &self.total[panel]
+    }
+}
+
+/// The step of a column of bytes from −127 to 127, and steps in one. A column of zeros has no steps.
+fn column_steps(column: &[f32]) -> (f32, f32) {
+    let most = column.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+    if most > f32::MIN_POSITIVE * 127.0 {
+        (most / 127.0, 127.0 / most)
+    } else {
+        (0.0, 0.0)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn set_half(word: &mut f32, half: usize, bits: u16) {
+    let shift = 16 * half;
+    *word = f32::from_bits(word.to_bits() & !(0xffff << shift) | u32::from(bits) << shift);
+}

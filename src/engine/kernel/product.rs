@@ -1,0 +1,393 @@
+//! Products of narrow numbers, panel by panel: tiles or vectors add up, and what is done to the sums is done
+//! while they are in the first-level cache.
+
+use super::narrow::{Format, Narrow, mask, rounded, split};
+use super::tiles::{self, Tiles};
+use super::{After, Floats, PANEL, Panels, Row, dots, prefetch};
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+/// Steps of 64 bytes that are added up before the next rows: a panel's 24 KiB stay in the first-level cache.
+const STEPS: usize = 8;
+/// Rows of sums that are worked off at once: two tiles.
+const ROWS: usize = 32;
+
+/// Where a product goes.
+pub enum Out<'a> {
+    /// Numbers of 32 bits, and how far apart rows are.
+    Floats(&'a mut [f32], usize),
+    /// What the next product reads, in pairs or split. It has as many rows, and the product's width is its
+    /// depth.
+    Narrow(&'a mut Narrow),
+}
+
+/// What adds up: the tiles of this thread, or its vector registers.
+pub enum Unit {
+    /// AMX.
+    Tiles(Tiles),
+    /// AVX-512 with the dot products of bf16 and of bytes.
+    Dots,
+}
+
+/// Which part of a product is computed: some of the panels, on some of the depth. Parts of the depth follow one
+/// another from the first to the last, and the sums are kept meanwhile.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// Panels of the weights. A narrow output holds just their columns.
+    pub panels: Range<usize>,
+    /// Steps of the depth. The input holds just these.
+    pub steps: Range<usize>,
+}
+
+impl Part {
+    /// All of it.
+    pub fn whole(format: Format, weights: &Panels) -> Part {
+        Part {
+            panels: 0..weights.width().div_ceil(PANEL),
+            steps: 0..format.steps(weights.depth()).max(1),
+        }
+    }
+}
+
+/// `out = after(bias + input × weights)`. `sums` is a buffer, or where the sums of other parts are.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a kernel: all of it is needed, nothing of it is kept"
+)]
+pub fn product(
+    unit: &Unit,
+    input: &Narrow,
+    weights: &Panels,
+    part: Part,
+    mut out: Out<'_>,
+    after: After,
+    sums: &mut Floats,
+) {
+    let format = input.format();
+    let (rows, width) = (input.rows(), weights.width());
+    let Part { panels, steps: range } = part;
+    let (steps, planes) = (format.steps(weights.depth()), format.planes());
+    assert!(weights.format() == Some(format) && range.end <= steps.max(1));
+    assert!(format.steps(input.depth()).max(1) == range.len());
+    let whole = range.len() >= steps;
+    match &mut out {
+        Out::Floats(out, stride) => {
+            assert!(rows == 0 || (*stride >= width && out.len() >= (rows - 1) * *stride + width));
+        }
+        Out::Narrow(next) => {
+            let columns = width.min(panels.end * PANEL) - panels.start * PANEL;
+            assert!(next.rows() == rows && next.depth() == columns && next.format() != Format::Quads);
+        }
+    }
+    // The activations' plane and the weights', least product first.
+    let pairs: &[(usize, usize)] = match format {
+        Format::Split => &[(1, 0), (0, 1), (0, 0)],
+        Format::Pairs | Format::Quads => &[(0, 0)],
+    };
+    let slice = STEPS / planes;
+    let tiles = rows.div_ceil(ROWS);
+    // The sums of each panel are kept where more parts of the depth are to come.
+    let kept = if whole { 1 } else { panels.len() };
+    let sums = sums.take(kept * tiles * ROWS * PANEL).as_mut_ptr().cast::<u8>();
+    // Sums are finished one block late: while tiles add up the next block, the vector units have time for it.
+    let first_panel = panels.start;
+    let mut pending: Option<End> = None;
+    let mut finish = |end: End| {
+        // SAFETY: an `End` is made only of sums that are there, of a block within the output.
+        unsafe {
+            match (after, format) {
+                (After::Nothing, Format::Quads) => end.run::<true, 0>(input, weights, &mut out, first_panel),
+                (After::Gelu, Format::Quads) => end.run::<true, 1>(input, weights, &mut out, first_panel),
+                (After::Nothing, _) => end.run::<false, 0>(input, weights, &mut out, first_panel),
+                (After::Gelu, Format::Pairs) => end.run::<false, 1>(input, weights, &mut out, first_panel),
+                (After::Gelu, Format::Split) => end.run::<false, 2>(input, weights, &mut out, first_panel),
+            }
+        }
+    };
+    let (end, end_panel) = (range.end.min(steps), panels.end);
+    for (index, panel) in panels.enumerate() {
+        let here = weights.panel(panel);
+        let later = (panel + 1 < end_panel).then(|| weights.panel(panel + 1));
+        let blocks = range.len().div_ceil(slice);
+        for (turn, first) in range.clone().step_by(slice).enumerate() {
+            let count = slice.min(end - first);
+            let (fresh, last) = (first == 0, turn + 1 == blocks && end == steps);
+            for tile in 0..tiles {
+                let row = tile * ROWS;
+                let height = ROWS.min(rows - row);
+                // What the next panel brings for the same steps, a share of it with each block.
+                for plane in 0..planes {
+                    let later = later.map_or(&[][..], |rows| {
+                        &rows[(plane * steps + first) * 16..][..count * 16]
+                    });
+                    prefetch(&later[later.len() * tile / tiles..later.len() * (tile + 1) / tiles]);
+                }
+                // SAFETY: rows of activations up to the next multiple of 16 may be read, the sums have room
+                // for whole blocks of 32 rows, and a panel has `steps × 16` rows in each plane; of the unit's
+                // instructions the machine has those that made the unit.
+                unsafe {
+                    let sums = sums.add((if whole { 0 } else { index * tiles * ROWS } + row) * 128);
+                    let at = (first - range.start) * 64;
+                    let a = |plane: usize| input.row(row).add(plane * input.plane_bytes() + at);
+                    let b = |plane: usize| here[(plane * steps + first) * 16..].as_ptr().cast::<u8>();
+                    let stride = input.stride_bytes();
+                    let late = pending.take();
+                    let meanwhile = || {
+                        if let Some(end) = late {
+                            finish(end);
+                        }
+                    };
+                    if format == Format::Quads {
+                        block::<true>(unit, a, b, stride, height, count, pairs, sums, fresh, meanwhile);
+                    } else {
+                        block::<false>(unit, a, b, stride, height, count, pairs, sums, fresh, meanwhile);
+                    }
+                    pending = last.then_some(End {
+                        sums,
+                        row,
+                        height,
+                        panel,
+                        width: PANEL.min(width - panel * PANEL),
+                    });
+                }
+            }
+        }
+    }
+    if let Some(end) = pending {
+        finish(end);
+    }
+}
+
+/// `sums (+)= a × b`, one block of up to 32 rows by a panel, `steps` times 64 bytes deep; for each of `pairs`,
+/// which name a plane of `a` and one of `b`. `fresh` sums count as zero. `meanwhile` is done while the tiles
+/// add up, before they are stored; it must not use them.
+///
+/// # Safety
+/// Each plane of `a` points to rows up to the next multiple of 16 from `height`, `stride` bytes apart; each of
+/// `b` to `16 × steps` rows of 128 bytes; `sums` to 32 of them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a kernel: all of it is needed, nothing of it is kept"
+)]
+pub unsafe fn block<const QUADS: bool>(
+    unit: &Unit,
+    a: impl Fn(usize) -> *const u8,
+    b: impl Fn(usize) -> *const u8,
+    stride: usize,
+    height: usize,
+    steps: usize,
+    pairs: &[(usize, usize)],
+    sums: *mut u8,
+    fresh: bool,
+    meanwhile: impl FnOnce(),
+) {
+    // SAFETY: the caller vouches for the memory.
+    unsafe {
+        match unit {
+            Unit::Tiles(tiles) if height > tiles::TILE => {
+                tile_block::<true, QUADS>(tiles, a, b, stride, steps, pairs, sums, fresh, meanwhile);
+            }
+            Unit::Tiles(tiles) => {
+                tile_block::<false, QUADS>(tiles, a, b, stride, steps, pairs, sums, fresh, meanwhile);
+            }
+            Unit::Dots => {
+                meanwhile();
+                for (at, (x, y)) in pairs.iter().enumerate() {
+                    dots::add::<QUADS>(a(*x), stride, height, b(*y), steps, sums, fresh && at == 0);
+                }
+            }
+        }
+    }
+}
+
+/// As [`block`], by tiles.
+///
+/// # Safety
+/// As for [`block`].
+#[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a kernel: all of it is needed, nothing of it is kept"
+)]
+unsafe fn tile_block<const TALL: bool, const QUADS: bool>(
+    unit: &Tiles,
+    a: impl Fn(usize) -> *const u8,
+    b: impl Fn(usize) -> *const u8,
+    stride: usize,
+    steps: usize,
+    pairs: &[(usize, usize)],
+    sums: *mut u8,
+    fresh: bool,
+    meanwhile: impl FnOnce(),
+) {
+    // SAFETY: the caller vouches for the memory.
+    unsafe {
+        if fresh {
+            tiles::zero(unit);
+        } else {
+            tiles::load::<TALL>(unit, sums, 128);
+        }
+        for (x, y) in pairs {
+            tiles::add::<TALL, QUADS>(unit, a(*x), stride, b(*y), steps);
+        }
+        meanwhile();
+        tiles::store::<TALL>(unit, sums, 128);
+    }
+}
+
+/// A block of sums that is complete.
+struct End {
+    sums: *const u8,
+    row: usize,
+    height: usize,
+    panel: usize,
+    width: usize,
+}
+
+impl End {
+    /// Scales bytes, adds the bias, computes GELU (0 none, 1 to the places of bf16, 2 exact), and leaves the
+    /// numbers where they belong.
+    ///
+    /// # Safety
+    /// `sums` holds `height` rows of 128 bytes, and `out` has room for them, as [`product`] asserts.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
+    unsafe fn run<const QUADS: bool, const GELU: u8>(
+        self,
+        input: &Narrow,
+        weights: &Panels,
+        out: &mut Out<'_>,
+        first_panel: usize,
+    ) {
+        let End {
+            sums,
+            row,
+            height,
+            panel,
+            width,
+        } = self;
+        let column = panel * PANEL;
+        let bias = registers(weights.bias(panel));
+        let (scale, total) = if QUADS {
+            (registers(weights.scale(panel)), registers(weights.total(panel)))
+        } else {
+            (bias, bias)
+        };
+        let masks = [mask(width), mask(width.saturating_sub(16))];
+        for i in 0..height {
+            // SAFETY: see above; masks keep stores within `width` columns.
+            unsafe {
+                let sum = sums.add(i * 128);
+                let mut values = [_mm512_setzero_ps(); 2];
+                for (j, value) in values.iter_mut().enumerate() {
+                    *value = if QUADS {
+                        let [step, least] = input.grid()[row + i];
+                        let sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(sum.add(j * 64).cast()));
+                        let shift = _mm512_fmadd_ps(_mm512_set1_ps(least), total[j], bias[j]);
+                        _mm512_fmadd_ps(_mm512_mul_ps(_mm512_set1_ps(step), scale[j]), sum, shift)
+                    } else {
+                        _mm512_add_ps(_mm512_loadu_ps(sum.add(j * 64).cast()), bias[j])
+                    };
+                    *value = match GELU {
+                        0 => *value,
+                        1 => gelu::<false>(*value),
+                        _ => gelu::<true>(*value),
+                    };
+                }
+                match out {
+                    Out::Floats(out, stride) => {
+                        let place = out.as_mut_ptr().add((row + i) * *stride + column);
+                        if width == PANEL {
+                            _mm512_storeu_ps(place, values[0]);
+                            _mm512_storeu_ps(place.add(16), values[1]);
+                        } else {
+                            _mm512_mask_storeu_ps(place, masks[0], values[0]);
+                            _mm512_mask_storeu_ps(place.wrapping_add(16), masks[1], values[1]);
+                        }
+                    }
+                    Out::Narrow(next) => {
+                        // A whole line, since rows end on one; what lies beyond the width is zero.
+                        let plane = next.plane_bytes();
+                        let place = next.row_mut(row + i).add((panel - first_panel) * 64);
+                        if next.format() == Format::Split {
+                            let (lead, rest) = split(values[0], values[1]);
+                            _mm512_storeu_si512(place.cast(), lead);
+                            _mm512_storeu_si512(place.add(plane).cast(), rest);
+                        } else {
+                            _mm512_storeu_si512(place.cast(), rounded(values[0], values[1]));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn registers(row: &Row) -> [__m512; 2] {
+    // SAFETY: a row holds 32 numbers.
+    unsafe {
+        [
+            _mm512_loadu_ps(row.0.as_ptr()),
+            _mm512_loadu_ps(row.0.as_ptr().add(16)),
+        ]
+    }
+}
+
+/// `Φ(x) − 1/2 = x·p(x²)` within ±[`GELU_END`], lowest power of `x²/8 − 1` first: a fit that leaves GELU with
+/// errors below 2·10⁻⁴, a tenth of what rounding to bf16 leaves at 1.
+const GELU: [f32; 7] = [
+    0.175_970_22,
+    -0.084_426_61,
+    0.055_410_178,
+    -0.035_462_394,
+    0.024_091_12,
+    -0.016_550_837,
+    0.005_971_961,
+];
+/// Where that fit reaches ±1/2.
+const GELU_END: f32 = 4.0;
+
+/// GELU: `x·Φ(x)`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn gelu<const EXACT: bool>(x: __m512) -> __m512 {
+    if EXACT {
+        use super::super::math::{ERF, ERF_END, ERF_HALF};
+        let end = _mm512_set1_ps(ERF_END);
+        let near = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-ERF_END)), end);
+        let s = _mm512_fmadd_ps(
+            _mm512_mul_ps(near, near),
+            _mm512_set1_ps(1.0 / ERF_HALF),
+            _mm512_set1_ps(-1.0),
+        );
+        let s2 = _mm512_mul_ps(s, s);
+        let (mut even, mut odd) = (_mm512_set1_ps(ERF[14]), _mm512_set1_ps(ERF[15]));
+        for i in (0..7).rev() {
+            even = _mm512_fmadd_ps(even, s2, _mm512_set1_ps(ERF[2 * i]));
+            odd = _mm512_fmadd_ps(odd, s2, _mm512_set1_ps(ERF[2 * i + 1]));
+        }
+        let half = _mm512_mul_ps(x, _mm512_set1_ps(0.5));
+        let erf = _mm512_mul_ps(near, _mm512_fmadd_ps(odd, s, even));
+        _mm512_fmadd_ps(half, erf, half)
+    } else {
+        let near = _mm512_min_ps(
+            _mm512_max_ps(x, _mm512_set1_ps(-GELU_END)),
+            _mm512_set1_ps(GELU_END),
+        );
+        let s = _mm512_fmadd_ps(
+            _mm512_mul_ps(near, near),
+            _mm512_set1_ps(2.0 / (GELU_END * GELU_END)),
+            _mm512_set1_ps(-1.0),
+        );
+        let mut p = _mm512_set1_ps(GELU[6]);
+        for i in (0..6).rev() {
+            p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(GELU[i]));
+        }
+        _mm512_mul_ps(x, _mm512_fmadd_ps(near, p, _mm512_set1_ps(0.5)))
+    }
+}
