@@ -2,7 +2,7 @@
 //!
 //! Shapes are those of all-MiniLM-L6-v2. Each line is the best of many short runs, which is what a busy machine
 //! disturbs least; compare lines of one run only.
-
+#![expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
 #![allow(
     dead_code,
     reason = "the kernels are built as they are, and not all of them are measured"

@@ -314,6 +314,7 @@ pub(super) fn peak_of_tiles() -> Option<f64> {
     let (a, panel) = (a.as_ptr().cast::<u8>(), panel.as_ptr().cast::<u8>());
     let mut least = f64::INFINITY;
     for _ in 0..100 {
+        #[expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
         let start = std::time::Instant::now();
         for _ in 0..TURNS {
             // SAFETY: 32 rows of 128 bytes for each step hold 32 rows of 64 bytes a step; the panel is whole.

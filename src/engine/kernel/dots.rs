@@ -104,7 +104,8 @@ fn dot<const QUADS: bool>(sum: __m512i, x: __m512i, b: __m512i) -> __m512i {
     } else {
         // SAFETY: all are 512 bits without any invalid pattern.
         unsafe {
-            let (x, b): (__m512bh, __m512bh) = (std::mem::transmute(x), std::mem::transmute(b));
+            let pairs = std::mem::transmute::<__m512i, __m512bh>;
+            let (x, b) = (pairs(x), pairs(b));
             _mm512_castps_si512(_mm512_dpbf16_ps(_mm512_castsi512_ps(sum), x, b))
         }
     }

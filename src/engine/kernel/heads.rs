@@ -196,9 +196,9 @@ impl Heads {
             let out = self.weights.row_mut(row);
             for panel in 0..panels {
                 let mut both = registers(&blocks[panel * QUERIES * KEYS..]);
-                for half in 0..2 {
-                    let x = _mm512_fmadd_ps(both[half], _mm512_set1_ps(std::f32::consts::LOG2_E), shift);
-                    both[half] = if SPLIT {
+                for half in &mut both {
+                    let x = _mm512_fmadd_ps(*half, _mm512_set1_ps(std::f32::consts::LOG2_E), shift);
+                    *half = if SPLIT {
                         exp2::<6>(x, &EXP2_EXACT)
                     } else {
                         exp2::<4>(x, &EXP2)

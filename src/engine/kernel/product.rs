@@ -51,10 +51,6 @@ impl Part {
 
 /// `out = after(bias + input × weights)`. `sums` is a buffer, or where the sums of other parts are.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "a kernel: all of it is needed, nothing of it is kept"
-)]
 pub fn product(
     unit: &Unit,
     input: &Narrow,
