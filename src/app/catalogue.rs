@@ -164,7 +164,11 @@ impl Catalogue {
                 },
                 recipe: Arc::new(Recipe {
                     name: name.clone(),
-                    options,
+                    // A trial decides but once: a model that comes back must be the one that went.
+                    options: LoadOptions {
+                        precision: info.precision.setting(),
+                        ..options
+                    },
                     info,
                     reference,
                 }),

@@ -78,6 +78,15 @@ impl Precision {
         }
     }
 
+    /// The setting that asks for just this one.
+    pub fn setting(self) -> config::Precision {
+        match self {
+            Precision::F32 => config::Precision::F32,
+            Precision::Bf16 => config::Precision::Bf16,
+            Precision::Int8 => config::Precision::Int8,
+        }
+    }
+
     /// As in the fingerprint.
     pub fn name(self) -> &'static str {
         match self {

@@ -156,6 +156,19 @@ impl Weights {
         })
     }
 
+    /// The tensor, if it is there and has this shape.
+    fn expect(&self, prefix: &str, name: &str, shape: &[usize]) -> Result<(String, &Entry), LoadError> {
+        let (full, entry) = self.find(prefix, name)?;
+        if entry.shape == shape {
+            return Ok((full, entry));
+        }
+        Err(LoadError::Tensor {
+            file: self.files[entry.file].0.clone(),
+            name: full,
+            why: format!("has shape {:?}, config.json asks for {shape:?}", entry.shape),
+        })
+    }
+
     /// Reads a tensor of exactly this shape as 32-bit numbers and hands over its rows (of the last dimension)
     /// one by one.
     fn rows(
@@ -165,19 +178,13 @@ impl Weights {
         shape: &[usize],
         row: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), LoadError> {
-        let (full, entry) = self.find(prefix, name)?;
+        let (full, entry) = self.expect(prefix, name, shape)?;
         let (path, file) = &self.files[entry.file];
         let fault = |why: String| LoadError::Tensor {
             file: path.clone(),
             name: full.clone(),
             why,
         };
-        if entry.shape != shape {
-            return Err(fault(format!(
-                "has shape {:?}, config.json asks for {shape:?}",
-                entry.shape
-            )));
-        }
         let width = shape.last().copied().unwrap_or(1).max(1);
         let count = shape.iter().product::<usize>() / width;
         let row_bytes = width * entry.dtype.size_in_bytes();
@@ -249,6 +256,12 @@ impl<'a> Tensors<'a> {
         self.weights.find(self.prefix, name).is_ok()
     }
 
+    /// Fails unless the tensor is there and has this shape: what the file holds bounds what is asked of memory, and not
+    /// what a configuration claims.
+    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<(), LoadError> {
+        self.weights.expect(self.prefix, name, shape).map(drop)
+    }
+
     /// Reads a tensor of exactly this shape as 32-bit numbers and hands over its rows (of the last dimension)
     /// one by one.
     pub fn rows(
@@ -262,6 +275,7 @@ impl<'a> Tensors<'a> {
 
     /// Reads a tensor of one dimension.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        self.expect(name, &[len])?;
         let mut all = Vec::with_capacity(len);
         self.rows(name, &[len], &mut |_, values| all.extend_from_slice(values))?;
         Ok(all)

@@ -3,6 +3,7 @@
 use super::{EXIT_OUTPUT, EXIT_USAGE};
 use crate::args::SubmitArgs;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -50,7 +51,9 @@ impl Target {
             };
         }
         if let Some(found) = &found {
-            if args.files.iter().any(|file| is_same(file, found)) {
+            let stdin = args.files.is_empty() || args.files.iter().any(|file| file.as_os_str() == "-");
+            let is_stdin = stdin && is_same(Path::new("/dev/stdin"), found);
+            if is_stdin || args.files.iter().any(|file| is_same(file, found)) {
                 return Err(usage("is one of the files to embed"));
             }
             if found.len() > 0 && !args.resume && !args.force {
@@ -65,8 +68,11 @@ impl Target {
             .truncate(false)
             .open(path)
             .map_err(|error| cannot(path, "opened", &error))?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(usage("is being written by another submit"));
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(usage("is being written by another submit")),
+            // Not every file system has locks; that is no reason to write nothing.
+            Err(error) => eprintln!("warning: {} cannot be locked: {error}", path.display()),
         }
         let path = path
             .canonicalize()

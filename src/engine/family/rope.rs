@@ -40,7 +40,12 @@ impl Rope {
         default: f32,
     ) -> Result<f32, LoadError> {
         self.old(file)?;
-        let parameters = self.rope_parameters.as_ref().and_then(|all| all.get(kind));
+        let all = self.rope_parameters.as_ref().filter(|all| !all.is_null());
+        let parameters = all.and_then(|all| all.get(kind));
+        if let (Some(all), None) = (all, parameters) {
+            let supported = format!("settings for {kind}");
+            return Err(refuse(file, "rope_parameters", all, &supported));
+        }
         plain(file, &format!("rope_parameters.{kind}"), parameters)
             .map(|theta| theta.or(old).unwrap_or(default))
     }
@@ -71,10 +76,23 @@ fn plain(file: &Path, key: &str, parameters: Option<&Value>) -> Result<Option<f3
         {
             return Err(refuse(file, &format!("{key}.partial_rotary_factor"), part, "1"));
         }
-        return Ok(parameters
-            .get("rope_theta")
-            .and_then(Value::as_f64)
-            .map(|theta| theta as f32));
+        let settings = parameters.as_object().into_iter().flatten();
+        if let Some((kind, value)) = settings.into_iter().find(|(_, value)| value.is_object()) {
+            let key = format!("{key}.{kind}");
+            return Err(refuse(file, &key, value, "one setting for all layers"));
+        }
+        let Some(theta) = parameters.get("rope_theta") else {
+            return Ok(None);
+        };
+        return match theta.as_f64().filter(|theta| *theta > 0.0) {
+            Some(number) => Ok(Some(number as f32)),
+            None => Err(refuse(
+                file,
+                &format!("{key}.rope_theta"),
+                theta,
+                "a number above 0",
+            )),
+        };
     }
     Err(refuse(file, key, parameters, "rope_type default"))
 }

@@ -57,6 +57,7 @@ impl Embedding {
         width: usize,
         scale: f32,
     ) -> Result<Embedding, LoadError> {
+        tensors.expect(&format!("{name}.weight"), &[count, width])?;
         let mut words = Vec::with_capacity(count * width);
         tensors.rows(&format!("{name}.weight"), &[count, width], &mut |_, row| {
             words.extend(row.iter().map(|value| value * scale));
@@ -80,6 +81,7 @@ impl Embedding {
         count: usize,
         places: Places,
     ) -> Result<Embedding, LoadError> {
+        tensors.expect(&format!("{name}.weight"), &[count, self.width])?;
         let mut rows = Vec::with_capacity(count * self.width);
         tensors.rows(&format!("{name}.weight"), &[count, self.width], &mut |_, row| {
             rows.extend_from_slice(row);

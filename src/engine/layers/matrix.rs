@@ -75,6 +75,9 @@ impl Matrix {
         depth: usize,
         parts: &[Part<'_>],
     ) -> Result<Matrix, LoadError> {
+        for part in parts {
+            tensors.expect(&format!("{}.weight", part.name), &[part.width, depth])?;
+        }
         let width = parts.iter().map(|part| part.width).sum();
         let mut panels = Panels::packed(tensors.kernel(), depth, width);
         if let Some(norm) = norm {
