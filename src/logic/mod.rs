@@ -344,6 +344,10 @@ impl Logic {
         // One that comes back from a lane may have ended the process that had it, as may all that were delivered
         // with it. Apart from the others each runs alone and at once, so that only what is at work is charged.
         let apart = suspect && self.resumable && matches!(lane, Lane::Interactive | Lane::Bulk);
+        let lacks_memory = arrival
+            .as_ref()
+            .ok()
+            .and_then(|ticket| self.lacks_memory(lane, ticket.model));
         let (ticket, refusal) = match arrival {
             Ok(ticket) if ticket.deadline.is_some_and(|deadline| deadline <= now) => (ticket, Some(late())),
             Ok(ticket) if apart || attempt > self.setup.limits.max_attempts => {
@@ -355,6 +359,18 @@ impl Logic {
                 } else {
                     self.fail(key, deadly(attempt - 1), now, actions);
                 }
+                return;
+            }
+            Ok(ticket) if lacks_memory.is_some() => {
+                let mut job = Job::new(lane, ticket, answerable, local, now);
+                (job.attempt, job.alone) = (attempt, suspect);
+                self.jobs.insert(key, job);
+                self.fail(
+                    key,
+                    lacks_memory.expect("this arm is for those that do"),
+                    now,
+                    actions,
+                );
                 return;
             }
             Ok(ticket) => {

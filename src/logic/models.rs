@@ -19,16 +19,6 @@ impl Logic {
             self.try_an_engine(key, now, actions);
             return;
         }
-        // An interactive job was refused for it at its admission.
-        let patient = is_bulk(job.lane);
-        let need = self.memory_to_load(model);
-        if patient && need > 0 && !self.admission.has_memory_for(need) {
-            // Loaded all the same, it would cost the process, and the job an attempt each time.
-            let message = format!("the model needs {need} bytes of memory, which are not free");
-            self.fail(key, Refusal::new(ErrorType::Internal, message), now, actions);
-            return;
-        }
-        let Some(job) = self.jobs.get_mut(key) else { return };
         job.holds_model = true;
         self.health.ledger.enter(Stage::Admitted, 1, now);
         if ready {
@@ -40,6 +30,15 @@ impl Logic {
         if self.residence.hold(model) {
             self.load(model, now, actions);
         }
+    }
+
+    /// Why a bulk job cannot have its model in memory, if so; loaded all the same, it would cost the process, and the job an
+    /// attempt each time. An interactive one is refused at its admission.
+    pub(super) fn lacks_memory(&self, lane: Lane, model: ModelId) -> Option<Refusal> {
+        let need = self.memory_to_load(model);
+        let lacks = is_bulk(lane) && need > 0 && !self.admission.has_memory_for(need);
+        let message = || format!("the model needs {need} bytes of memory, which are not free");
+        lacks.then(|| Refusal::new(ErrorType::Internal, message()))
     }
 
     /// Memory that the job asks for beside its own: that of its model, if nobody else has asked for it.

@@ -61,7 +61,7 @@ async fn the_latency_guard_refuses_and_opens_again() {
     let service = bench.serve("slam_limit_ms = 40\n[engine]\nthreads = 1");
     let mut caller = Caller::connect(&bench).await;
     let events = caller.listen("backpressure.*").await;
-    let heavy = json!({"input": vec!["many words make long work ".repeat(40); 16]});
+    let heavy = json!({"input": vec!["many words make long work ".repeat(40); 64]});
     // The first tells how long such jobs take.
     caller.ask(&heavy).await.vectors();
     caller.send(&heavy).await;

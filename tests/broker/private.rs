@@ -49,7 +49,7 @@ impl Private {
 
     /// Kills it (SIGKILL). What it had on disk stays.
     pub fn kill(&self) {
-        let pid = std::fs::read_to_string(self.dir.join("pid")).unwrap();
+        let pid = std::fs::read_to_string(self.dir.join("node-1/pid")).unwrap();
         let pid: libc::pid_t = pid.trim().parse().unwrap();
         // SAFETY: the id is that of the node which this test has started.
         assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);

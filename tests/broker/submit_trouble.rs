@@ -36,7 +36,7 @@ fn run(bench: &Bench, input: &Path, out: &Path, more: &[&str]) -> (Option<i32>, 
 /// nobody may connect for a while.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cut_connections_cost_no_line() {
-    const LINES: usize = 4000;
+    const LINES: usize = 12_000;
     let Some(bench) = bench("cuts") else { return };
     let _service = bench.serve("");
     let proxy = Proxy::to(bench.node.address());
@@ -65,7 +65,7 @@ async fn cut_connections_cost_no_line() {
 /// Goal: the broker is killed and started again, later the service too; no line is lost and none is doubled.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_survives_broker_and_service() {
-    const LINES: usize = 6000;
+    const LINES: usize = 15_000;
     let Some(bench) = bench("restarts") else { return };
     let node = Private::start();
     let settings = "disconnect_kill_ms = 60000\nheartbeat_timeout_ms = 90000";
