@@ -134,6 +134,7 @@ impl Catalogue {
             let options = LoadOptions {
                 precision: settings.precision,
                 device: settings.device,
+                ..LoadOptions::default()
             };
             let before = telemetry::rss_bytes().unwrap_or(0);
             let model = Model::load(&dir, &options, &mut |step| match step {
@@ -167,6 +168,7 @@ impl Catalogue {
                     // A trial decides but once: a model that comes back must be the one that went.
                     options: LoadOptions {
                         precision: info.precision.setting(),
+                        device: info.device.setting(),
                         ..options
                     },
                     info,

@@ -5,6 +5,7 @@ use super::device::{ChoiceError, Device, Precision};
 use super::encoder::Chain;
 use super::family::{self, Sizes};
 use super::folder::{self, DenseSpec, Folder, refuse};
+use super::gpu::{Forward, Place};
 use super::kernel::Kernel;
 use super::layers::dense::Dense;
 use super::tokenize::{Tokenize, TokenizeError};
@@ -22,6 +23,8 @@ pub struct LoadOptions {
     pub precision: config::Precision,
     /// Where to compute.
     pub device: config::Device,
+    /// Computes on the CPU as on a GPU, in Candle's tensors: slower, and a way to test what a GPU is told to do.
+    pub by_tensors: bool,
 }
 
 /// Progress of loading. Every step means that something was done.
@@ -86,6 +89,12 @@ pub enum LoadError {
     /// The device or the precision cannot be had.
     #[error(transparent)]
     Choice(#[from] ChoiceError),
+    /// The device cannot be opened, has no room for the weights, or fails.
+    #[error("the device failed: {why}")]
+    Device {
+        /// What it said.
+        why: String,
+    },
 }
 
 impl LoadError {
@@ -99,7 +108,12 @@ impl LoadError {
                 Kind::NotFound | Kind::PermissionDenied | Kind::IsADirectory | Kind::NotADirectory
             ) || matches!(kind, Kind::InvalidData | Kind::UnexpectedEof)
         };
-        matches!(self, LoadError::Io { source, .. } if !settled(source.kind()))
+        match self {
+            LoadError::Io { source, .. } => !settled(source.kind()),
+            // Another process may hold its memory, or its driver be late.
+            LoadError::Device { .. } => true,
+            _ => false,
+        }
     }
 }
 
@@ -152,7 +166,30 @@ impl ModelInfo {
 pub struct Model {
     info: ModelInfo,
     tokenize: Tokenize,
-    chain: Arc<Chain>,
+    ready: Ready,
+}
+
+/// A model's weights where they are computed with.
+#[derive(Debug)]
+enum Ready {
+    Packed(Arc<Chain>),
+    Placed(Arc<Forward>),
+}
+
+impl Ready {
+    fn engine(&self) -> Box<dyn Engine> {
+        match self {
+            Ready::Packed(chain) => chain.engine(),
+            Ready::Placed(forward) => forward.engine(),
+        }
+    }
+
+    fn dimensions(&self) -> usize {
+        match self {
+            Ready::Packed(chain) => chain.dimensions(),
+            Ready::Placed(forward) => forward.dimensions(),
+        }
+    }
 }
 
 impl Model {
@@ -165,8 +202,15 @@ impl Model {
         options: &LoadOptions,
         step: &mut dyn FnMut(LoadStep),
     ) -> Result<Model, LoadError> {
-        let device = Device::choose(options.device)?;
-        let precisions = Precision::choose(options.precision)?;
+        let (device, place) = if options.by_tensors {
+            let place = Place::open(Device::Cpu).map_err(|error| LoadError::Device {
+                why: error.to_string(),
+            })?;
+            (Device::Cpu, Some(place))
+        } else {
+            Device::choose(options.device, options.precision)?
+        };
+        let precisions = Precision::choose(options.precision, device, place.is_some())?;
         let folder = Folder::open(dir)?;
         let file = folder.transformer.join("config.json");
         let text = folder::read(&file)?;
@@ -179,7 +223,7 @@ impl Model {
             folder.lower_case,
             sizes.vocabulary,
         )?;
-        let dense = dense_chain(&folder, sizes)?;
+        vet_dense(&folder, sizes)?;
 
         let mut bytes = 0;
         let mut weights = Weights::open(&folder.transformer, &mut |more| {
@@ -187,35 +231,43 @@ impl Model {
             step(LoadStep::Read { bytes });
         })?;
         let pooling = folder.pooling.name();
-        let mut precision = precisions[0];
-        weights.kernel = Kernel::choose(precision);
-        let encoder = family.load(&weights, sizes.places, &mut || step(LoadStep::Packed))?;
-        let mut chain = Arc::new(Chain {
-            encoder,
-            places: sizes.places,
-            pooling: folder.pooling.clone(),
-            dense: dense_chain(&folder, sizes)?,
-        });
-        if let Some(full) = precisions.get(1) {
-            let lesser = auto::attempt(&tokenize, &chain, &mut || step(LoadStep::Packed));
-            weights.kernel = Kernel::choose(*full);
-            let encoder = family.load(&weights, sizes.places, &mut || step(LoadStep::Packed))?;
-            let other = Arc::new(Chain {
-                encoder,
+        let mut step = || step(LoadStep::Packed);
+        let mut load = |precision, step: &mut dyn FnMut()| {
+            weights.kernel = Kernel::choose(precision);
+            weights.place = place.as_ref().map(|place| place.computing_in(precision));
+            let chain = Chain {
+                encoder: family.load(&weights, sizes.places, step)?,
                 places: sizes.places,
-                pooling: folder.pooling,
-                dense,
-            });
-            let tried = auto::attempt(&tokenize, &other, &mut || step(LoadStep::Packed));
-            let worth = lesser
-                .zip(tried)
-                .is_some_and(|(lesser, full)| auto::is_worth(&lesser, &full));
-            if !worth {
-                (precision, chain) = (*full, other);
+                pooling: folder.pooling.clone(),
+                dense: dense_chain(&folder, place.as_ref())?,
+            };
+            Ok::<_, LoadError>(match &weights.place {
+                Some(place) => Ready::Placed(Arc::new(Forward::place(chain, place)?)),
+                None => Ready::Packed(Arc::new(chain)),
+            })
+        };
+        let (mut precision, mut ready) = (precisions[0], load(precisions[0], &mut step)?);
+        if let Some((full, lesser)) = precisions.split_last().filter(|(_, lesser)| !lesser.is_empty()) {
+            let copies = if place.is_some() { auto::COPIES_ON_A_GPU } else { 1 };
+            let mut tried = auto::attempt(&tokenize, ready.engine(), copies, &mut step);
+            let other = load(*full, &mut step)?;
+            let reference = auto::attempt(&tokenize, other.engine(), copies, &mut step);
+            let worth = |tried: &Option<auto::Tried>| {
+                let both = tried.as_ref().zip(reference.as_ref());
+                both.is_some_and(|(lesser, full)| auto::is_worth(lesser, full))
+            };
+            for next in lesser.iter().skip(1) {
+                if !worth(&tried) {
+                    (precision, ready) = (*next, load(*next, &mut step)?);
+                    tried = auto::attempt(&tokenize, ready.engine(), copies, &mut step);
+                }
+            }
+            if !worth(&tried) {
+                (precision, ready) = (*full, other);
             }
         }
         let info = ModelInfo {
-            dimensions: chain.dimensions(),
+            dimensions: ready.dimensions(),
             max_tokens,
             pooling,
             normalize: folder.normalize,
@@ -230,7 +282,7 @@ impl Model {
         Ok(Model {
             info,
             tokenize,
-            chain,
+            ready,
         })
     }
 
@@ -250,8 +302,7 @@ impl Model {
             folder.lower_case,
             sizes.vocabulary,
         )?;
-        let width = sizes.width * folder.pooling.modes.len();
-        folder.dense.iter().try_fold(width, check_dense).map(drop)
+        vet_dense(&folder, sizes)
     }
 
     /// What it is.
@@ -294,7 +345,15 @@ impl Model {
 
     /// An engine for one thread.
     pub fn engine(&self) -> Box<dyn Engine> {
-        self.chain.engine()
+        self.ready.engine()
+    }
+
+    /// The device that it was put on, unless that is the CPU.
+    pub(super) fn place(&self) -> Option<&Place> {
+        match &self.ready {
+            Ready::Packed(_) => None,
+            Ready::Placed(forward) => Some(forward.whereabouts()),
+        }
     }
 }
 
@@ -328,15 +387,15 @@ fn max_tokens(folder: &Folder, sizes: Sizes) -> Result<usize, LoadError> {
     Ok(limit.min(positions))
 }
 
-/// Loads the Dense modules and checks that each takes what the one before it gives.
-fn dense_chain(folder: &Folder, sizes: Sizes) -> Result<Vec<Dense>, LoadError> {
-    let mut width = sizes.width * folder.pooling.modes.len();
-    let mut chain = Vec::new();
-    for spec in &folder.dense {
-        width = check_dense(width, spec)?;
-        chain.push(Dense::load(spec)?);
-    }
-    Ok(chain)
+/// Loads the Dense modules.
+fn dense_chain(folder: &Folder, place: Option<&Place>) -> Result<Vec<Dense>, LoadError> {
+    folder.dense.iter().map(|spec| Dense::load(spec, place)).collect()
+}
+
+/// Checks that each Dense module takes what the one before it gives.
+fn vet_dense(folder: &Folder, sizes: Sizes) -> Result<(), LoadError> {
+    let width = sizes.width * folder.pooling.modes.len();
+    folder.dense.iter().try_fold(width, check_dense).map(drop)
 }
 
 /// Refuses a Dense module that does not take `width` numbers, and says how many it gives.

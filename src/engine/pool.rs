@@ -1,5 +1,6 @@
 //! Engine threads: one batch after another, the next one lying ready.
 
+use super::gpu::Place;
 use super::{Engine, EngineError, Model, Sequence, VectorFault, kernel, trial};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -197,6 +198,8 @@ fn next(queue: &Queue) -> Next {
 fn run(engine: usize, queue: &Queue, report: &Report) {
     // A handful of models at most, so a list is searched faster than a map.
     let mut engines: Vec<(Weak<Model>, Box<dyn Engine>)> = Vec::new();
+    // Devices that it has computed on, for the time when their models are gone.
+    let mut places: Vec<Place> = Vec::new();
     let arch = kernel::arch();
     loop {
         let Work {
@@ -206,7 +209,7 @@ fn run(engine: usize, queue: &Queue, report: &Report) {
         } = match next(queue) {
             Next::Work(work) => work,
             Next::Answer => {
-                let right = trial::computes(arch);
+                let right = trial::computes(arch) && places.iter().all(Place::computes);
                 report(PoolEvent::Tried { engine, right });
                 continue;
             }
@@ -223,6 +226,10 @@ fn run(engine: usize, queue: &Queue, report: &Report) {
             .position(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(&model)));
         let place = place.unwrap_or_else(|| {
             engines.push((Arc::downgrade(&model), model.engine()));
+            let new = model
+                .place()
+                .filter(|place| !places.iter().any(|known| known.is_same(place)));
+            places.extend(new.cloned());
             engines.len() - 1
         });
         let sequences: Vec<&Sequence> = sequences.iter().collect();

@@ -5,6 +5,7 @@
 //! error, and pages of the stored layout are of no use once the weights are packed.
 
 use super::LoadError;
+use super::gpu::Place;
 use super::kernel::Kernel;
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata};
@@ -37,6 +38,8 @@ pub(super) struct Weights {
     pub bytes: u64,
     /// What the matrices of linear layers are packed for.
     pub kernel: Kernel,
+    /// Where they go instead, if they are not packed.
+    pub place: Option<Place>,
 }
 
 impl Weights {
@@ -58,6 +61,7 @@ impl Weights {
             sha256: String::new(),
             bytes: 0,
             kernel: Kernel::Floats,
+            place: None,
         };
         let mut hash = Sha256::new();
         for path in paths {
@@ -241,6 +245,11 @@ impl<'a> Tensors<'a> {
     /// What the matrices of linear layers are packed for.
     pub fn kernel(&self) -> Kernel {
         self.kernel
+    }
+
+    /// Where the matrices of linear layers go, if they are not packed for the CPU.
+    pub fn place(&self) -> Option<&'a Place> {
+        self.weights.place.as_ref()
     }
 
     /// The same tensors for layers that must not lose more than bf16 does.

@@ -26,6 +26,18 @@ impl Places {
             Places::Behind { pad } => positions.saturating_sub(pad as usize + 1),
         }
     }
+
+    /// The row for token `id`, behind so many that were `counted`, which is counted on.
+    pub fn next(self, id: u32, counted: &mut usize) -> usize {
+        match self {
+            Places::Behind { pad } if id == pad => return pad as usize,
+            _ => *counted += 1,
+        }
+        match self {
+            Places::FromZero => *counted - 1,
+            Places::Behind { pad } => pad as usize + *counted,
+        }
+    }
 }
 
 /// A table of learned positions.
@@ -131,6 +143,12 @@ impl Embedding {
         self.words.len() / self.width
     }
 
+    /// The tables: words, positions and their count, and the norm behind the sum.
+    pub fn parts(self) -> (Vec<f32>, Option<(Places, Vec<f32>)>, Option<Norm>) {
+        let positions = self.positions.map(|table| (table.places, table.rows));
+        (self.words, positions, self.norm)
+    }
+
     /// Writes a row for each token of the batch, sequence after sequence.
     pub fn run(&self, arch: Arch, batch: &[&Sequence], hidden: &mut [f32]) {
         let width = self.width;
@@ -143,17 +161,7 @@ impl Embedding {
                     row.copy_from_slice(word);
                     continue;
                 };
-                let place = match positions.places {
-                    Places::FromZero => {
-                        counted += 1;
-                        counted - 1
-                    }
-                    Places::Behind { pad } if *id == pad => pad as usize,
-                    Places::Behind { pad } => {
-                        counted += 1;
-                        pad as usize + counted
-                    }
-                };
+                let place = positions.places.next(*id, &mut counted);
                 let position = &positions.rows[place * width..][..width];
                 for ((out, word), position) in row.iter_mut().zip(word).zip(position) {
                     *out = word + position;
