@@ -658,6 +658,6 @@ fn what_this_build_cannot_do_is_said() {
     assert!(
         load("f32", "cuda")
             .unwrap_err()
-            .contains("device is cuda:0, which this build has not: install embeddings-cuda")
+            .contains("device is cuda:0: this build has no CUDA; install embeddings-cuda")
     );
 }

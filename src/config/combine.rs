@@ -125,7 +125,7 @@ fn models(values: &Values, config: &Config, errors: &mut Vec<ConfigError>) {
             }
         }
         if let Some(why) = super::missing(model.device) {
-            let problem = why.replacen("which", "a device which", 1);
+            let problem = format!("{why}; must be auto or cpu");
             refuse("device", format!("{:?}", model.device.to_string()), problem);
         }
         let gpu = matches!(model.device, Device::Cuda(_) | Device::Metal);

@@ -37,7 +37,7 @@ pub enum Precision {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChoiceError {
     /// This program was built without it.
-    #[error("device is {wanted}, {why}")]
+    #[error("device is {wanted}: {why}, or set auto or cpu")]
     Build {
         /// As written.
         wanted: config::Device,
@@ -320,7 +320,7 @@ mod tests {
         let error = choose(config::Device::Cuda(1)).unwrap_err();
         assert!(!error.may_pass(), "a restart installs nothing");
         let text = error.to_string();
-        assert!(text.starts_with("device is cuda:1, "), "{text}");
+        assert!(text.starts_with("device is cuda:1: this build has no CUDA"), "{text}");
         assert!(text.contains("install embeddings-cuda"), "{text}");
     }
 
