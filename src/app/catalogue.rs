@@ -27,12 +27,12 @@ pub enum CatalogueError {
     #[error(transparent)]
     Folder(#[from] ModelDirError),
     /// A folder does not load.
-    #[error("model {name}: {source}")]
+    #[error("model {name}: {why}")]
     Load {
         /// Its configured name.
         name: String,
         /// Why.
-        source: LoadError,
+        why: LoadError,
     },
     /// A model cannot embed the simplest sentence.
     #[error("model {name} fails on the canary: {why}")]
@@ -143,9 +143,9 @@ impl Catalogue {
                 }
                 LoadStep::Packed => progress(&format!("loading {name}: packing weights")),
             })
-            .map_err(|source| CatalogueError::Load {
+            .map_err(|why| CatalogueError::Load {
                 name: name.clone(),
-                source,
+                why,
             })?;
             let reference = canary_vector(name, &model, progress)?;
             let limits = config.limits_of(name);

@@ -133,7 +133,7 @@ fn is_corrupt(failure: &anyhow::Error) -> bool {
 /// Whether a model cannot be loaded however often it is tried.
 fn is_settled(failure: &anyhow::Error) -> bool {
     match failure.downcast_ref() {
-        Some(catalogue::CatalogueError::Load { source, .. }) => !source.may_pass(),
+        Some(catalogue::CatalogueError::Load { why, .. }) => !why.may_pass(),
         other => other.is_some(),
     }
 }

@@ -320,7 +320,10 @@ mod tests {
         let error = choose(config::Device::Cuda(1)).unwrap_err();
         assert!(!error.may_pass(), "a restart installs nothing");
         let text = error.to_string();
-        assert!(text.starts_with("device is cuda:1: this build has no CUDA"), "{text}");
+        assert!(
+            text.starts_with("device is cuda:1: this build has no CUDA"),
+            "{text}"
+        );
         assert!(text.contains("install embeddings-cuda"), "{text}");
     }
 

@@ -6,7 +6,7 @@ use super::parts::{Dense, Feed, Norm, Turns, Words, put};
 use super::place::Place;
 use super::{engine::GpuEngine, pooling};
 use crate::engine::encoder::{self, Chain, Encoder};
-use crate::engine::layers::embedding::Places;
+use crate::engine::layers::embedding::{Places, Tables};
 use crate::engine::layers::norm;
 use crate::engine::layers::rotary::Rotary;
 use crate::engine::pooling::Pooling;
@@ -70,7 +70,11 @@ impl Forward {
             dense,
         } = chain;
         let width = embedding.width();
-        let (words, positions, words_norm) = embedding.parts();
+        let Tables {
+            words,
+            positions,
+            norm: words_norm,
+        } = embedding.tables();
         let (positions, rows) = positions.unzip();
         let mut tables: Vec<Arc<Rotary>> = Vec::new();
         let mut placed = Vec::with_capacity(layers.len());

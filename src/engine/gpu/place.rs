@@ -42,7 +42,10 @@ impl Place {
             device::Device::Cuda(number) => {
                 super::cuda::load().map_err(|error| OpenError::Libraries(error.to_string()))?;
                 // A stream that is the same for all threads: what one of them puts on the card others read.
-                Device::new_cuda_with_stream(number)
+                Device::new_cuda_with_stream(number).inspect(|device| {
+                    // A card without pools of memory has none that could keep any.
+                    let _ = super::cuda::keep(device);
+                })
             }
             #[cfg(not(feature = "cuda"))]
             device::Device::Cuda(number) => Device::new_cuda(number),

@@ -47,6 +47,16 @@ struct Positions {
     rows: Vec<f32>,
 }
 
+/// What an [`Embedding`] is made of.
+pub struct Tables {
+    /// A row for each token.
+    pub words: Vec<f32>,
+    /// A row for each position, and which of them a token takes.
+    pub positions: Option<(Places, Vec<f32>)>,
+    /// Behind the sum.
+    pub norm: Option<Norm>,
+}
+
 /// The tables.
 #[derive(Debug)]
 pub struct Embedding {
@@ -143,10 +153,13 @@ impl Embedding {
         self.words.len() / self.width
     }
 
-    /// The tables: words, positions and their count, and the norm behind the sum.
-    pub fn parts(self) -> (Vec<f32>, Option<(Places, Vec<f32>)>, Option<Norm>) {
-        let positions = self.positions.map(|table| (table.places, table.rows));
-        (self.words, positions, self.norm)
+    /// The tables by themselves.
+    pub fn tables(self) -> Tables {
+        Tables {
+            words: self.words,
+            positions: self.positions.map(|table| (table.places, table.rows)),
+            norm: self.norm,
+        }
     }
 
     /// Writes a row for each token of the batch, sequence after sequence.

@@ -52,10 +52,12 @@ fn open(library: &Library) -> Result<(), Missing> {
         Ok(opened) => opened,
         Err(_) if !library.needed => return Ok(()),
         Err(error) => {
+            // What the loader said is the cause of what the library says.
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
             return Err(Missing {
                 soname: library.soname,
                 package: library.package,
-                why: error.to_string(),
+                why: cause.unwrap_or_else(|| error.to_string()),
             });
         }
     };
