@@ -127,9 +127,9 @@ fn models(values: &Values, config: &Config, errors: &mut Vec<ConfigError>) {
         if let Some(why) = super::missing(model.device) {
             let problem = format!("{why}; must be auto or cpu");
             refuse("device", format!("{:?}", model.device.to_string()), problem);
-        }
-        let gpu = matches!(model.device, Device::Cuda(_) | Device::Metal);
-        if gpu && model.precision == Precision::Int8 {
+        } else if matches!(model.device, Device::Cuda(_) | Device::Metal)
+            && model.precision == Precision::Int8
+        {
             let problem = format!("{} has no int8; must be auto, f32, bf16 or f16", model.device);
             refuse("precision", format!("{:?}", model.precision.to_string()), problem);
         }
