@@ -61,6 +61,7 @@ fn main() {
 /// Milliseconds to load, milliseconds to embed a sentence, and the peak of memory in kB.
 fn load(program: &str, model: &Path, precision: &str) -> (f64, f64, u64) {
     let set = |key: &str, value: &str| ["--set".to_owned(), format!("{key}={value}")];
+    #[expect(clippy::zombie_processes, reason = "`wait4` waits for it, and says more")]
     let mut child = Command::new(program)
         .args(["model", "check", "bench", "--json", "--config", "/dev/null"])
         .args(set("default_model", "bench"))

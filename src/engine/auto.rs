@@ -41,11 +41,24 @@ pub fn is_worth(tokenize: &Tokenize, lesser: &Arc<Chain>, full: &Arc<Chain>, ste
         return false;
     };
     let batch: Vec<&Sequence> = sequences.iter().collect();
-    let mut vectors = |chain: &Arc<Chain>| -> Option<Vec<Vec<f32>>> {
+    let vectors = |chain: &Arc<Chain>, step: &mut dyn FnMut()| -> Option<Vec<Vec<f32>>> {
         let vectors = chain.engine().embed(&batch, step).ok()?;
         vectors.into_iter().collect::<Result<_, _>>().ok()
     };
-    let Some((ours, theirs)) = vectors(lesser).zip(vectors(full)) else {
+    let both = std::thread::scope(|scope| {
+        // Where the machine starts no thread for it, one after the other does as well.
+        let other = std::thread::Builder::new().name("load-trial".into());
+        let other = other.spawn_scoped(scope, || vectors(lesser, &mut || ()));
+        let full = vectors(full, step);
+        let lesser = match other {
+            Ok(other) => other
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(_) => vectors(lesser, step),
+        };
+        lesser.zip(full)
+    });
+    let Some((ours, theirs)) = both else {
         return false;
     };
     if !is_near(&ours, &theirs) {

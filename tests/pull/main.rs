@@ -3,12 +3,13 @@
 
 mod hub;
 
+use embeddings::clock::{Clock, Moment};
 use hub::{COMMIT, Hub, ID, WEIGHTS, model, sha256, weights};
 use serde_json::json;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// Weights of 20 MB, which are fetched in three pieces.
@@ -92,6 +93,10 @@ fn stderr(output: &Output) -> String {
 
 fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn waited(clock: Clock) -> Duration {
+    clock.now().since(Moment::ZERO)
 }
 
 /// An address at which nobody listens: it was just given back.
@@ -240,9 +245,9 @@ fn a_killed_pull_goes_on_where_it_was() {
         let pieces = note["pieces"].as_array().cloned().unwrap_or_default();
         pieces.iter().map(|piece| piece["done"].as_u64().unwrap()).sum()
     };
-    let begin = Instant::now();
+    let clock = Clock::start();
     while noted(&home) < 8 << 20 {
-        assert!(begin.elapsed() < Duration::from_secs(60), "nothing is noted");
+        assert!(waited(clock) < Duration::from_secs(60), "nothing is noted");
         std::thread::sleep(Duration::from_millis(20));
     }
     first.kill().unwrap();
@@ -310,10 +315,10 @@ fn content_that_changes_on_the_way_is_begun_anew() {
 fn a_busy_hub_is_left_alone_for_as_long_as_it_asks() {
     let (hub, home) = (Hub::start(), Home::new());
     hub.state().refusals = [(429, "Retry-After: 2\r\n"), (503, "")].into();
-    let begin = Instant::now();
+    let clock = Clock::start();
     let output = home.pull(&hub.endpoint, &[ID]);
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(begin.elapsed() > Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert!(waited(clock) > Duration::from_secs(2), "{:?}", waited(clock));
     assert!(
         stderr(&output).contains("answers 429, come again in 2 s; trying again in 2.0 s"),
         "{}",
