@@ -359,21 +359,22 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 /// What `embeddings bench --help` says behind its options.
 const BENCH_HELP: &str = "\
-Without --engine, --broker or --quality: the engine alone, and through the broker if a service answers there, in less
-than a minute. The texts come with the program: short ones (one sentence of at most 16 words), mixed ones (some 60
-tokens) and long ones (more than 256). Everything is measured in five rounds in which all measures take turns; told is
-the median, and the least and the most in brackets.
-  Through the broker the service is measured beside whatever else it does; it gets 8 bulk jobs of 32 texts at a time,
-  then one text at a time on the interactive lane.
+Without --engine, --broker or --quality: the engine alone, and through the broker if a service
+answers there, in less than a minute. The texts come with the program: short ones (one sentence of
+at most 16 words), mixed ones (some 60 tokens) and long ones (more than 256). All measures take
+turns in five rounds; told is the median, and the least and the most in brackets. The service is
+measured beside whatever else it does; it gets 8 bulk jobs of 32 texts at a time, then one text at
+a time on the interactive lane.
 
-  embeddings bench --output before.json          then, after a change of machine, model or version,
-  embeddings bench --compare before.json         ratios, above 1 is better, for times too; WORSE is beyond the spread
-  embeddings bench --precision f32,bf16,int8     side by side
-  embeddings bench --quality                     least and mean cosine to f32, and which part of the ten nearest of
-                                                 3000 texts is the same
+  embeddings bench --output before.json         then, after a change of machine or version:
+  embeddings bench --compare before.json        ratios, above 1 is better, for times too
+  embeddings bench --precision f32,bf16,int8    side by side
+  embeddings bench --quality                    cosine to f32, and which part of the ten nearest
+                                                of 3000 texts is the same
 
-Exit: 0 measured · 1 failed, or a ratio below --fail-below · 2 wrong use, or a file that cannot be used
-  69 no broker, or no service behind it (only with --broker) · 74 --output cannot be written · 78 bad configuration";
+Exit: 0 measured · 1 failed, or a ratio below --fail-below · 2 wrong use, or an unusable file
+  69 no broker or no service behind it (with --broker) · 74 --output cannot be written
+  78 bad configuration";
 
 /// `embeddings bench`
 #[derive(Debug, Args)]

@@ -20,7 +20,7 @@ mod stats;
 mod texts;
 
 use super::status::moment;
-use super::{Paint, configuration, print};
+use super::{Paint, configuration, count, print};
 use crate::args::BenchArgs;
 use crate::clock::Clock;
 use crate::config::{BrokerConfig, Precision};
@@ -45,6 +45,8 @@ const EXIT_USAGE: u8 = 2;
 const EXIT_UNAVAILABLE: u8 = 69;
 /// `EX_IOERR` of sysexits.h: the output cannot be written.
 const EXIT_OUTPUT: u8 = 74;
+/// Processes a core that want to run before a run begins: above this they are told of.
+const BUSY: f64 = 0.5;
 /// Part of `--seconds` that warms each engine up before the first round.
 const WARM_UP: f64 = 0.1;
 
@@ -129,12 +131,22 @@ fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
 fn blank(plan: &Plan, args: &BenchArgs) -> Report {
     let at_unix_ms = Clock::start().unix_ms();
     let texts = &plan.texts;
+    let machine = machine::look();
+    let mut notes: Vec<String> = texts.note.iter().cloned().collect();
+    if let Some(load) = machine.load_average
+        && load > BUSY * machine.cores as f64
+    {
+        let cores = count(machine.cores, "core");
+        notes.push(format!(
+            "the machine was not quiet: a load of {load} on {cores} before this began; other programs are measured too"
+        ));
+    }
     Report {
         format: FORMAT.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         date: moment(at_unix_ms),
         at_unix_ms,
-        machine: machine::look(),
+        machine,
         model: Subject {
             name: plan.target.name.clone(),
             path: plan.target.dir.display().to_string(),
@@ -150,7 +162,7 @@ fn blank(plan: &Plan, args: &BenchArgs) -> Report {
             texts_sha256: texts.sha256.clone(),
         },
         measures: Vec::new(),
-        notes: texts.note.iter().cloned().collect(),
+        notes,
     }
 }
 
@@ -292,22 +304,23 @@ fn through(
     alone: &[(String, f64)],
     tape: &mut Tape,
 ) -> Result<(), String> {
-    let rate = service.bulk(bulk, span)?;
+    let done = service.bulk(bulk, span)?;
     let times = service.single(single, span)?;
     let precision = service.precision().to_owned();
-    let tokens_per_input = rate.tokens_per_second / rate.inputs_per_second.max(1e-9);
+    let inputs_per_second = done.inputs as f64 / done.seconds;
+    let tokens_per_input = done.tokens as f64 / done.inputs as f64;
     tape.add_rate(
         "broker.bulk",
         &precision,
         "inputs/s",
-        rate.inputs_per_second,
+        inputs_per_second,
         tokens_per_input,
     );
     let same = alone
         .iter()
         .find(|(fingerprint, _)| *fingerprint == service.fingerprint);
     if let Some((_, tokens_per_second)) = same {
-        let ratio = rate.tokens_per_second / tokens_per_second.max(1e-9);
+        let ratio = done.tokens as f64 / done.seconds / tokens_per_second;
         tape.add("broker.bulk.of_engine", &precision, "ratio", ratio);
     }
     tails(tape, "broker.single", &precision, &times);

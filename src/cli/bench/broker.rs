@@ -3,10 +3,10 @@
 //! One connection for each lane. Outside of a round nothing is under way, so the engine alone can be measured
 //! between two of them.
 
-use super::stats::{self, Arrival};
+use super::engine::ms;
 use crate::broker::Published;
 use crate::broker::client::{Client, Note};
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::config::BrokerConfig;
 use crate::job::Lane;
 use crate::job::received::{Heard, Vectors};
@@ -24,8 +24,6 @@ const NAME: &str = "embeddings bench";
 const JOB_INPUTS: usize = 32;
 /// Bulk jobs under way, as many as the service works on at once by itself.
 const JOBS: usize = 8;
-/// Answers that a round of bulk jobs has at least, so that some time lies between the first and the last.
-const ARRIVALS_MIN: usize = 4;
 /// Longest wait for the first answer: the model may have to be loaded for it.
 const FIRST_MAX: Duration = Duration::from_secs(60);
 /// Longest wait for any other.
@@ -51,12 +49,14 @@ struct Lined {
 }
 
 /// What a round of bulk jobs came to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Bulk {
-    /// Texts that became vectors in a second.
-    pub inputs_per_second: f64,
+    /// Texts that became vectors.
+    pub inputs: u64,
     /// Their tokens.
-    pub tokens_per_second: f64,
+    pub tokens: u64,
+    /// From the first job that was sent to the last answer.
+    pub seconds: f64,
 }
 
 /// A job that is answered.
@@ -115,7 +115,7 @@ impl Caller {
         Ok(times)
     }
 
-    /// Keeps bulk jobs under way for so long, and lets the last of them come back.
+    /// Keeps bulk jobs under way for so long, and waits for the last of them.
     ///
     /// # Errors
     /// Why the service could not be measured.
@@ -134,13 +134,7 @@ impl Caller {
             let inputs: Vec<&str> = texts.by_ref().take(JOB_INPUTS).map(String::as_str).collect();
             (format!("{run}-{jobs}"), body(&inputs, model.as_deref()))
         };
-        let arrivals = runtime.block_on(bulk.keep_busy(&mut job, span))?;
-        let (inputs_per_second, tokens_per_second) = stats::steady(&arrivals)
-            .ok_or("the answers to all bulk jobs came at the same moment: nothing to measure")?;
-        Ok(Bulk {
-            inputs_per_second,
-            tokens_per_second,
-        })
+        runtime.block_on(bulk.keep_busy(&mut job, span))
     }
 
     /// Says good-bye to the broker.
@@ -163,7 +157,7 @@ impl Caller {
             let sending = send(client, &id, &body, Some(limit));
             let hearing = async {
                 let answer = hear(client, notes, limit).await?;
-                Ok((answer, super::engine::ms(clock.now().since(begin))))
+                Ok((answer, ms(clock.now().since(begin))))
             };
             // Both at once: the answer may come before the broker confirms that it has the job.
             let ((), heard) = tokio::try_join!(sending, hearing)?;
@@ -194,40 +188,36 @@ impl Lined {
         }
     }
 
-    /// Sends jobs as answers come, until the time is over and nothing is under way any more. Gives the answers that
-    /// came before sending ended.
+    /// Sends jobs as answers come, until the time is over, and then waits for what is under way. Answers of several
+    /// jobs may come all at once, so any other span than the whole would count some without their time.
     async fn keep_busy(
         &mut self,
         job: &mut impl FnMut() -> (String, Vec<u8>),
         span: Duration,
-    ) -> Result<Vec<Arrival>, String> {
+    ) -> Result<Bulk, String> {
         let Lined { client, notes } = self;
         let client = &*client;
-        let (clock, mut arrivals) = (Clock::start(), Vec::new());
+        let (clock, mut bulk) = (Clock::start(), Bulk::default());
+        let passed = || clock.now().since(Moment::ZERO);
         let mut waited_for = HashSet::new();
         let mut sends = FuturesUnordered::new();
         loop {
-            let passed = clock.now().since(crate::clock::Moment::ZERO);
-            let sending = passed < span || arrivals.len() < ARRIVALS_MIN;
-            while sending && waited_for.len() < JOBS {
+            while (passed() < span || bulk == Bulk::default()) && waited_for.len() < JOBS {
                 let (id, body) = job();
                 waited_for.insert(id.clone());
                 sends.push(async move { send(client, &id, &body, None).await });
             }
             if waited_for.is_empty() && sends.is_empty() {
-                return Ok(arrivals);
+                return Ok(bulk);
             }
             tokio::select! {
                 biased;
                 answer = hear(client, notes, ANSWER_MAX), if !waited_for.is_empty() => {
-                    let answer = answer?;
-                    let own = waited_for.remove(&answer.id);
-                    if own && sending {
-                        arrivals.push(Arrival {
-                            at: clock.now().since(crate::clock::Moment::ZERO).as_secs_f64(),
-                            inputs: answer.vectors.data.len() as u64,
-                            tokens: answer.vectors.usage.total_tokens,
-                        });
+                    let Answer { id, vectors, .. } = answer?;
+                    if waited_for.remove(&id) {
+                        bulk.inputs += vectors.data.len() as u64;
+                        bulk.tokens += vectors.usage.total_tokens;
+                        bulk.seconds = passed().as_secs_f64();
                     }
                 }
                 Some(sent) = sends.next(), if !sends.is_empty() => sent?,

@@ -163,12 +163,12 @@ mod tests {
             };
             let vectors = vectors(&rows.iter().map(row).collect::<Vec<_>>());
             let found = neighbours(&vectors, threads);
-            for query in 0..rows.len() {
+            for (query, found) in found.iter().enumerate() {
                 let mut others: Vec<usize> = (0..rows.len()).filter(|other| *other != query).collect();
                 let near = |other: usize| dot(vectors.get(query), vectors.get(other));
                 others.sort_by(|a, b| near(*b).total_cmp(&near(*a)).then(a.cmp(b)));
                 others.truncate(NEAREST);
-                prop_assert_eq!(&found[query], &others);
+                prop_assert_eq!(found, &others);
             }
             prop_assert_eq!(overlap(&found, &found), Some(1.0));
         }

@@ -25,21 +25,14 @@ pub fn people(report: &Report, comparison: Option<&Comparison>, paint: Paint) ->
         out.push_str(&format!("{}\n", changed(comparison, paint)));
     }
     out.push_str(&format!("{}\n", headline(report)));
-    let (machine, settings) = (&report.machine, &report.settings);
-    let about = format!(
-        "{}, {} of {} on · {} of texts from {} · median of {}, least to most in brackets",
-        machine.cpu,
-        count(settings.threads, "thread"),
-        count(machine.cores, "core"),
-        count(settings.texts_count, "line"),
-        settings.texts,
-        count(settings.rounds, "round"),
-    );
-    out.push_str(&format!("{}\n", paint.paint(Colour::Dim, &about)));
     let (quality, speed): (Vec<&Measure>, Vec<&Measure>) = report
         .measures
         .iter()
         .partition(|measure| measure.name.starts_with("quality."));
+    out.push_str(&format!(
+        "{}\n",
+        paint.paint(Colour::Dim, &about(report, !speed.is_empty()))
+    ));
     if !speed.is_empty() {
         out.push_str(&format!("\n{}", speeds(&speed, comparison, paint)));
     }
@@ -65,6 +58,28 @@ pub fn people(report: &Report, comparison: Option<&Comparison>, paint: Paint) ->
         out.push_str(&format!("{} {note}\n", paint.paint(Colour::Yellow, "note:")));
     }
     out
+}
+
+/// Where and on what it was measured.
+fn about(report: &Report, speed: bool) -> String {
+    let (machine, settings) = (&report.machine, &report.settings);
+    let texts = match settings.texts.as_str() {
+        "built-in" => format!("{} built-in texts", settings.texts_count),
+        file => format!("{} of {file}", count(settings.texts_count, "text")),
+    };
+    let threads = count(settings.threads, "thread");
+    let mut about = format!(
+        "{}, {threads} on {} · {texts}",
+        machine.cpu,
+        count(machine.cores, "core")
+    );
+    if speed {
+        let rounds = count(settings.rounds, "round");
+        about.push_str(&format!(
+            " · median of {rounds}, the least and the most in brackets"
+        ));
+    }
+    about
 }
 
 /// The answer to "how fast is it".

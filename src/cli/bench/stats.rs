@@ -19,28 +19,6 @@ pub fn median(values: &[f64]) -> Option<f64> {
     Some((sorted[sorted.len() / 2 - 1] + upper) / 2.0)
 }
 
-/// One answer through the broker.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Arrival {
-    /// When it came, in seconds from any beginning.
-    pub at: f64,
-    /// How much it brought.
-    pub inputs: u64,
-    /// The tokens of that.
-    pub tokens: u64,
-}
-
-/// Inputs and tokens a second while answers came one behind the other: from the first, which only marks the
-/// beginning, to the last. Neither the filling of the pipe nor its emptying is in it. `None` where nothing lies
-/// between.
-pub fn steady(arrivals: &[Arrival]) -> Option<(f64, f64)> {
-    let (first, rest) = arrivals.split_first()?;
-    let seconds = rest.last()?.at - first.at;
-    let inputs: u64 = rest.iter().map(|arrival| arrival.inputs).sum();
-    let tokens: u64 = rest.iter().map(|arrival| arrival.tokens).sum();
-    (seconds > 0.0).then(|| (inputs as f64 / seconds, tokens as f64 / seconds))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,19 +33,6 @@ mod tests {
         assert_eq!(median(&values), Some(50.5));
         assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!((percentile(&[], 0.5), median(&[])), (None, None));
-    }
-
-    #[test]
-    fn the_first_answer_only_starts_the_clock() {
-        let arrival = |at, inputs| Arrival {
-            at,
-            inputs,
-            tokens: 10 * inputs,
-        };
-        let arrivals = [arrival(3.0, 1000), arrival(3.5, 32), arrival(5.0, 32)];
-        assert_eq!(steady(&arrivals), Some((32.0, 320.0)));
-        assert_eq!(steady(&arrivals[..1]), None);
-        assert_eq!(steady(&[arrival(3.0, 1), arrival(3.0, 1)]), None);
     }
 
     proptest! {
