@@ -397,7 +397,7 @@ pub struct BenchArgs {
     pub model: Option<String>,
     /// Number formats: f32, bf16, int8 or auto, several separated by commas. Without it the configured one, and all
     /// there are for --quality
-    #[arg(long, value_name = "P,…", value_delimiter = ',')]
+    #[arg(long, value_name = "P,P", value_delimiter = ',')]
     pub precision: Vec<String>,
     /// Threads that compute; without it as many as the service would use
     #[arg(long, value_name = "N")]
