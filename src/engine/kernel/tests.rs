@@ -239,8 +239,8 @@ fn narrow_products_are_right_at_every_edge() {
 // them stay narrow. Method: both ways, on every kernel, at odd sizes.
 #[test]
 fn a_pair_of_products_is_two_products() {
-    for (rows, depth, wide) in [(1, 32, 96), (17, 40, 70), (45, 64, 128)] {
-        for (name, kernel) in narrow_kernels() {
+    for (rows, depth, wide) in [(1, 32, 96), (17, 40, 70), (45, 64, 128), (20, 70, 430)] {
+        for (name, kernel) in [("f32", Kernel::Floats)].into_iter().chain(narrow_kernels()) {
             let (mut up, mut down) = (
                 Panels::packed(kernel, depth, wide),
                 Panels::packed(kernel, wide, depth),
