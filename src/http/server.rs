@@ -26,8 +26,10 @@ use tokio::task::JoinHandle;
 use tokio_io_timeout::TimeoutStream;
 use tracing::{error, info, warn};
 
-/// Connections that may stay. The service may open 4096 files.
+/// Connections that may stay, and no more than a quarter of the files that the process may open: whatever a crowd does, the
+/// broker can be reached.
 const CONNECTIONS_MAX: usize = 1024;
+const FILES_SHARE: u64 = 4;
 /// Above that so many more are served once and closed: a crowd that only holds connections keeps no health check out.
 const CONNECTIONS_SPARE: usize = 128;
 /// Longest time for the head of a request, and for a connection to be idle.
@@ -153,6 +155,7 @@ async fn bind(listen: SocketAddr, board: &Board) -> TcpListener {
 struct Connections {
     router: TowerToHyperService<axum::Router>,
     open: AtomicUsize,
+    stay_max: usize,
 }
 
 /// One of them; it is counted for as long as this lives.
@@ -166,6 +169,8 @@ impl Drop for Counted {
 
 impl Connections {
     fn new(setup: Setup) -> Connections {
+        let files = (setup.sources.process)().max_fds.unwrap_or(u64::MAX) / FILES_SHARE;
+        let stay_max = usize::try_from(files).map_or(CONNECTIONS_MAX, |files| files.min(CONNECTIONS_MAX));
         let shared = Shared(Arc::new(Inside {
             clock: setup.clock,
             line: Line::new(setup.calls, setup.board.clone()),
@@ -181,6 +186,7 @@ impl Connections {
         Connections {
             router: TowerToHyperService::new(router(shared)),
             open: AtomicUsize::new(0),
+            stay_max,
         }
     }
 
@@ -188,14 +194,15 @@ impl Connections {
     fn take(self: Arc<Self>, stream: TcpStream, peer: IpAddr, watcher: Watcher) {
         let before = self.open.fetch_add(1, Ordering::Relaxed);
         let counted = Counted(self);
-        if before >= CONNECTIONS_MAX + CONNECTIONS_SPARE {
+        let stays_max = counted.0.stay_max;
+        if before >= stays_max + CONNECTIONS_SPARE {
             return;
         }
         // Answers are whole; waiting for more to send with them only costs time. A failure costs no more.
         let _ = stream.set_nodelay(true);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(WRITE_MAX));
-        let stays = before < CONNECTIONS_MAX;
+        let stays = before < stays_max;
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())

@@ -16,6 +16,7 @@ mod http_health;
 mod models;
 mod node;
 mod nodes;
+mod openai;
 mod overload;
 mod pika;
 mod private;

@@ -377,6 +377,46 @@ mod tests {
         }
     }
 
+    /// Goal: what the dashboard and the alerts ask for is there. Method: every name in them, against a page on which
+    /// nothing is absent.
+    #[test]
+    fn the_dashboard_and_the_alerts_name_what_is_there() {
+        let mut tally = Tally::new(Moment::ZERO);
+        tally.petted = Some(Moment::ZERO);
+        let mut scene = scene(&tally);
+        scene.report.broker.proof_age_ms = Some(1);
+        scene.report.round_age_ms = Some(1);
+        scene.report.stages = Stage::ALL
+            .map(|stage| crate::report::Stage {
+                name: stage.name().into(),
+                ..Default::default()
+            })
+            .into();
+        scene.process = Process {
+            rss_bytes: Some(1),
+            cpu_seconds: Some(1.0),
+            open_fds: Some(1),
+            max_fds: Some(1),
+        };
+        let page = scene.write();
+        let samples: BTreeSet<&str> = (page.lines())
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.split(['{', ' ']).next())
+            .collect();
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging");
+        for file in ["grafana/embeddings.json", "prometheus/embeddings.rules.yml"] {
+            let text = std::fs::read_to_string(root.join(file)).unwrap();
+            let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            let named: BTreeSet<&str> = words
+                .filter(|word| word.starts_with("embeddings_") || word.starts_with("process_"))
+                .collect();
+            assert!(named.len() > 9, "{named:?}");
+            for name in named {
+                assert!(samples.contains(name), "{file} names {name}, which is nowhere");
+            }
+        }
+    }
+
     /// Goal: every name of the contract is there from the start. Method: its list, against the families of a service
     /// that has done nothing.
     #[test]
