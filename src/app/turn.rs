@@ -477,8 +477,8 @@ impl Loop {
                     batch: batch.0,
                     model,
                     sequences,
+                    urgent: first,
                 },
-                first,
             )
             .is_err()
         {

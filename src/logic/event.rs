@@ -271,7 +271,7 @@ pub enum Action {
     StartBatch {
         /// On this engine.
         engine: EngineId,
-        /// Ahead of the batch that lies ready there.
+        /// Ahead of all that it holds: between two layers of the batch that runs.
         first: bool,
         /// Under this number.
         batch: BatchId,

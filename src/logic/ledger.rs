@@ -203,10 +203,13 @@ impl Ledger {
         engines.chain(tokenizers).collect()
     }
 
-    /// A thread answered.
+    /// A thread answered. A batch that an engine was given meanwhile waits for it from now on.
     pub fn tried(&mut self, worker: Worker, now: Moment) {
         let trial = match worker {
-            Worker::Engine(engine) => &mut self.engine_trials[engine.0],
+            Worker::Engine(engine) => {
+                self.engines[engine.0].left = Some(now);
+                &mut self.engine_trials[engine.0]
+            }
             Worker::Tokenizer(tokenizer) => &mut self.tokenizer_trials[tokenizer.0],
         };
         (trial.asked, trial.answered) = (None, now);
