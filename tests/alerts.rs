@@ -35,7 +35,10 @@ fn the_alerts_fire_and_are_silent() {
 fn every_alert_is_tested() {
     let read = |name: &str| std::fs::read_to_string(root().join("packaging/prometheus").join(name)).unwrap();
     let (rules, tests) = (read("embeddings.rules.yml"), read("embeddings.rules.test.yml"));
-    let names: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let names: Vec<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
     assert!(names.len() >= 7, "{names:?}");
     for name in names {
         let silent = format!("- {{eval_time: 18m, alertname: {name}}}");
@@ -54,9 +57,13 @@ fn the_dashboard_is_whole() {
     let text = std::fs::read_to_string(root().join("packaging/grafana/embeddings.json")).unwrap();
     let board: serde_json::Value = serde_json::from_str(&text).unwrap();
     let panels = board["panels"].as_array().unwrap();
-    let place = |panel: &serde_json::Value| ["x", "y", "w", "h"].map(|at| panel["gridPos"][at].as_u64().unwrap());
+    let place =
+        |panel: &serde_json::Value| ["x", "y", "w", "h"].map(|at| panel["gridPos"][at].as_u64().unwrap());
     for (at, panel) in panels.iter().enumerate() {
-        assert!(!panel["targets"][0]["expr"].as_str().unwrap().is_empty(), "{panel}");
+        assert!(
+            !panel["targets"][0]["expr"].as_str().unwrap().is_empty(),
+            "{panel}"
+        );
         let [x, y, w, h] = place(panel);
         assert!(x + w <= 24, "{panel}");
         for other in &panels[..at] {

@@ -130,8 +130,10 @@ pub struct Loop {
     trace: Trace,
     /// Host and port of the broker.
     address: String,
-    /// When the board was last written.
-    posted: Option<Moment>,
+    /// When the board was last written, and whether new work was welcome then.
+    posted: Option<(Moment, bool)>,
+    /// The loop has turned since.
+    unposted: bool,
 }
 
 impl Loop {
@@ -165,6 +167,7 @@ impl Loop {
             drained: false,
             waiting: None,
             posted: None,
+            unposted: false,
         }
     }
 
@@ -179,7 +182,10 @@ impl Loop {
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("failed to listen for signals")?;
         while !self.drained {
             let now = self.parts.clock.now();
-            let wait = self.parts.logic.next_check(now).since(now);
+            let mut wait = self.parts.logic.next_check(now).since(now);
+            if self.unposted {
+                wait = wait.min(POST_INTERVAL);
+            }
             // Cancelling any of these loses nothing: `recv` and `next` are cancel-safe.
             let event = tokio::select! {
                 biased;
@@ -245,12 +251,18 @@ impl Loop {
         report
     }
 
-    /// Says so on the board, seldom enough that it costs nothing.
+    /// Says so on the board: at once whether new work is welcome, and all else seldom enough that it costs nothing.
     fn post(&mut self, now: Moment) {
-        if self.parts.http.is_none() || self.posted.is_some_and(|last| now.since(last) < POST_INTERVAL) {
+        if self.parts.http.is_none() {
             return;
         }
-        self.posted = Some(now);
+        let ready = self.parts.logic.readiness(now).is_ok();
+        let recent = |&(at, told): &(Moment, bool)| told == ready && now.since(at) < POST_INTERVAL;
+        self.unposted = self.posted.as_ref().is_some_and(recent);
+        if self.unposted {
+            return;
+        }
+        self.posted = Some((now, ready));
         self.parts.board.post(Posted {
             at: now,
             report: self.report(now),

@@ -36,10 +36,15 @@ fn openai_s_own_clients_agree_http() {
     let base = format!("http://{}/v1", address(&service));
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openai");
     let mut python = Command::new(clients.join("venv/bin/python"));
-    python.arg(tests.join("client.py")).arg(&base).arg(MAX_QUEUE.to_string());
+    python
+        .arg(tests.join("client.py"))
+        .arg(&base)
+        .arg(MAX_QUEUE.to_string());
     passes(&python.output().unwrap());
     let mut node = Command::new("node");
-    node.arg(tests.join("client.mjs")).arg(&base).env("OPENAI_FOLDER", &clients);
+    node.arg(tests.join("client.mjs"))
+        .arg(&base)
+        .env("OPENAI_FOLDER", &clients);
     passes(&node.output().unwrap());
     assert!(service.exited().is_none());
 }

@@ -126,8 +126,15 @@ fn models(report: &Report) -> Vec<String> {
 
 /// Where HTTP is served, or why it is not; nothing where it is switched off.
 fn http(report: &Report) -> Vec<String> {
-    let problem = report.http.problem.as_ref().map(|problem| format!("not served: {problem}"));
-    problem.or_else(|| report.http.listen.clone()).into_iter().collect()
+    let problem = report
+        .http
+        .problem
+        .as_ref()
+        .map(|problem| format!("not served: {problem}"));
+    problem
+        .or_else(|| report.http.listen.clone())
+        .into_iter()
+        .collect()
 }
 
 /// Lanes that take nothing now, and why; nothing where all do.
