@@ -213,17 +213,11 @@ fn an_overload_is_refused_at_once_and_health_is_answered() {
     wait_for(SOON, "the queue is empty", || {
         get(&at, "/health/ready").status == 200
     });
-    assert_eq!(
-        metric(&at, "embeddings_rejected_total{reason=\"queue_full\"}") as usize,
-        refused
-    );
-    assert_eq!(
-        metric(
-            &at,
-            "embeddings_jobs_total{lane=\"interactive\",outcome=\"answered\"}"
-        ) as usize,
-        answered
-    );
+    let counted = |sample: &str| metric(&at, sample) as usize;
+    wait_for(SOON, "all are counted", || {
+        counted("embeddings_rejected_total{reason=\"queue_full\"}") == refused
+            && counted("embeddings_jobs_total{lane=\"interactive\",outcome=\"answered\"}") == answered
+    });
 }
 
 /// Goal: who goes away is not worked for any further, and holds no place.
@@ -247,9 +241,10 @@ fn a_caller_that_goes_away_leaves_its_place() {
     let clock = Clock::start();
     assert_eq!(embed(&at, &json!({"input": "short"})).vectors().len(), 1);
     let took = clock.now().since(Moment::ZERO);
-    wait_for(SOON, "nothing is inside", || inside() == 0.0);
     let returned = "embeddings_jobs_total{lane=\"interactive\",outcome=\"returned\"}";
-    assert_eq!(metric(&at, returned) as usize, 5);
+    wait_for(SOON, "nothing is inside", || {
+        inside() == 0.0 && metric(&at, returned) == 5.0
+    });
     let computed = metric(&at, "embeddings_inputs_total") - before;
     assert!(
         computed < 1000.0,

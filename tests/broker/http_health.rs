@@ -149,7 +149,9 @@ fn promtool_finds_nothing_wrong() {
     };
     let page = || get(&at, "/metrics").body;
     wait_for(SOON, "two canaries came round", || {
-        sample(&page(), "embeddings_canary_seconds_count") >= 2.0
+        let page = page();
+        let rejected = sample(&page, "embeddings_rejected_total{reason=\"invalid_request\"}");
+        sample(&page, "embeddings_canary_seconds_count") >= 2.0 && rejected == 1.0
     });
     let page = page();
     assert_eq!(
