@@ -55,6 +55,8 @@ use tracing::{debug, error, info, warn};
 const FLUSH_MAX: Duration = Duration::from_millis(200);
 /// The board is written at most this often; the loop turns at least every half second.
 const POST_INTERVAL: Duration = Duration::from_millis(100);
+/// The same when readiness has changed; with a queue at its bound it may with every job.
+const NEWS_INTERVAL: Duration = Duration::from_millis(10);
 /// Longest wait for the connections to close after everything is settled.
 const CLOSE_MAX: Duration = Duration::from_secs(3);
 
@@ -132,8 +134,8 @@ pub struct Loop {
     address: String,
     /// When the board was last written, and whether new work was welcome then.
     posted: Option<(Moment, bool)>,
-    /// The loop has turned since.
-    unposted: bool,
+    /// The loop has turned since, and it is to be written again in so long.
+    unposted: Option<Duration>,
 }
 
 impl Loop {
@@ -167,7 +169,7 @@ impl Loop {
             drained: false,
             waiting: None,
             posted: None,
-            unposted: false,
+            unposted: None,
         }
     }
 
@@ -183,8 +185,8 @@ impl Loop {
         while !self.drained {
             let now = self.parts.clock.now();
             let mut wait = self.parts.logic.next_check(now).since(now);
-            if self.unposted {
-                wait = wait.min(POST_INTERVAL);
+            if let Some(rest) = self.unposted {
+                wait = wait.min(rest);
             }
             // Cancelling any of these loses nothing: `recv` and `next` are cancel-safe.
             let event = tokio::select! {
@@ -251,15 +253,23 @@ impl Loop {
         report
     }
 
-    /// Says so on the board: at once whether new work is welcome, and all else seldom enough that it costs nothing.
+    /// Says so on the board: soon whether new work is welcome, and all else seldom enough that it costs nothing.
     fn post(&mut self, now: Moment) {
         if self.parts.http.is_none() {
             return;
         }
         let ready = self.parts.logic.readiness(now).is_ok();
-        let recent = |&(at, told): &(Moment, bool)| told == ready && now.since(at) < POST_INTERVAL;
-        self.unposted = self.posted.as_ref().is_some_and(recent);
-        if self.unposted {
+        let rest = |(at, told): (Moment, bool)| {
+            let interval = if told == ready {
+                POST_INTERVAL
+            } else {
+                NEWS_INTERVAL
+            };
+            let rest = interval.saturating_sub(now.since(at));
+            (!rest.is_zero()).then_some(rest)
+        };
+        self.unposted = self.posted.and_then(rest);
+        if self.unposted.is_some() {
             return;
         }
         self.posted = Some((now, ready));
