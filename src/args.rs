@@ -85,6 +85,19 @@ Exit: 0 all embedded · 1 some lines or files failed · 2 wrong use, or the outp
   78 bad configuration · 130, 143 ended by SIGINT, SIGTERM · 141 the reader of the output has gone
   After 69, 74, 130, 143 and any kill, the same command with --resume goes on.";
 
+/// What `embeddings model pull --help` says behind its options.
+const PULL_HELP: &str = "\
+Only files that the model needs are fetched, several at once, and checked against the Hub's checksums. A command that
+was cut off goes on where it was when it is run again. With a whole commit as @REVISION (40 digits) nothing is asked
+for that is there already; a branch or tag is looked up first, and its commit is recorded beside the model.
+
+Environment:
+  HF_TOKEN                  opens private and gated models; it is sent to the Hub alone, and never shown
+  HF_ENDPOINT               a mirror in place of https://huggingface.co
+  HF_HUB_OFFLINE=1          uses only what an earlier pull left in the cache
+  HF_HUB_DOWNLOAD_TIMEOUT   seconds of silence after which a connection is given up (30)
+  HTTPS_PROXY, ALL_PROXY    a proxy, as usual";
+
 /// `embeddings submit`
 #[derive(Debug, Args)]
 #[command(after_long_help = SUBMIT_HELP)]
@@ -184,6 +197,7 @@ pub enum ModelCommand {
         config: ConfigFlags,
     },
     /// Fetch a model from the Hugging Face Hub into the service's model directory
+    #[command(after_long_help = PULL_HELP)]
     Pull {
         /// ID on the Hub, such as sentence-transformers/all-MiniLM-L6-v2, with @REVISION to pin one
         id: String,

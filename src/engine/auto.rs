@@ -1,11 +1,12 @@
 //! `precision = "auto"`: the fastest numbers that keep vectors where 32 bits put them, found by trying.
 //!
-//! Both forms of a model embed the same few texts at load. What decides is measured on this model and this
+//! Both forms of a model embed the same few texts at load, which tells how near they are; then their first layers take
+//! turns, which tells how fast they are, as all layers are alike. What decides is measured on this model and this
 //! machine, so nothing is assumed of either. The other form is let go of.
 
+use super::Sequence;
 use super::encoder::Chain;
 use super::tokenize::Tokenize;
-use super::{Engine, Sequence};
 use crate::clock::Clock;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +17,8 @@ const COSINE_LEAST: f64 = 0.99995;
 /// How much faster the lesser numbers have to be: below this they are not worth their rounding, and noise could
 /// choose otherwise at the next start.
 const GAIN_LEAST: f64 = 1.2;
-/// Runs whose fastest counts.
-const RUNS: usize = 3;
+/// Turns of which the fastest counts.
+const TURNS: usize = 3;
 
 /// Of several lengths, kinds and scripts.
 const TEXTS: [&str; 8] = [
@@ -33,43 +34,59 @@ const TEXTS: [&str; 8] = [
      way again. Nothing is thrown away without a word, and nothing is tried for ever.",
 ];
 
-/// What the texts became, and in what time.
-pub struct Tried {
-    vectors: Vec<Vec<f32>>,
-    fastest: Duration,
-}
-
-/// Embeds the texts; nothing if the model cannot.
-pub fn attempt(tokenize: &Tokenize, chain: &Arc<Chain>, step: &mut dyn FnMut()) -> Option<Tried> {
-    let sequences: Result<Vec<Sequence>, _> = TEXTS
-        .iter()
-        .map(|text| tokenize.sequence(text, None, true, &mut || ()))
-        .collect();
-    let sequences = sequences.ok()?;
-    let batch: Vec<&Sequence> = sequences.iter().collect();
-    let mut engine: Box<dyn Engine> = chain.engine();
-    let clock = Clock::start();
-    let mut tried = Tried {
-        vectors: Vec::new(),
-        fastest: Duration::MAX,
+/// Whether the lesser numbers are worth it; they are not if the model cannot embed the texts.
+pub fn is_worth(tokenize: &Tokenize, lesser: &Arc<Chain>, full: &Arc<Chain>, step: &mut dyn FnMut()) -> bool {
+    let sequence = |text: &&str| tokenize.sequence(text, None, true, &mut || ()).ok();
+    let Some(sequences) = TEXTS.iter().map(sequence).collect::<Option<Vec<Sequence>>>() else {
+        return false;
     };
-    for _ in 0..RUNS {
-        let begin = clock.now();
-        let vectors = engine.embed(&batch, step).ok()?;
-        tried.fastest = tried.fastest.min(clock.now().since(begin));
-        tried.vectors = vectors.into_iter().collect::<Result<_, _>>().ok()?;
+    let batch: Vec<&Sequence> = sequences.iter().collect();
+    let vectors = |chain: &Arc<Chain>, step: &mut dyn FnMut()| -> Option<Vec<Vec<f32>>> {
+        let vectors = chain.engine().embed(&batch, step).ok()?;
+        vectors.into_iter().collect::<Result<_, _>>().ok()
+    };
+    let both = std::thread::scope(|scope| {
+        // Where the machine starts no thread for it, one after the other does as well.
+        let other = std::thread::Builder::new().name("load-trial".into());
+        let other = other.spawn_scoped(scope, || vectors(lesser, &mut || ()));
+        let full = vectors(full, step);
+        let lesser = match other {
+            Ok(other) => other
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(_) => vectors(lesser, step),
+        };
+        lesser.zip(full)
+    });
+    let Some((ours, theirs)) = both else {
+        return false;
+    };
+    if !is_near(&ours, &theirs) {
+        return false;
     }
-    Some(tried)
+    let mut engines = [lesser, full].map(|chain| chain.engine_of(1));
+    let clock = Clock::start();
+    let mut fastest = [Duration::MAX; 2];
+    for _ in 0..TURNS {
+        for (engine, fastest) in engines.iter_mut().zip(&mut fastest) {
+            let begin = clock.now();
+            // Vectors of one layer may be anything, also nothing; the time is what counts.
+            if engine.embed(&batch, step).is_err() {
+                return false;
+            }
+            *fastest = (*fastest).min(clock.now().since(begin));
+        }
+    }
+    is_faster(fastest[0], fastest[1])
 }
 
-/// Whether the lesser numbers are worth it.
-pub fn is_worth(lesser: &Tried, full: &Tried) -> bool {
-    let near = lesser
-        .vectors
-        .iter()
-        .zip(&full.vectors)
-        .all(|(a, b)| cosine(a, b) >= COSINE_LEAST);
-    near && lesser.fastest.mul_f64(GAIN_LEAST) <= full.fastest
+fn is_near(lesser: &[Vec<f32>], full: &[Vec<f32>]) -> bool {
+    let mut pairs = lesser.iter().zip(full);
+    pairs.all(|(a, b)| cosine(a, b) >= COSINE_LEAST)
+}
+
+fn is_faster(lesser: Duration, full: Duration) -> bool {
+    lesser.mul_f64(GAIN_LEAST) <= full
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
@@ -86,19 +103,15 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 mod tests {
     use super::*;
 
-    fn tried(vector: [f32; 2], ms: u64) -> Tried {
-        Tried {
-            vectors: vec![vector.to_vec()],
-            fastest: Duration::from_millis(ms),
-        }
-    }
-
     #[test]
     fn what_is_near_and_faster_is_worth_it() {
-        let full = tried([1.0, 0.0], 12);
-        assert!(is_worth(&tried([1.0, 0.005], 10), &full));
-        assert!(!is_worth(&tried([1.0, 0.005], 11), &full), "hardly faster");
-        assert!(!is_worth(&tried([1.0, 0.02], 1), &full), "too far away");
-        assert!(!is_worth(&tried([f32::NAN, 0.0], 1), &full), "no number");
+        let full = [vec![1.0, 0.0], vec![0.0, 1.0]];
+        let near = |second: [f32; 2]| is_near(&[vec![1.0, 0.0], second.to_vec()], &full);
+        assert!(near([0.005, 1.0]));
+        assert!(!near([0.02, 1.0]), "too far away");
+        assert!(!near([f32::NAN, 1.0]), "no number");
+        let ms = Duration::from_millis;
+        assert!(is_faster(ms(10), ms(12)));
+        assert!(!is_faster(ms(11), ms(12)), "hardly faster");
     }
 }

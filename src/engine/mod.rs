@@ -17,6 +17,7 @@ mod family;
 mod folder;
 mod kernel;
 mod layers;
+mod load;
 mod math;
 mod model;
 pub mod pool;

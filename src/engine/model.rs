@@ -1,12 +1,11 @@
 //! A model: a sentence-transformers folder, checked, loaded and ready to be shared by engine threads.
 
-use super::auto;
 use super::device::{ChoiceError, Device, Precision};
 use super::encoder::Chain;
 use super::family::{self, Sizes};
 use super::folder::{self, DenseSpec, Folder, refuse};
-use super::kernel::Kernel;
 use super::layers::dense::Dense;
+use super::load;
 use super::tokenize::{Tokenize, TokenizeError};
 use super::weights::Weights;
 use super::{Engine, Sequence};
@@ -32,7 +31,7 @@ pub enum LoadStep {
         /// In all, so far.
         bytes: u64,
     },
-    /// The weights of one more layer are ready.
+    /// Some more of the weights were made ready, or of the trial that decides between precisions.
     Packed,
 }
 
@@ -173,59 +172,43 @@ impl Model {
         let (architecture, family) = family::read(&file, &text)?;
         let sizes = family.sizes();
         let max_tokens = max_tokens(&folder, sizes)?;
-        let tokenize = Tokenize::load(
-            &folder.transformer,
-            max_tokens,
-            folder.lower_case,
-            sizes.vocabulary,
-        )?;
         let dense = dense_chain(&folder, sizes)?;
-
-        let mut bytes = 0;
-        let mut weights = Weights::open(&folder.transformer, &mut |more| {
-            bytes += more;
-            step(LoadStep::Read { bytes });
-        })?;
-        let pooling = folder.pooling.name();
-        let mut precision = precisions[0];
-        weights.kernel = Kernel::choose(precision);
-        let encoder = family.load(&weights, sizes.places, &mut || step(LoadStep::Packed))?;
-        let mut chain = Arc::new(Chain {
-            encoder,
-            places: sizes.places,
-            pooling: folder.pooling.clone(),
-            dense: dense_chain(&folder, sizes)?,
-        });
-        if let Some(full) = precisions.get(1) {
-            let lesser = auto::attempt(&tokenize, &chain, &mut || step(LoadStep::Packed));
-            weights.kernel = Kernel::choose(*full);
-            let encoder = family.load(&weights, sizes.places, &mut || step(LoadStep::Packed))?;
-            let other = Arc::new(Chain {
-                encoder,
+        let weights = Weights::open(&folder.transformer)?;
+        let weights_bytes = weights.bytes();
+        let tokens = || {
+            Tokenize::load(
+                &folder.transformer,
+                max_tokens,
+                folder.lower_case,
+                sizes.vocabulary,
+            )
+        };
+        let pack = |weights: &Weights, step: &mut dyn FnMut()| {
+            Ok(Chain {
+                encoder: family.load(weights, sizes.places, step)?,
                 places: sizes.places,
-                pooling: folder.pooling,
-                dense,
-            });
-            let tried = auto::attempt(&tokenize, &other, &mut || step(LoadStep::Packed));
-            let worth = lesser
-                .zip(tried)
-                .is_some_and(|(lesser, full)| auto::is_worth(&lesser, &full));
-            if !worth {
-                (precision, chain) = (*full, other);
-            }
-        }
+                pooling: folder.pooling.clone(),
+                dense: dense.clone(),
+            })
+        };
+        let load::Parts {
+            tokenize,
+            chain,
+            precision,
+            sha256,
+        } = load::run(dir, weights, &precisions, &tokens, &pack, step)?;
         let info = ModelInfo {
             dimensions: chain.dimensions(),
             max_tokens,
-            pooling,
+            pooling: folder.pooling.name(),
             normalize: folder.normalize,
             prompts: folder.prompts,
             default_prompt: folder.default_prompt,
             architecture,
             precision,
             device,
-            weights_sha256: weights.sha256,
-            weights_bytes: weights.bytes,
+            weights_sha256: sha256,
+            weights_bytes,
         };
         Ok(Model {
             info,
@@ -329,12 +312,12 @@ fn max_tokens(folder: &Folder, sizes: Sizes) -> Result<usize, LoadError> {
 }
 
 /// Loads the Dense modules and checks that each takes what the one before it gives.
-fn dense_chain(folder: &Folder, sizes: Sizes) -> Result<Vec<Dense>, LoadError> {
+fn dense_chain(folder: &Folder, sizes: Sizes) -> Result<Vec<Arc<Dense>>, LoadError> {
     let mut width = sizes.width * folder.pooling.modes.len();
     let mut chain = Vec::new();
     for spec in &folder.dense {
         width = check_dense(width, spec)?;
-        chain.push(Dense::load(spec)?);
+        chain.push(Arc::new(Dense::load(spec)?));
     }
     Ok(chain)
 }

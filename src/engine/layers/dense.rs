@@ -20,7 +20,7 @@ impl Dense {
     /// # Errors
     /// A file or a tensor is missing, misshapen or damaged.
     pub fn load(spec: &DenseSpec) -> Result<Dense, LoadError> {
-        let weights = Weights::open(&spec.dir, &mut |_| ())?;
+        let weights = Weights::open(&spec.dir)?;
         let tensors = Tensors::new(&weights, "");
         let linear = Matrix::load(
             &tensors,

@@ -89,7 +89,7 @@ impl Matrix {
             let column = |row: usize| first + (row + part.turned) % part.width;
             let name = format!("{}.weight", part.name);
             tensors.rows(&name, &[part.width, depth], &mut |row, values| {
-                panels.set_column(column(row), values.iter().copied(), scale(row));
+                panels.set_stored(column(row), values, scale(row));
             })?;
             if part.bias {
                 let bias = tensors.vector(&format!("{}.bias", part.name), part.width)?;
