@@ -4,6 +4,7 @@
 //! ([`node`]), under a prefix of its own, and speaks to it as any program would ([`caller`]). Waits are
 //! for conditions and have deadlines. Where RabbitMQ or the model is missing, a test says so and passes.
 
+mod bench;
 mod caller;
 mod dead;
 mod faults;
