@@ -264,11 +264,11 @@ impl Ledger {
         }
     }
 
-    /// The session is gone, and with it all that was not in an engine.
-    pub fn session_lost(&mut self) {
+    /// The session is gone, and with it all of its jobs that was not in an engine: `inside` is what is left.
+    pub fn session_lost(&mut self, inside: &[usize; Stage::ALL.len()]) {
         for stage in Stage::ALL {
             if stage != Stage::Computed {
-                self.stages[stage as usize].inside = 0;
+                self.stages[stage as usize].inside = inside[stage as usize];
             }
         }
         for cell in self.queues.iter_mut().chain(&mut self.readers) {
