@@ -36,6 +36,8 @@ found no process.
 .TP
 .B 69
 .BR embeddings-submit (1)
+or
+.B embeddings bench \-\-broker
 reached no broker, or no service answered there.
 .TP
 .B 70

@@ -34,6 +34,8 @@ pub enum Command {
     /// List, show, requeue and purge dead letters: jobs that could not be answered
     #[command(subcommand)]
     Dead(DeadCommand),
+    /// Measure how fast a model is here, alone and through the broker, and what a precision costs
+    Bench(BenchArgs),
     /// Listen to the heartbeats of the workers on this machine and end those that fall silent
     Monitor(MonitorArgs),
     /// Write the record of a death; systemd calls it when the service has ended (ExecStopPost=)
@@ -84,6 +86,19 @@ Exit: 0 all embedded · 1 some lines or files failed · 2 wrong use, or the outp
   69 no broker, no service, or nothing got on for --timeout · 74 the output cannot be written
   78 bad configuration · 130, 143 ended by SIGINT, SIGTERM · 141 the reader of the output has gone
   After 69, 74, 130, 143 and any kill, the same command with --resume goes on.";
+
+/// What `embeddings model pull --help` says behind its options.
+const PULL_HELP: &str = "\
+Only files that the model needs are fetched, several at once, and checked against the Hub's checksums. A command that
+was cut off goes on where it was when it is run again. With a whole commit as @REVISION (40 digits) nothing is asked
+for that is there already; a branch or tag is looked up first, and its commit is recorded beside the model.
+
+Environment:
+  HF_TOKEN                  opens private and gated models; it is sent to the Hub alone, and never shown
+  HF_ENDPOINT               a mirror in place of https://huggingface.co
+  HF_HUB_OFFLINE=1          uses only what an earlier pull left in the cache
+  HF_HUB_DOWNLOAD_TIMEOUT   seconds of silence after which a connection is given up (30)
+  HTTPS_PROXY, ALL_PROXY    a proxy, as usual";
 
 /// `embeddings submit`
 #[derive(Debug, Args)]
@@ -184,6 +199,7 @@ pub enum ModelCommand {
         config: ConfigFlags,
     },
     /// Fetch a model from the Hugging Face Hub into the service's model directory
+    #[command(after_long_help = PULL_HELP)]
     Pull {
         /// ID on the Hub, such as sentence-transformers/all-MiniLM-L6-v2, with @REVISION to pin one
         id: String,
@@ -353,6 +369,71 @@ fn duration(text: &str) -> Result<Duration, String> {
     let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
     let whole = number.checked_mul(seconds).ok_or_else(wrong)?;
     Ok(Duration::from_secs(whole))
+}
+
+/// What `embeddings bench --help` says behind its options.
+const BENCH_HELP: &str = "\
+Without --engine, --broker or --quality: the engine alone, and through the broker if a service
+answers there, in less than a minute. The texts come with the program: short ones (one sentence of
+at most 16 words), mixed ones (some 60 tokens) and long ones (more than 256). All measures take
+turns in five rounds; told is the median, and the least and the most in brackets. The service is
+measured beside whatever else it does; it gets 8 bulk jobs of 32 texts at a time, then one text at
+a time on the interactive lane.
+
+  embeddings bench --output before.json         then, after a change of machine or version:
+  embeddings bench --compare before.json        ratios, above 1 is better, for times too
+  embeddings bench --precision f32,bf16,int8    side by side
+  embeddings bench --quality                    cosine to f32, and which part of the ten nearest
+                                                of 3000 texts is the same
+
+Exit: 0 measured · 1 failed, or a ratio below --fail-below · 2 wrong use, or an unusable file
+  69 no broker or no service behind it (with --broker) · 74 --output cannot be written
+  78 bad configuration";
+
+/// `embeddings bench`
+#[derive(Debug, Args)]
+#[command(after_long_help = BENCH_HELP)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented on the type")]
+    pub config: ConfigFlags,
+    /// Measure the engine alone
+    #[arg(long)]
+    pub engine: bool,
+    /// Measure through the broker; a failure if no service answers there
+    #[arg(long)]
+    pub broker: bool,
+    /// Measure how near each precision comes to f32: cosine, and the ten nearest texts of each
+    #[arg(long)]
+    pub quality: bool,
+    /// Name or alias of a model, or a folder; the service's default without it
+    #[arg(long, value_name = "NAME|DIR")]
+    pub model: Option<String>,
+    /// Number formats: f32, bf16, int8 or auto, several separated by commas. Without it the configured one, and all
+    /// there are for --quality
+    #[arg(long, value_name = "P,P", value_delimiter = ',')]
+    pub precision: Vec<String>,
+    /// Threads that compute; without it as many as the service would use
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// How long each measure takes, all rounds together; --quality takes as long as its texts do
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
+    pub seconds: f64,
+    /// Embed the lines of this file, at most 4096 of them, evenly spread, instead of the texts that come with the program
+    #[arg(long, value_name = "FILE")]
+    pub texts: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Write the JSON here, too
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Compare with an earlier run, written by --output or --json
+    #[arg(long, value_name = "FILE")]
+    pub compare: Option<PathBuf>,
+    /// Exit 1 if any measure is less than this part as good as in the earlier run, such as 0.9
+    #[arg(long, value_name = "RATIO", requires = "compare")]
+    pub fail_below: Option<f64>,
 }
 
 /// `embeddings monitor`

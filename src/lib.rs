@@ -11,6 +11,7 @@
 //! | 3 | [`engine`] | text in, vectors out; alone names Candle |
 //! | 3 | [`watchdog`] | the only writer of the notify socket, the thread that kills, and the monitor's socket and hands |
 //! | 3 | [`telemetry`] | journal and terminal logging, the black box, the records of deaths |
+//! | 3 | [`http`] | health, metrics, status and OpenAI's route; alone names axum and hyper |
 //! | 3 | [`control`] | the status socket: whoever asks gets one document |
 //! | 3 | [`cli`] | one small file per command |
 //! | 2 | [`logic`] | every decision; no IO, no `async`, no clock read |
@@ -26,6 +27,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod engine;
+pub mod http;
 pub mod job;
 pub mod logic;
 pub mod report;

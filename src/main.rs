@@ -39,6 +39,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         ))),
         Command::Submit(args) => cli::submit::run(&args),
         Command::Dead(command) => cli::dead::run(&command),
+        Command::Bench(args) => cli::bench::run(&args),
         #[cfg(target_os = "linux")]
         Command::Monitor(args) => cli::monitor::run(&args),
         #[cfg(not(target_os = "linux"))]

@@ -64,6 +64,8 @@ pub struct Report {
     pub queue: u64,
     /// Their bound.
     pub queue_max: u64,
+    /// The same for each lane.
+    pub queues: BTreeMap<String, u64>,
     /// Jobs whose computation has begun and is not finished.
     pub inflight: u64,
     /// The stages in the order of a job's life.
@@ -80,6 +82,8 @@ pub struct Report {
     pub avg_job_ms: Option<u64>,
     /// The broker.
     pub broker: Broker,
+    /// The HTTP listener.
+    pub http: Http,
     /// Jobs settled since the start, by lane and outcome.
     pub jobs: BTreeMap<String, BTreeMap<String, u64>>,
     /// Backpressure by lane.
@@ -151,6 +155,16 @@ pub struct Broker {
     pub blocked_ms: Option<u64>,
     /// What the last attempt to connect came to, while there is no session.
     pub waiting: Option<String>,
+}
+
+/// The HTTP listener, as the service sees it. Both are absent where it is switched off.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Http {
+    /// Where it listens.
+    pub listen: Option<String>,
+    /// Why it does not, though it should.
+    pub problem: Option<String>,
 }
 
 /// What the world was told of a lane's backpressure.

@@ -85,7 +85,8 @@ fn model(home: &Home, folder: &str) -> PathBuf {
         r#"{"in_features": 384, "out_features": 128, "activation_function": "torch.nn.modules.activation.Tanh"}"#,
     );
     home.write(&format!("{folder}/pytorch_model.bin"), "not needed");
-    home.write(&format!("{folder}/model.safetensors"), weights);
+    home.write(&format!("{folder}/2_Dense/model.safetensors"), &weights);
+    home.write(&format!("{folder}/model.safetensors"), &weights);
     home.path(folder)
 }
 

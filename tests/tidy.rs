@@ -28,6 +28,9 @@ const BROKER: (&[&str], &str) = (&["lapin"], "broker");
 /// The tensor library, and the one place that knows it.
 const ENGINE: (&[&str], &str) = (&["candle_core", "candle_nn", "candle_transformers"], "engine");
 
+/// The web server's libraries, and the one place that knows them.
+const HTTP: (&[&str], &str) = (&["axum", "hyper", "hyper_util"], "http");
+
 struct Source {
     path: PathBuf,
     /// `broker` for `src/broker/intake.rs`, `args` for `src/args.rs`.
@@ -201,7 +204,7 @@ fn decisions_are_pure_and_the_ground_is_plain_data() {
 #[test]
 fn one_module_alone_names_each_big_library() {
     for source in sources("src") {
-        for (words, home) in [BROKER, ENGINE] {
+        for (words, home) in [BROKER, ENGINE, HTTP] {
             if source.module != home {
                 source.must_not_name(words, &format!("only {home} may"));
             }

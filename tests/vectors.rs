@@ -412,6 +412,7 @@ fn the_pool_computes_in_order_and_refuses_when_full() {
         batch,
         model: model.clone(),
         sequences: sequences.clone(),
+        urgent: false,
     };
 
     let (gate, closed) = channel::<()>();
@@ -425,21 +426,18 @@ fn the_pool_computes_in_order_and_refuses_when_full() {
         }),
     )
     .unwrap();
-    pool.submit(0, work(0), false).unwrap();
+    pool.submit(0, work(0)).unwrap();
     // The first batch is taken at some time; then exactly QUEUE fit, and the next comes back.
     let mut batch = 1;
     while batch <= QUEUE as u64 {
-        if pool.submit(0, work(batch), false).is_ok() {
+        if pool.submit(0, work(batch)).is_ok() {
             batch += 1;
         }
     }
-    while pool.submit(0, work(batch), false).is_ok() {
+    while pool.submit(0, work(batch)).is_ok() {
         batch += 1;
     }
-    assert!(
-        pool.submit(1, work(99), false).is_err(),
-        "there is no second engine"
-    );
+    assert!(pool.submit(1, work(99)).is_err(), "there is no second engine");
     drop(gate);
 
     for expected in 0..batch {
@@ -475,6 +473,60 @@ fn the_pool_computes_in_order_and_refuses_when_full() {
     pool.tidy();
     drop(pool);
     assert_eq!(weak.strong_count(), 0);
+}
+
+// Goal: an urgent batch is computed between two layers of a patient one and ahead of what waits, and each gets its own
+// vectors. Method: hold the first step back until all three are submitted.
+#[test]
+fn the_urgent_come_between_two_layers() {
+    let tokens = |text: &str| MINILM.tokenize(text, None, true).unwrap();
+    let texts = [
+        tokens("a house that stands at the end of a very long road"),
+        tokens("urgent"),
+        tokens("later"),
+    ];
+    let work = |batch: u64| Work {
+        batch,
+        model: MINILM.clone(),
+        sequences: vec![texts[batch as usize].clone()],
+        urgent: batch == 1,
+    };
+    let (gate, closed) = channel::<()>();
+    let closed = std::sync::Mutex::new(closed);
+    let (came, coming) = channel();
+    let (events, inbox) = channel();
+    let hold = move |event| {
+        let _ = came.send(());
+        let _ = closed.lock().unwrap().recv();
+        let _ = events.send(event);
+    };
+    let pool = Pool::start(1, Arc::new(hold)).unwrap();
+    pool.submit(0, work(0)).unwrap();
+    coming.recv().unwrap();
+    for batch in [2, 1] {
+        pool.submit(0, work(batch)).unwrap();
+    }
+    drop(gate);
+    let mut order = Vec::new();
+    while order.iter().filter(|(_, done)| *done).count() < 3 {
+        match inbox.recv().unwrap() {
+            PoolEvent::Step { batch, .. } => order.push((batch, false)),
+            PoolEvent::Done { batch, result, .. } => {
+                let vector = result.unwrap().remove(0).unwrap();
+                let vector = pooling::finish(vector, None, MINILM.info().normalize);
+                assert_eq!([vector].as_slice(), embed(&MINILM, &[&texts[batch as usize]]));
+                order.push((batch, true));
+            }
+            PoolEvent::Tried { .. } => {}
+        }
+    }
+    let ends: Vec<u64> = order
+        .iter()
+        .filter(|(_, done)| *done)
+        .map(|(batch, _)| *batch)
+        .collect();
+    assert_eq!(ends, [1, 0, 2], "{order:?}");
+    assert_eq!(order[0], (0, false), "the patient one had begun: {order:?}");
 }
 
 /// A copy of a small model whose files can be spoilt.

@@ -235,15 +235,6 @@ impl Catalogue {
         Some(Order::Unload(id, model))
     }
 
-    /// Largest number of inputs that any model allows.
-    pub fn max_inputs(&self) -> usize {
-        self.entries
-            .iter()
-            .map(|entry| entry.max_inputs)
-            .max()
-            .unwrap_or(1)
-    }
-
     /// What a request means here, or what is wrong with it.
     pub fn plan(&self, request: &Request) -> Result<Plan, Refusal> {
         let model = match &request.model {

@@ -5,6 +5,7 @@ use super::results::{self, Results};
 use crate::broker::{Arrival, Content, PAUSES, Publication, Receipt, ReplyBody};
 use crate::clock::Moment;
 use crate::engine::{Sequence, pooling};
+use crate::http;
 use crate::job::checkpoint::Checkpoint;
 use crate::job::reply::{Answer, Done};
 use crate::job::request::Request;
@@ -14,6 +15,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// A streamed job goes on as another message behind so many inputs or bytes of text: what a death costs is computed
 /// again, so this is seconds of work, and yet so much that the message in between is nothing beside it.
@@ -37,8 +39,10 @@ pub struct Pace {
 pub struct Held {
     /// Its lane.
     pub lane: Lane,
-    /// Its right to be settled; a canary that took the short way has none.
+    /// Its right to be settled; a canary that took the short way has none, nor has a job that came by HTTP.
     pub receipt: Option<Receipt>,
+    /// Where the caller waits of a job that came by HTTP, until it is answered or goes away.
+    pub connection: Option<oneshot::Sender<http::Reply>>,
     /// Where its answer goes.
     reply_to: Option<String>,
     correlation_id: Option<String>,
@@ -93,44 +97,55 @@ impl Held {
             .or_else(|| properties.correlation_id.clone())
             .unwrap_or_else(made_up);
         Held {
-            lane,
             receipt: Some(receipt),
             reply_to: properties.reply_to,
             correlation_id: properties.correlation_id,
-            id,
             attempt,
             checkpoint: checkpoint.unwrap_or_default(),
-            request: None,
-            rest: Vec::new(),
-            pace: Pace::default(),
-            plan: None,
-            texts: Vec::new(),
-            sequences: Vec::new(),
-            vectors: Vec::new(),
             named,
-            recalled: None,
-            reached: None,
-            arrived: now,
             received_ms,
-            alive: Arc::default(),
+            ..Held::blank(lane, id, now)
+        }
+    }
+
+    /// The data of a job whose caller waits on a connection.
+    pub fn called(
+        id: String,
+        connection: oneshot::Sender<http::Reply>,
+        received_ms: u64,
+        now: Moment,
+    ) -> Held {
+        Held {
+            connection: Some(connection),
+            received_ms,
+            ..Held::blank(Lane::Interactive, id, now)
         }
     }
 
     /// A canary that never sees the broker.
     pub fn local(plan: Plan, texts: Vec<String>, now: Moment) -> Held {
         Held {
-            lane: Lane::Probe,
+            plan: Some(plan),
+            texts,
+            ..Held::blank(Lane::Probe, "canary".into(), now)
+        }
+    }
+
+    fn blank(lane: Lane, id: String, now: Moment) -> Held {
+        Held {
+            lane,
             receipt: None,
+            connection: None,
             reply_to: None,
             correlation_id: None,
-            id: "canary".into(),
+            id,
             attempt: 1,
             checkpoint: Checkpoint::default(),
             request: None,
             rest: Vec::new(),
             pace: Pace::default(),
-            plan: Some(plan),
-            texts,
+            plan: None,
+            texts: Vec::new(),
             sequences: Vec::new(),
             vectors: Vec::new(),
             named: false,
@@ -231,6 +246,12 @@ impl Held {
             }
         };
         self.reply(key, ReplyBody::Result(answer, fingerprint))
+    }
+
+    /// The answer with all its vectors, for a caller on a connection. Leaves the job without them.
+    pub fn vectors(&mut self, catalogue: &Catalogue) -> Option<http::Reply> {
+        let (answer, fingerprint) = self.take(0..self.sequences.len(), catalogue)?;
+        Some(http::Reply::Vectors(answer, fingerprint))
     }
 
     /// A chunk of a streamed job, to be published. Leaves the job without its vectors.

@@ -22,6 +22,7 @@ use crate::config::{self, Directories, EXIT_CONFIG, Inputs, Limits, Loaded};
 use crate::engine::device;
 use crate::engine::pool::Pool;
 use crate::engine::tokenize::Tokenizers;
+use crate::http;
 use crate::job::Lane;
 use crate::job::request::RequestLimits;
 use crate::logic::health::{Health, KillReason};
@@ -33,6 +34,7 @@ use anyhow::Context;
 use catalogue::Catalogue;
 use signal_hook::consts::signal::SIGTERM;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -130,8 +132,21 @@ fn is_corrupt(failure: &anyhow::Error) -> bool {
     )
 }
 
-/// Whether a model cannot be loaded however often it is tried.
+/// The token that HTTP asks for cannot be had.
+#[derive(Debug)]
+struct BadToken;
+
+impl std::fmt::Display for BadToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("http.token_file")
+    }
+}
+
+/// Whether the configuration is at fault, or a model that cannot be loaded however often it is tried.
 fn is_settled(failure: &anyhow::Error) -> bool {
+    if failure.downcast_ref::<BadToken>().is_some() {
+        return true;
+    }
     match failure.downcast_ref() {
         Some(catalogue::CatalogueError::Load { why, .. }) => !why.may_pass(),
         other => other.is_some(),
@@ -180,7 +195,34 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
         );
         limits.max_queue = MAX_QUEUE_MAX;
     }
+    let token = config.http.read_token().map_err(anyhow::Error::msg);
+    let token = token.context(BadToken)?;
     let window = Window::open(clock, host(), config);
+    let runtime = runtime()?;
+    let prefetch = prefetch(limits.max_queue, limits.max_inflight);
+    let requests_max = usize::from(prefetch[Lane::Interactive as usize]);
+    let (calls, called) = mpsc::channel(2 * requests_max);
+    let request = RequestLimits {
+        inputs_max: config.max_inputs(),
+        stream_inputs_max: limits.max_stream_inputs.min(STREAM_INPUTS_MAX),
+        body_bytes_max: BODY_BYTES_MAX,
+    };
+    // Before the models: whoever asks meanwhile is told that they load.
+    let http = config.http.listen.map(|listen| {
+        let _inside = runtime.enter();
+        http::start(http::Setup {
+            clock,
+            listen,
+            token: token.as_deref().map(http::Token::new),
+            board: window.board(),
+            sources: sources(config),
+            models: config.model_names(),
+            limits: request,
+            bodies_bytes_max: limits.max_queue_bytes.max(BODY_BYTES_MAX),
+            requests_max,
+            calls: calls.clone(),
+        })
+    });
     let catalogue = Catalogue::load(config, &mut |line| {
         notify::extend_start(LOAD_STEP_MAX, line);
         window.loading(line);
@@ -202,7 +244,6 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     let (work_done, work_events) = mpsc::channel(EVENTS);
     let report = turn::report(work_done.clone());
     let pool = Pool::start(engines, report).context("failed to start engine threads")?;
-    let prefetch = prefetch(limits.max_queue, limits.max_inflight);
     let waiting_max: usize = prefetch.iter().map(|&n| usize::from(n)).sum();
     let tokenizer_threads = device::threads();
     let tokenizers = Tokenizers::start(
@@ -249,17 +290,6 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     )
     .context("failed to start the watchdog thread")?;
 
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(IO_THREADS)
-        .max_blocking_threads(BLOCKING_THREADS)
-        .thread_stack_size(IO_STACK_BYTES)
-        .thread_name_fn(|| {
-            static NUMBER: AtomicUsize = AtomicUsize::new(0);
-            format!("io-{}", NUMBER.fetch_add(1, Ordering::Relaxed))
-        })
-        .enable_all()
-        .build()
-        .context("failed to start the runtime")?;
     let code = runtime.block_on(async {
         let disconnect_kill = Span::new(limits.disconnect_kill);
         let confirm_patience = Span::new(confirm_patience(&limits));
@@ -267,11 +297,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
         let setup = broker::Setup {
             config: config.broker.clone(),
             prefetch,
-            request: RequestLimits {
-                inputs_max: catalogue.max_inputs(),
-                stream_inputs_max: limits.max_stream_inputs.min(STREAM_INPUTS_MAX),
-                body_bytes_max: BODY_BYTES_MAX,
-            },
+            request,
             disconnect_kill: disconnect_kill.clone(),
             confirm_patience: confirm_patience.clone(),
             name: format!("embeddings@{host}.{}", std::process::id()),
@@ -297,14 +323,50 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             work_done,
             to_broker,
             questions: window.turning(),
+            board: window.board(),
+            http,
         };
         turn::Loop::new(parts)
-            .run(broker_events, work_events, session)
+            .run(broker_events, called, work_events, session)
             .await
     });
+    // With the last of these the loop would take the line for closed.
+    drop(calls);
     // Threads of large bodies may still run; they hold nothing that matters any more.
     runtime.shutdown_background();
     code
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(IO_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_stack_size(IO_STACK_BYTES)
+        .thread_name_fn(|| {
+            static NUMBER: AtomicUsize = AtomicUsize::new(0);
+            format!("io-{}", NUMBER.fetch_add(1, Ordering::Relaxed))
+        })
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")
+}
+
+/// Where HTTP reads what the loop must not read.
+fn sources(config: &config::Config) -> http::Sources {
+    let state = config.dirs.state.clone();
+    http::Sources {
+        host: host(),
+        process: || http::Process {
+            rss_bytes: telemetry::rss_bytes(),
+            cpu_seconds: Some(telemetry::process::cpu_seconds()),
+            open_fds: telemetry::process::open_fds(),
+            max_fds: telemetry::process::max_fds(),
+        },
+        deaths: Arc::new(move || history::kills(&state, history::KEPT_MAX)),
+        kills_max: window::KILLS_MAX,
+        storm: telemetry::storm::STORM.0,
+        watchdog: notify::period(),
+    }
 }
 
 /// How long a reply queue may leave an answer unconfirmed: given up well before that could look like a stall of ours.

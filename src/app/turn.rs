@@ -1,5 +1,6 @@
 //! The loop: every event in, the clock read once per turn, every action done in one `match`.
 
+mod called;
 mod heard;
 mod progress;
 mod signals;
@@ -24,6 +25,7 @@ use crate::clock::{Clock, Moment};
 use crate::config::{Config, Inputs};
 use crate::engine::pool::{Pool, Work};
 use crate::engine::tokenize::{self, Tokenizers};
+use crate::http::{self, Board, Call, Posted};
 use crate::job::request::decode;
 use crate::job::{ErrorType, JobKey, Lane, Names, Refusal};
 use crate::logic::Logic;
@@ -31,6 +33,7 @@ use crate::logic::event::{
     Action, BatchId, CallerId, EngineId, Event, Item, ModelId, Onward, Outcome, Worker,
 };
 use crate::logic::health::KillReason;
+use crate::report::Report;
 use crate::telemetry::Logging;
 use crate::telemetry::blackbox::Phase;
 use crate::watchdog::{notify, thread::Truth};
@@ -42,6 +45,7 @@ use signal_hook_tokio::Signals;
 use std::collections::{HashMap, VecDeque};
 use std::hash::RandomState;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -49,6 +53,10 @@ use tracing::{debug, error, info, warn};
 
 /// Longest wait for the journal to take the last lines.
 const FLUSH_MAX: Duration = Duration::from_millis(200);
+/// The board is written at most this often; the loop turns at least every half second.
+const POST_INTERVAL: Duration = Duration::from_millis(100);
+/// The same when readiness has changed; with a queue at its bound it may with every job.
+const NEWS_INTERVAL: Duration = Duration::from_millis(10);
 /// Longest wait for the connections to close after everything is settled.
 const CLOSE_MAX: Duration = Duration::from_secs(3);
 
@@ -74,6 +82,25 @@ pub struct Parts {
     pub to_broker: mpsc::Sender<Command>,
     /// Those who ask for the status.
     pub questions: mpsc::Receiver<Question>,
+    /// What is said to whoever looks by HTTP.
+    pub board: Arc<Board>,
+    /// HTTP, if it is on.
+    pub http: Option<http::Server>,
+}
+
+/// What comes from outside.
+enum Outside {
+    Broker(Option<BrokerEvent>),
+    Call(Call),
+}
+
+/// The next from either side, by chance where both have something: a flood from the one must not drown the other.
+async fn outside(broker: &mut mpsc::Receiver<BrokerEvent>, calls: &mut mpsc::Receiver<Call>) -> Outside {
+    // Cancelling either loses nothing: `recv` is cancel-safe.
+    tokio::select! {
+        event = broker.recv() => Outside::Broker(event),
+        Some(call) = calls.recv() => Outside::Call(call),
+    }
 }
 
 /// The loop and what it owns.
@@ -82,7 +109,6 @@ pub struct Loop {
     desk: Desk,
     /// Items of the batches in engines, to take their vectors in.
     batches: HashMap<BatchId, Vec<Item>>,
-    outcomes: HashMap<(Lane, Outcome), u64>,
     /// Number of the session that stands, or stood last.
     session: u64,
     names: Names,
@@ -104,6 +130,12 @@ pub struct Loop {
     /// Names of callers to numbers, differently in each process: nobody can choose whose number he gets.
     callers: RandomState,
     trace: Trace,
+    /// Host and port of the broker.
+    address: String,
+    /// When the board was last written, and whether new work was welcome then.
+    posted: Option<(Moment, bool)>,
+    /// The loop has turned since, and it is to be written again in so long.
+    unposted: Option<Duration>,
 }
 
 impl Loop {
@@ -122,10 +154,10 @@ impl Loop {
             callers: RandomState::new(),
             trace: Trace::new(&parts.catalogue.default_entry().name),
             names: Names::new(&parts.config.broker.prefix),
+            address: window::address(&parts.config.broker.shown()),
             parts,
             desk: Desk::new(),
             batches: HashMap::new(),
-            outcomes: HashMap::new(),
             session: 0,
             innocent: Innocent::default(),
             results: Results::default(),
@@ -136,6 +168,8 @@ impl Loop {
             draining: false,
             drained: false,
             waiting: None,
+            posted: None,
+            unposted: None,
         }
     }
 
@@ -143,13 +177,17 @@ impl Loop {
     pub async fn run(
         mut self,
         mut broker: mpsc::Receiver<BrokerEvent>,
+        mut calls: mpsc::Receiver<Call>,
         mut work: mpsc::Receiver<Done>,
         session: JoinHandle<()>,
     ) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("failed to listen for signals")?;
         while !self.drained {
             let now = self.parts.clock.now();
-            let wait = self.parts.logic.next_check(now).since(now);
+            let mut wait = self.parts.logic.next_check(now).since(now);
+            if let Some(rest) = self.unposted {
+                wait = wait.min(rest);
+            }
             // Cancelling any of these loses nothing: `recv` and `next` are cancel-safe.
             let event = tokio::select! {
                 biased;
@@ -157,9 +195,10 @@ impl Loop {
                 Some(question) = self.parts.questions.recv() => self.answer(question),
                 Some(done) = work.recv() => self.work_done(done),
                 Some(signal) = signals.next() => self.signalled(signal),
-                event = broker.recv() => match event {
-                    Some(event) => self.heard(event),
-                    None => anyhow::bail!("the broker task is gone"),
+                heard = outside(&mut broker, &mut calls) => match heard {
+                    Outside::Broker(Some(event)) => self.heard(event),
+                    Outside::Broker(None) => anyhow::bail!("the broker task is gone"),
+                    Outside::Call(call) => self.called(call),
                 },
                 () = tokio::time::sleep(wait) => Some(Event::Tick),
             };
@@ -171,13 +210,15 @@ impl Loop {
         drop(self.parts.to_broker);
         // Whoever asks now is told that the doors are being closed.
         drop(self.parts.questions);
-        let _ = tokio::time::timeout(CLOSE_MAX, session).await;
-        let total = |outcome| {
-            Lane::ALL
-                .iter()
-                .filter_map(|&lane| self.outcomes.get(&(lane, outcome)))
-                .sum::<u64>()
+        drop(calls);
+        let http = async {
+            if let Some(http) = self.parts.http {
+                http.close(CLOSE_MAX).await;
+            }
         };
+        let _ = tokio::join!(tokio::time::timeout(CLOSE_MAX, session), http);
+        let ended = &self.parts.logic.tally().jobs;
+        let total = |outcome: Outcome| ended.iter().map(|lane| lane[outcome as usize]).sum::<u64>();
         info!(
             answered = total(Outcome::Answered),
             refused = total(Outcome::Refused),
@@ -193,18 +234,52 @@ impl Loop {
     /// Says how things are. That the loop does so is half of the answer; its tick is a turn like any other,
     /// so that those who ask keep nothing from being looked at.
     fn answer(&self, question: Question) -> Option<Event> {
-        let now = self.parts.clock.now();
+        question.answer(self.report(self.parts.clock.now()));
+        Some(Event::Tick)
+    }
+
+    /// How things are, as far as the loop knows.
+    fn report(&self, now: Moment) -> Report {
         let waiting = self.waiting.as_deref().filter(|_| !self.ready);
         let line = waiting.map_or_else(|| self.show.present(&self.parts.logic, now), str::to_owned);
-        let mut report = window::report(&self.parts.logic, &self.outcomes, line, now);
+        let mut report = window::report(&self.parts.logic, line, now);
         let names = self.parts.catalogue.model_names();
         let states = self.parts.logic.model_states().map(str::to_owned);
         report.models = names.into_iter().zip(states).collect();
         report.retrying = self.retries.shown(now);
         (report.model, report.device) = (self.show.model().into(), self.show.device().into());
         report.broker.waiting.clone_from(&self.waiting);
-        question.answer(report);
-        Some(Event::Tick)
+        report.broker.address.clone_from(&self.address);
+        report
+    }
+
+    /// Says so on the board: soon whether new work is welcome, and all else seldom enough that it costs nothing.
+    fn post(&mut self, now: Moment) {
+        if self.parts.http.is_none() {
+            return;
+        }
+        let ready = self.parts.logic.readiness(now).is_ok();
+        let rest = |(at, told): (Moment, bool)| {
+            let interval = if told == ready {
+                POST_INTERVAL
+            } else {
+                NEWS_INTERVAL
+            };
+            let rest = interval.saturating_sub(now.since(at));
+            (!rest.is_zero()).then_some(rest)
+        };
+        self.unposted = self.posted.and_then(rest);
+        if self.unposted.is_some() {
+            return;
+        }
+        self.posted = Some((now, ready));
+        self.parts.board.post(Posted {
+            at: now,
+            report: self.report(now),
+            tally: Some(Box::new(self.parts.logic.tally().clone())),
+            late_after: window::ANSWER_MAX,
+            dead_after: self.parts.logic.limits().liveness_max_stall,
+        });
     }
 
     /// One turn of the logic, and of what follows from it at once.
@@ -230,6 +305,7 @@ impl Loop {
             self.command(notice);
         }
         self.trace.turned(&self.parts.logic, &self.desk, now);
+        self.post(now);
     }
 
     fn perform(&mut self, action: Action, now: Moment) -> Option<Event> {
@@ -251,6 +327,9 @@ impl Loop {
                 model,
                 items,
             } => self.start_batch((engine, first), batch, model, items),
+            Action::Answer { job } if self.desk.get(&job)?.receipt.is_none() => {
+                return self.hand_over(job, None);
+            }
             Action::Answer { job } => {
                 let publication =
                     self.desk
@@ -290,7 +369,11 @@ impl Loop {
                 publication.map(|publication| self.command(Command::Publish(publication)))?;
             }
             Action::Refuse { job, refusal } => {
-                debug!(job = %self.desk.get(&job)?.id, %refusal, "refused");
+                let held = self.desk.get(&job)?;
+                debug!(job = %held.id, %refusal, "refused");
+                if held.receipt.is_none() {
+                    return self.hand_over(job, Some(refusal));
+                }
                 let publication = self.desk.get(&job)?.refusal(job, refusal);
                 publication.map(|publication| self.command(Command::Publish(publication)))?;
             }
@@ -416,8 +499,8 @@ impl Loop {
                     batch: batch.0,
                     model,
                     sequences,
+                    urgent: first,
                 },
-                first,
             )
             .is_err()
         {
@@ -469,9 +552,9 @@ impl Loop {
         }
         let duration_ms = u64::try_from(now.since(held.arrived).as_millis()).unwrap_or(u64::MAX);
         let (lane, outcome_name) = (held.lane.name(), outcome.name());
-        *self.outcomes.entry((held.lane, outcome)).or_default() += 1;
-        if outcome == Outcome::Returned {
-            let returned = self.outcomes[&(held.lane, outcome)];
+        let by_queue = held.receipt.is_some();
+        if outcome == Outcome::Returned && by_queue {
+            let returned = self.parts.logic.tally().jobs[held.lane as usize][outcome as usize];
             warn!(job = %held.id, lane, duration_ms, returned, "nobody waits for the answer any more");
         } else {
             debug!(job = %held.id, lane, duration_ms, outcome = outcome_name, "settled");

@@ -5,16 +5,18 @@
 //! the last step of loading is told; after it, that the doors are being closed. What needs files (memory,
 //! records of deaths) is read by that thread, never by the loop.
 
+use super::LOAD_STEP_MAX;
 use crate::clock::{Clock, Moment};
 use crate::config::{Config, Limits};
 use crate::control;
+use crate::http::{Board, Posted};
 use crate::job::Lane;
 use crate::logic::Logic;
 use crate::logic::event::Outcome;
 use crate::logic::pressure::Cause;
 use crate::report::{Backpressure, Broker, Report, Stage, State};
 use crate::telemetry::{self, history};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as threads};
 use std::time::Duration;
@@ -23,11 +25,11 @@ use tracing::warn;
 
 /// A loop that does not answer for this long hangs. Below the patience of `embeddings status` (3 s), which
 /// so can tell a process whose loop hangs from one in which nothing runs.
-const ANSWER_MAX: Duration = Duration::from_millis(2500);
+pub const ANSWER_MAX: Duration = Duration::from_millis(2500);
 /// An answer serves everyone who asks within this span: a flood of callers asks the loop 50 times a second.
 const FRESH: Duration = Duration::from_millis(20);
 /// Deaths told of.
-const KILLS_MAX: usize = 5;
+pub const KILLS_MAX: usize = 5;
 
 /// One who asks, waiting for a report.
 #[derive(Debug)]
@@ -58,6 +60,7 @@ pub struct Window {
     address: Arc<str>,
     model: Arc<str>,
     state_dir: PathBuf,
+    board: Arc<Board>,
 }
 
 impl Window {
@@ -73,7 +76,9 @@ impl Window {
             address: address(&config.broker.shown()).into(),
             model: config.default_model.as_str().into(),
             state_dir: config.dirs.state.clone(),
+            board: Arc::new(Board::new(clock)),
         };
+        window.post("loading models");
         if let Err(error) = window.serve(&config.dirs.runtime) {
             warn!(%error, "embeddings status cannot be answered");
         }
@@ -103,6 +108,23 @@ impl Window {
             line: line.to_owned(),
             at: self.clock.now(),
         };
+        self.post(line);
+    }
+
+    /// What is said by HTTP.
+    pub fn board(&self) -> Arc<Board> {
+        self.board.clone()
+    }
+
+    /// Says by HTTP how far the loading is.
+    fn post(&self, line: &str) {
+        self.board.post(Posted {
+            at: self.clock.now(),
+            report: self.loads(line, Duration::ZERO),
+            tally: None,
+            late_after: LOAD_STEP_MAX,
+            dead_after: LOAD_STEP_MAX,
+        });
     }
 
     /// From now on the loop answers what comes out of this channel.
@@ -126,7 +148,7 @@ impl Window {
         report.uptime_ms = Some(now.as_millis());
         report.at_unix_ms = self.clock.unix_ms();
         report.rss_bytes = telemetry::rss_bytes();
-        report.broker.address = self.address.to_string();
+        report.http = self.board.http();
         match history::kills(&self.state_dir, KILLS_MAX) {
             Ok(kills) => report.kills = kills,
             Err(why) => report.kills_unknown = Some(why),
@@ -176,19 +198,28 @@ impl Window {
             not_ready: Some(not_ready.into()),
             live: true,
             model: self.model.to_string(),
+            broker: Broker {
+                address: self.address.to_string(),
+                ..Broker::default()
+            },
             ..Report::default()
         }
     }
 }
 
 /// What the loop says.
-pub fn report(logic: &Logic, outcomes: &HashMap<(Lane, Outcome), u64>, line: String, now: Moment) -> Report {
+pub fn report(logic: &Logic, line: String, now: Moment) -> Report {
     let seen = logic.snapshot(now);
     let (ready, live) = (seen.readiness.is_ok(), seen.stalled.is_none());
     let mut jobs = BTreeMap::<String, BTreeMap<String, u64>>::new();
-    for (&(lane, outcome), &count) in outcomes {
-        let of_lane = jobs.entry(lane.name().into()).or_default();
-        of_lane.insert(outcome.name().into(), count);
+    for lane in Lane::ALL {
+        for outcome in Outcome::ALL {
+            let count = logic.tally().jobs[lane as usize][outcome as usize];
+            if count > 0 {
+                let of_lane = jobs.entry(lane.name().into()).or_default();
+                of_lane.insert(outcome.name().into(), count);
+            }
+        }
     }
     Report {
         state: if ready && live {
@@ -205,6 +236,9 @@ pub fn report(logic: &Logic, outcomes: &HashMap<(Lane, Outcome), u64>, line: Str
         inputs_per_second: seen.figures.inputs_per_second,
         queue: seen.figures.queue as u64,
         queue_max: seen.figures.queue_max as u64,
+        queues: [Lane::Interactive, Lane::Bulk]
+            .map(|lane| (lane.name().to_owned(), logic.waiting(lane) as u64))
+            .into(),
         inflight: seen.figures.inflight as u64,
         stages: seen
             .stages
@@ -275,7 +309,7 @@ fn millis(span: Duration) -> u64 {
 }
 
 /// Host and port of a URL: every user of the machine may ask, and none needs to know the broker's user.
-fn address(url: &str) -> String {
+pub fn address(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
     rest.split('/').next().unwrap_or_default().to_owned()

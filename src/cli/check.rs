@@ -8,7 +8,6 @@ use crate::config::{Config, ConfigErrors, EXIT_CONFIG, Loaded};
 use crate::engine::device;
 use anyhow::Context;
 use serde_json::json;
-use std::path::Path;
 use std::process::ExitCode;
 
 /// Runs the command: 0 if nothing fails, 1 if something does, 78 for the configuration.
@@ -124,21 +123,14 @@ fn model(config: &Config, name: &str) -> Finding {
 
 /// The token's file is read when the service starts; here it is seen whether that will work.
 fn token(config: &Config) -> Option<Finding> {
-    let path: &Path = config.http.token_file.as_deref()?;
     config.http.listen?;
-    Some(match std::fs::read_to_string(path) {
-        Ok(text) if text.lines().next().is_some_and(|line| !line.trim().is_empty()) => {
-            Finding::ok("http token", path.display().to_string())
-        }
-        Ok(_) => Finding::fail(
+    let path = config.http.token_file.as_deref()?;
+    Some(match config.http.read_token() {
+        Ok(_) => Finding::ok("http token", path.display().to_string()),
+        Err(problem) => Finding::fail(
             "http token",
-            format!("{} is empty", path.display()),
-            "write a token into its first line",
-        ),
-        Err(error) => Finding::fail(
-            "http token",
-            format!("{}: {error}", path.display()),
-            "create it, readable by the service's user, or change http.token_file",
+            problem,
+            "write the token into its first line, readable by the service's user, or change http.token_file",
         ),
     })
 }

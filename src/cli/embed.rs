@@ -231,8 +231,8 @@ impl<W: Write> Embed<W> {
                     batch,
                     model,
                     sequences,
+                    urgent: false,
                 },
-                false,
             )
             .is_err()
         {

@@ -4,6 +4,7 @@
 //! colour is for terminals only and never with `NO_COLOR`, errors go to stderr.
 
 pub mod alarm;
+pub mod bench;
 pub mod check;
 pub mod config;
 pub mod dead;

@@ -4,14 +4,20 @@
 //! below /usr/share/embeddings/models. Both are only ever seen whole: a folder is filled beside its place
 //! and renamed into it.
 
+mod board;
+mod cache;
+mod download;
 mod folder;
 mod hub;
 mod install;
 mod list;
+mod part;
 mod patience;
 mod pull;
 mod remote;
+mod room;
 pub mod trial;
+mod wire;
 
 use super::{configuration, print};
 use crate::args::{ConfigFlags, ModelCommand};

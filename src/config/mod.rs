@@ -185,6 +185,18 @@ impl Default for Limits {
 }
 
 impl Config {
+    /// Names and aliases of all models.
+    pub fn model_names(&self) -> Vec<String> {
+        let aliases = self.models.values().flat_map(|model| &model.aliases);
+        self.models.keys().chain(aliases).cloned().collect()
+    }
+
+    /// Largest number of inputs that any model allows.
+    pub fn max_inputs(&self) -> usize {
+        let own = self.models.keys().map(|name| self.limits_of(name).max_inputs);
+        own.max().unwrap_or(1)
+    }
+
     /// The limits that hold for one model, given its configured name: its own where it has them.
     pub fn limits_of(&self, model: &str) -> Limits {
         let mut limits = self.limits;
@@ -198,6 +210,34 @@ impl Config {
         limits.batch_inputs = own.batch_inputs.unwrap_or(limits.batch_inputs);
         limits.idle_unload = own.idle_unload.unwrap_or(limits.idle_unload);
         limits
+    }
+}
+
+impl HttpConfig {
+    /// The token that callers must present, from the first line of its file; `None` where none is asked for. Only the service
+    /// reads it: nobody else need be able to.
+    ///
+    /// # Errors
+    /// In words, with the file: it cannot be read, or has no token.
+    pub fn read_token(&self) -> Result<Option<String>, String> {
+        let Some(path) = self.token_file.as_ref().filter(|_| self.listen.is_some()) else {
+            return Ok(None);
+        };
+        let shown = path.display();
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            format!("\"{shown}\": failed to read: {error}; must be a file whose first line is the token")
+        })?;
+        match text
+            .lines()
+            .next()
+            .map(str::trim)
+            .filter(|token| !token.is_empty())
+        {
+            Some(token) => Ok(Some(token.to_owned())),
+            None => Err(format!(
+                "\"{shown}\": the first line is empty; must be a file whose first line is the token"
+            )),
+        }
     }
 }
 

@@ -1,11 +1,14 @@
 //! `precision = "auto"`: the fastest numbers that keep vectors where 32 bits put them, found by trying.
 //!
-//! All forms of a model embed the same few texts at load. What decides is measured on this model and this
-//! machine, so nothing is assumed of either. The other forms are let go of.
+//! Both forms of a model embed the same few texts at load, which tells how near they are; then their first layers take
+//! turns, which tells how fast they are, as all layers are alike. What decides is measured on this model and this
+//! machine, so nothing is assumed of either. The other form is let go of.
 
+use super::encoder::Chain;
 use super::tokenize::Tokenize;
 use super::{Engine, Sequence};
 use crate::clock::Clock;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The least cosine to 32 bits on any of [`TEXTS`]. The promise is 0.9999 on every text; a few texts cannot find
@@ -15,9 +18,9 @@ const COSINE_LEAST: f64 = 0.99995;
 /// choose otherwise at the next start.
 const GAIN_LEAST: f64 = 1.2;
 /// How often a GPU embeds the texts at once: some 15 000 tokens, which keep it busy.
-pub const COPIES_ON_A_GPU: usize = 64;
-/// Runs whose fastest counts.
-const RUNS: usize = 3;
+const COPIES_ON_A_GPU: usize = 64;
+/// Turns of which the fastest counts.
+const TURNS: usize = 3;
 
 /// Of several lengths, kinds and scripts.
 const TEXTS: [&str; 8] = [
@@ -33,47 +36,87 @@ const TEXTS: [&str; 8] = [
      way again. Nothing is thrown away without a word, and nothing is tried for ever.",
 ];
 
-/// What the texts became, and in what time.
-pub struct Tried {
-    vectors: Vec<Vec<f32>>,
-    fastest: Duration,
-}
-
-/// Embeds the texts, so many times over at once; nothing if the model cannot. A GPU shows its speed only with many.
-pub fn attempt(
-    tokenize: &Tokenize,
-    mut engine: Box<dyn Engine>,
-    copies: usize,
-    step: &mut dyn FnMut(),
-) -> Option<Tried> {
-    let sequences: Result<Vec<Sequence>, _> = TEXTS
-        .iter()
-        .map(|text| tokenize.sequence(text, None, true, &mut || ()))
-        .collect();
-    let sequences = sequences.ok()?;
-    let batch: Vec<&Sequence> = std::iter::repeat_n(&sequences, copies).flatten().collect();
-    let clock = Clock::start();
-    let mut tried = Tried {
-        vectors: Vec::new(),
-        fastest: Duration::MAX,
+/// Whether the lesser numbers are worth it; they are not if the model cannot embed the texts.
+pub fn is_worth(tokenize: &Tokenize, lesser: &Arc<Chain>, full: &Arc<Chain>, step: &mut dyn FnMut()) -> bool {
+    let sequence = |text: &&str| tokenize.sequence(text, None, true, &mut || ()).ok();
+    let Some(sequences) = TEXTS.iter().map(sequence).collect::<Option<Vec<Sequence>>>() else {
+        return false;
     };
-    for _ in 0..RUNS {
-        let begin = clock.now();
-        let vectors = engine.embed(&batch, step).ok()?;
-        tried.fastest = tried.fastest.min(clock.now().since(begin));
-        tried.vectors = vectors.into_iter().collect::<Result<_, _>>().ok()?;
+    let batch: Vec<&Sequence> = sequences.iter().collect();
+    let vectors = |chain: &Arc<Chain>, step: &mut dyn FnMut()| -> Option<Vec<Vec<f32>>> {
+        let vectors = chain.engine().embed(&batch, step).ok()?;
+        vectors.into_iter().collect::<Result<_, _>>().ok()
+    };
+    let both = std::thread::scope(|scope| {
+        // Where the machine starts no thread for it, one after the other does as well.
+        let other = std::thread::Builder::new().name("load-trial".into());
+        let other = other.spawn_scoped(scope, || vectors(lesser, &mut || ()));
+        let full = vectors(full, step);
+        let lesser = match other {
+            Ok(other) => other
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(_) => vectors(lesser, step),
+        };
+        lesser.zip(full)
+    });
+    let Some((ours, theirs)) = both else {
+        return false;
+    };
+    if !is_near(&ours, &theirs) {
+        return false;
     }
-    Some(tried)
+    let mut engines = [lesser, full].map(|chain| chain.engine_of(1));
+    let clock = Clock::start();
+    let mut fastest = [Duration::MAX; 2];
+    for _ in 0..TURNS {
+        for (engine, fastest) in engines.iter_mut().zip(&mut fastest) {
+            let begin = clock.now();
+            // Vectors of one layer may be anything, also nothing; the time is what counts.
+            if engine.embed(&batch, step).is_err() {
+                return false;
+            }
+            *fastest = (*fastest).min(clock.now().since(begin));
+        }
+    }
+    is_faster(fastest[0], fastest[1])
 }
 
-/// Whether the lesser numbers are worth it.
-pub fn is_worth(lesser: &Tried, full: &Tried) -> bool {
-    let near = lesser
-        .vectors
-        .iter()
-        .zip(&full.vectors)
-        .all(|(a, b)| cosine(a, b) >= COSINE_LEAST);
-    near && lesser.fastest.mul_f64(GAIN_LEAST) <= full.fastest
+/// As [`is_worth`], on a GPU: it shows its speed only with many texts at once, and in all layers.
+pub fn is_worth_on_a_gpu(tokenize: &Tokenize, engines: [Box<dyn Engine>; 2], step: &mut dyn FnMut()) -> bool {
+    let sequence = |text: &&str| tokenize.sequence(text, None, true, &mut || ()).ok();
+    let Some(sequences) = TEXTS.iter().map(sequence).collect::<Option<Vec<Sequence>>>() else {
+        return false;
+    };
+    let batch: Vec<&Sequence> = std::iter::repeat_n(&sequences, COPIES_ON_A_GPU)
+        .flatten()
+        .collect();
+    let clock = Clock::start();
+    let tried = engines.map(|mut engine| {
+        let (mut fastest, mut vectors) = (Duration::MAX, None);
+        for _ in 0..TURNS {
+            let begin = clock.now();
+            let computed = engine.embed(&batch, step).ok()?;
+            fastest = fastest.min(clock.now().since(begin));
+            vectors = Some(computed.into_iter().collect::<Result<Vec<_>, _>>().ok()?);
+        }
+        Some((vectors?, fastest))
+    });
+    match tried {
+        [Some((lesser, in_lesser)), Some((full, in_full))] => {
+            is_near(&lesser, &full) && is_faster(in_lesser, in_full)
+        }
+        _ => false,
+    }
+}
+
+fn is_near(lesser: &[Vec<f32>], full: &[Vec<f32>]) -> bool {
+    let mut pairs = lesser.iter().zip(full);
+    pairs.all(|(a, b)| cosine(a, b) >= COSINE_LEAST)
+}
+
+fn is_faster(lesser: Duration, full: Duration) -> bool {
+    lesser.mul_f64(GAIN_LEAST) <= full
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
@@ -90,19 +133,15 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 mod tests {
     use super::*;
 
-    fn tried(vector: [f32; 2], ms: u64) -> Tried {
-        Tried {
-            vectors: vec![vector.to_vec()],
-            fastest: Duration::from_millis(ms),
-        }
-    }
-
     #[test]
     fn what_is_near_and_faster_is_worth_it() {
-        let full = tried([1.0, 0.0], 12);
-        assert!(is_worth(&tried([1.0, 0.005], 10), &full));
-        assert!(!is_worth(&tried([1.0, 0.005], 11), &full), "hardly faster");
-        assert!(!is_worth(&tried([1.0, 0.02], 1), &full), "too far away");
-        assert!(!is_worth(&tried([f32::NAN, 0.0], 1), &full), "no number");
+        let full = [vec![1.0, 0.0], vec![0.0, 1.0]];
+        let near = |second: [f32; 2]| is_near(&[vec![1.0, 0.0], second.to_vec()], &full);
+        assert!(near([0.005, 1.0]));
+        assert!(!near([0.02, 1.0]), "too far away");
+        assert!(!near([f32::NAN, 1.0]), "no number");
+        let ms = Duration::from_millis;
+        assert!(is_faster(ms(10), ms(12)));
+        assert!(!is_faster(ms(11), ms(12)), "hardly faster");
     }
 }

@@ -70,20 +70,26 @@ pub struct Chain {
     /// Behind the encoder.
     pub pooling: Pooling,
     /// Behind the pooling.
-    pub dense: Vec<Dense>,
+    pub dense: Vec<Arc<Dense>>,
 }
 
 impl Chain {
     /// Components of a vector.
     pub fn dimensions(&self) -> usize {
         let pooled = self.encoder.embedding.width() * self.pooling.modes.len();
-        self.dense.last().map_or(pooled, Dense::width)
+        self.dense.last().map_or(pooled, |dense| dense.width())
     }
 
     /// An engine on these weights.
     pub fn engine(self: &Arc<Self>) -> Box<dyn Engine> {
+        self.engine_of(self.encoder.layers.len())
+    }
+
+    /// An engine of the first so many layers. What it computes is nothing; the time that it takes is telling.
+    pub fn engine_of(self: &Arc<Self>, layers: usize) -> Box<dyn Engine> {
         Box::new(CpuEngine {
             chain: self.clone(),
+            layers,
             arch: kernel::arch(),
             hidden: Floats::default(),
             buffers: Buffers::default(),
@@ -112,6 +118,8 @@ pub fn check(batch: &[&Sequence], places: usize, count: usize) -> Result<(), Eng
 /// One thread's engine: shared weights, buffers of its own.
 struct CpuEngine {
     chain: Arc<Chain>,
+    /// How many of its layers take part: all of them, but in a trial of speed.
+    layers: usize,
     arch: Arch,
     hidden: Floats,
     buffers: Buffers,
@@ -141,7 +149,7 @@ impl Engine for CpuEngine {
         let hidden = self.hidden.take(tokens * width);
         encoder.embedding.run(arch, batch, hidden);
         step();
-        for layer in &encoder.layers {
+        for layer in encoder.layers.iter().take(self.layers) {
             layer.run(arch, batch, hidden, &mut self.buffers);
             step();
         }

@@ -18,6 +18,7 @@ mod folder;
 mod gpu;
 mod kernel;
 mod layers;
+mod load;
 mod math;
 mod model;
 pub mod pool;

@@ -1,13 +1,12 @@
 //! A model: a sentence-transformers folder, checked, loaded and ready to be shared by engine threads.
 
-use super::auto;
 use super::device::{ChoiceError, Device, Precision};
 use super::encoder::Chain;
 use super::family::{self, Sizes};
 use super::folder::{self, DenseSpec, Folder, refuse};
-use super::gpu::{Forward, Place};
-use super::kernel::Kernel;
+use super::gpu::{self, Forward, Place};
 use super::layers::dense::Dense;
+use super::load;
 use super::tokenize::{Tokenize, TokenizeError};
 use super::weights::Weights;
 use super::{Engine, Sequence};
@@ -35,7 +34,7 @@ pub enum LoadStep {
         /// In all, so far.
         bytes: u64,
     },
-    /// The weights of one more layer are ready.
+    /// Some more of the weights were made ready, or of the trial that decides between precisions.
     Packed,
 }
 
@@ -217,67 +216,57 @@ impl Model {
         let (architecture, family) = family::read(&file, &text)?;
         let sizes = family.sizes();
         let max_tokens = max_tokens(&folder, sizes)?;
-        let tokenize = Tokenize::load(
-            &folder.transformer,
-            max_tokens,
-            folder.lower_case,
-            sizes.vocabulary,
-        )?;
-        vet_dense(&folder, sizes)?;
-
-        let mut bytes = 0;
-        let mut weights = Weights::open(&folder.transformer, &mut |more| {
-            bytes += more;
-            step(LoadStep::Read { bytes });
-        })?;
-        let pooling = folder.pooling.name();
-        let mut step = || step(LoadStep::Packed);
-        let mut load = |precision, step: &mut dyn FnMut()| {
-            weights.kernel = Kernel::choose(precision);
-            weights.place = place.as_ref().map(|place| place.computing_in(precision));
-            let chain = Chain {
-                encoder: family.load(&weights, sizes.places, step)?,
+        let dense = dense_chain(&folder, sizes, place.as_ref())?;
+        let weights = Weights::open(&folder.transformer)?;
+        let weights_bytes = weights.bytes();
+        let tokens = || {
+            Tokenize::load(
+                &folder.transformer,
+                max_tokens,
+                folder.lower_case,
+                sizes.vocabulary,
+            )
+        };
+        let pack = |weights: &Weights, step: &mut dyn FnMut()| {
+            Ok(Chain {
+                encoder: family.load(weights, sizes.places, step)?,
                 places: sizes.places,
                 pooling: folder.pooling.clone(),
-                dense: dense_chain(&folder, place.as_ref())?,
-            };
-            Ok::<_, LoadError>(match &weights.place {
-                Some(place) => Ready::Placed(Arc::new(Forward::place(chain, place)?)),
-                None => Ready::Packed(Arc::new(chain)),
+                dense: dense.clone(),
             })
         };
-        let (mut precision, mut ready) = (precisions[0], load(precisions[0], &mut step)?);
-        if let Some((full, lesser)) = precisions.split_last().filter(|(_, lesser)| !lesser.is_empty()) {
-            let copies = if place.is_some() { auto::COPIES_ON_A_GPU } else { 1 };
-            let mut tried = auto::attempt(&tokenize, ready.engine(), copies, &mut step);
-            let other = load(*full, &mut step)?;
-            let reference = auto::attempt(&tokenize, other.engine(), copies, &mut step);
-            let worth = |tried: &Option<auto::Tried>| {
-                let both = tried.as_ref().zip(reference.as_ref());
-                both.is_some_and(|(lesser, full)| auto::is_worth(lesser, full))
-            };
-            for next in lesser.iter().skip(1) {
-                if !worth(&tried) {
-                    (precision, ready) = (*next, load(*next, &mut step)?);
-                    tried = auto::attempt(&tokenize, ready.engine(), copies, &mut step);
-                }
+        let (tokenize, ready, precision, sha256) = match &place {
+            Some(place) => {
+                let parts = gpu::load::run(weights, place, &precisions, &tokens, &pack, step)?;
+                (
+                    parts.tokenize,
+                    Ready::Placed(parts.forward),
+                    parts.precision,
+                    parts.sha256,
+                )
             }
-            if !worth(&tried) {
-                (precision, ready) = (*full, other);
+            None => {
+                let parts = load::run(dir, weights, &precisions, &tokens, &pack, step)?;
+                (
+                    parts.tokenize,
+                    Ready::Packed(parts.chain),
+                    parts.precision,
+                    parts.sha256,
+                )
             }
-        }
+        };
         let info = ModelInfo {
             dimensions: ready.dimensions(),
             max_tokens,
-            pooling,
+            pooling: folder.pooling.name(),
             normalize: folder.normalize,
             prompts: folder.prompts,
             default_prompt: folder.default_prompt,
             architecture,
             precision,
             device,
-            weights_sha256: weights.sha256,
-            weights_bytes: weights.bytes,
+            weights_sha256: sha256,
+            weights_bytes,
         };
         Ok(Model {
             info,
@@ -302,7 +291,8 @@ impl Model {
             folder.lower_case,
             sizes.vocabulary,
         )?;
-        vet_dense(&folder, sizes)
+        let width = sizes.width * folder.pooling.modes.len();
+        folder.dense.iter().try_fold(width, check_dense).map(drop)
     }
 
     /// What it is.
@@ -387,15 +377,15 @@ fn max_tokens(folder: &Folder, sizes: Sizes) -> Result<usize, LoadError> {
     Ok(limit.min(positions))
 }
 
-/// Loads the Dense modules.
-fn dense_chain(folder: &Folder, place: Option<&Place>) -> Result<Vec<Dense>, LoadError> {
-    folder.dense.iter().map(|spec| Dense::load(spec, place)).collect()
-}
-
-/// Checks that each Dense module takes what the one before it gives.
-fn vet_dense(folder: &Folder, sizes: Sizes) -> Result<(), LoadError> {
-    let width = sizes.width * folder.pooling.modes.len();
-    folder.dense.iter().try_fold(width, check_dense).map(drop)
+/// Loads the Dense modules, for the CPU or a `place` on a device, and checks that each takes what the one before it gives.
+fn dense_chain(folder: &Folder, sizes: Sizes, place: Option<&Place>) -> Result<Vec<Arc<Dense>>, LoadError> {
+    let mut width = sizes.width * folder.pooling.modes.len();
+    let mut chain = Vec::new();
+    for spec in &folder.dense {
+        width = check_dense(width, spec)?;
+        chain.push(Arc::new(Dense::load(spec, place)?));
+    }
+    Ok(chain)
 }
 
 /// Refuses a Dense module that does not take `width` numbers, and says how many it gives.

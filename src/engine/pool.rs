@@ -1,4 +1,5 @@
-//! Engine threads: one batch after another, the next one lying ready.
+//! Engine threads: one batch after another, the next one lying ready. What is urgent comes between two layers of the
+//! batch that runs.
 
 use super::gpu::Place;
 use super::{Engine, EngineError, Model, Sequence, VectorFault, kernel, trial};
@@ -6,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
-/// Batches that wait for one engine while it computes. One lies ready, an urgent one may go ahead of it, and the third
+/// Batches that wait for one engine while it computes. One lies ready, an urgent one may come ahead of it, and the third
 /// covers the time in which the other half of the program is busy with results.
 pub const QUEUE: usize = 3;
 
@@ -19,6 +20,8 @@ pub struct Work {
     pub model: Arc<Model>,
     /// What is computed together.
     pub sequences: Vec<Sequence>,
+    /// Whether it goes ahead of what the engine holds, and of the layers of the batch that runs which are left.
+    pub urgent: bool,
 }
 
 /// One result for each sequence of a batch, or why there is none.
@@ -111,12 +114,11 @@ impl Pool {
         self.queues.len()
     }
 
-    /// Queues a batch for an engine, behind all others or as the `first`, or hands it back when that engine has [`QUEUE`]
-    /// waiting.
+    /// Queues a batch for an engine, or hands it back when that engine has [`QUEUE`] waiting.
     ///
     /// # Errors
     /// The work itself.
-    pub fn submit(&self, engine: usize, work: Work, first: bool) -> Result<(), Work> {
+    pub fn submit(&self, engine: usize, work: Work) -> Result<(), Work> {
         let Some(queue) = self.queues.get(engine) else {
             return Err(work);
         };
@@ -124,7 +126,7 @@ impl Pool {
         if state.work.len() >= QUEUE {
             return Err(work);
         }
-        if first {
+        if work.urgent {
             state.work.push_front(work);
         } else {
             state.work.push_back(work);
@@ -195,52 +197,93 @@ fn next(queue: &Queue) -> Next {
     }
 }
 
+/// Urgent work, if there is some: it lies in front.
+fn next_urgent(queue: &Queue) -> Option<Work> {
+    let mut state = queue.lock();
+    let waits = state.work.front().is_some_and(|work| work.urgent);
+    waits.then(|| state.work.pop_front()).flatten()
+}
+
 fn run(engine: usize, queue: &Queue, report: &Report) {
-    // A handful of models at most, so a list is searched faster than a map.
-    let mut engines: Vec<(Weak<Model>, Box<dyn Engine>)> = Vec::new();
-    // Devices that it has computed on, for the time when their models are gone.
-    let mut places: Vec<Place> = Vec::new();
     let arch = kernel::arch();
+    // What is urgent is computed while another batch is half done, so it needs buffers of its own.
+    let (mut own, mut between) = (Engines::default(), Engines::default());
     loop {
-        let Work {
-            batch,
-            model,
-            sequences,
-        } = match next(queue) {
+        let work = match next(queue) {
             Next::Work(work) => work,
             Next::Answer => {
-                let right = trial::computes(arch) && places.iter().all(Place::computes);
+                let right = trial::computes(arch) && own.compute() && between.compute();
                 report(PoolEvent::Tried { engine, right });
                 continue;
             }
             Next::Tidy => {
-                engines.retain(|(model, _)| model.strong_count() > 0);
+                own.tidy();
+                between.tidy();
                 continue;
             }
             Next::End => return,
         };
-        // One of a model that went while its last batch was still under way.
-        engines.retain(|(model, _)| model.strong_count() > 0);
-        let place = engines
-            .iter()
-            .position(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(&model)));
-        let place = place.unwrap_or_else(|| {
-            engines.push((Arc::downgrade(&model), model.engine()));
-            let new = model
-                .place()
-                .filter(|place| !places.iter().any(|known| known.is_same(place)));
-            places.extend(new.cloned());
-            engines.len() - 1
+        let (batch, urgent) = (work.batch, work.urgent);
+        let result = own.embed(work, &mut || {
+            report(PoolEvent::Step { engine, batch });
+            // The urgent let each other be through first.
+            if urgent {
+                return;
+            }
+            while let Some(work) = next_urgent(queue) {
+                let batch = work.batch;
+                let result = between.embed(work, &mut || report(PoolEvent::Step { engine, batch }));
+                report(PoolEvent::Done {
+                    engine,
+                    batch,
+                    result,
+                });
+            }
         });
-        let sequences: Vec<&Sequence> = sequences.iter().collect();
-        let mut step = || report(PoolEvent::Step { engine, batch });
-        let result = engines[place].1.embed(&sequences, &mut step);
-        // Let go before the report: whoever hears of the end may want to unload the model.
-        drop(model);
         report(PoolEvent::Done {
             engine,
             batch,
             result,
         });
+    }
+}
+
+/// What one thread keeps for each model. A handful of models at most, so a list is searched faster than a map.
+#[derive(Default)]
+struct Engines {
+    engines: Vec<(Weak<Model>, Box<dyn Engine>)>,
+    /// Devices that it has computed on, for the time when their models are gone.
+    places: Vec<Place>,
+}
+
+impl Engines {
+    /// Gives up what is left of models that are gone.
+    fn tidy(&mut self) {
+        self.engines.retain(|(model, _)| model.strong_count() > 0);
+    }
+
+    /// Whether the devices compute right.
+    fn compute(&self) -> bool {
+        self.places.iter().all(Place::computes)
+    }
+
+    fn embed(&mut self, work: Work, step: &mut dyn FnMut()) -> BatchResult {
+        let Work { model, sequences, .. } = work;
+        // One of a model that went while its last batch was still under way.
+        self.tidy();
+        let index = self
+            .engines
+            .iter()
+            .position(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(&model)));
+        let index = index.unwrap_or_else(|| {
+            self.engines.push((Arc::downgrade(&model), model.engine()));
+            let new = model.place().cloned();
+            let places = &mut self.places;
+            places.extend(new.filter(|place| !places.iter().any(|known| known.is_same(place))));
+            self.engines.len() - 1
+        });
+        let sequences: Vec<&Sequence> = sequences.iter().collect();
+        // The model is let go with the end, before that is reported: whoever hears of it may want to unload it.
+        self.engines[index].1.embed(&sequences, step)
     }
 }

@@ -16,6 +16,13 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobKey(pub u64);
 
+impl JobKey {
+    /// Keys of jobs that came by HTTP lie above this, and above those of all deliveries.
+    pub const CALLED: u64 = 1 << 62;
+    /// Keys of canaries that never saw the broker lie above this, and above all others.
+    pub const WITHIN: u64 = 1 << 63;
+}
+
 /// A class of service, with its own broker queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
@@ -68,6 +75,20 @@ pub enum ErrorType {
 }
 
 impl ErrorType {
+    /// How many there are.
+    pub const COUNT: usize = 8;
+    /// All of them.
+    pub const ALL: [ErrorType; ErrorType::COUNT] = [
+        ErrorType::InvalidRequest,
+        ErrorType::ModelNotFound,
+        ErrorType::InputTooLong,
+        ErrorType::TooManyInputs,
+        ErrorType::Overloaded,
+        ErrorType::DeadlineExceeded,
+        ErrorType::Draining,
+        ErrorType::Internal,
+    ];
+
     /// `type` on the wire.
     pub fn name(self) -> &'static str {
         match self {

@@ -296,8 +296,8 @@ impl<'de> Deserialize<'de> for Input {
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Input, A::Error> {
                 let mut texts = Vec::new();
                 while texts.len() < INPUTS_KEPT {
-                    match seq.next_element::<String>()? {
-                        Some(text) => texts.push(text),
+                    match seq.next_element::<Text>()? {
+                        Some(Text(text)) => texts.push(text),
                         None => return Ok(Input(texts)),
                     }
                 }
@@ -309,6 +309,38 @@ impl<'de> Deserialize<'de> for Input {
         deserializer.deserialize_any(Texts)
     }
 }
+
+/// A string of an array. Some of OpenAI's clients send tokens of OpenAI's models instead, which mean nothing here.
+struct Text(String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text, D::Error> {
+        struct One;
+        impl<'de> Visitor<'de> for One {
+            type Value = Text;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
+                Ok(Text(text.to_owned()))
+            }
+            fn visit_string<E: de::Error>(self, text: String) -> Result<Text, E> {
+                Ok(Text(text))
+            }
+            fn visit_u64<E: de::Error>(self, _: u64) -> Result<Text, E> {
+                Err(E::custom(TOKENS))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Text, A::Error> {
+                Err(de::Error::custom(TOKENS))
+            }
+        }
+        deserializer.deserialize_any(One)
+    }
+}
+
+/// What is said to one who sends tokens.
+const TOKENS: &str =
+    "token ids are not taken, send the texts themselves (LangChain: check_embedding_ctx_length=False)";
 
 #[cfg(test)]
 mod tests {
@@ -433,6 +465,20 @@ mod tests {
         );
         let long = format!("{{\"input\":\"{}\"}}", "a".repeat(1 << 20));
         assert_eq!(refused(&long), (ErrorType::InputTooLong, Some("input".into())));
+    }
+
+    /// Goal: who sends tokens instead of texts reads what to do, in both of OpenAI's shapes for them.
+    #[test]
+    fn tokens_are_named_as_such() {
+        for body in [r#"{"input":[1,2]}"#, r#"{"input":[[1,2],[3]]}"#] {
+            let refusal = decode(&Properties::default(), body.as_bytes(), LIMITS).unwrap_err();
+            assert_eq!(refusal.param.as_deref(), Some("input"));
+            assert!(
+                refusal.message.contains("token ids are not taken"),
+                "{}",
+                refusal.message
+            );
+        }
     }
 
     #[test]

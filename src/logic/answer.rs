@@ -5,23 +5,26 @@ use super::Logic;
 use super::event::{Action, Confirmation, Outcome};
 use super::ledger::Stage;
 use super::onward;
-use super::settle::{End, Phase};
+use super::settle::{End, Phase, Source};
 use crate::clock::Moment;
 use crate::job::{ErrorType, JobKey, Lane, Refusal};
 
 impl Logic {
     pub(super) fn answer(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
         let Some(job) = self.jobs.get_mut(key) else { return };
-        if job.local {
+        if job.source == Source::Within {
             self.forget(key, Outcome::Probe, now, actions);
             // The short way is a whole round only while the broker says that it blocks the other.
             if self.health.blocked_since().is_some() {
+                self.tally.canary_came(now);
                 self.round(now, actions);
             }
             return;
         }
         job.phase = Phase::Replying { vectors: true };
-        self.health.ledger.enter(Stage::Published, 1, now);
+        if job.source == Source::Queue {
+            self.health.ledger.enter(Stage::Published, 1, now);
+        }
         actions.push(Action::Answer { job: key });
     }
 
@@ -31,7 +34,10 @@ impl Logic {
         if job.lane == Lane::Probe && refusal.error == ErrorType::Internal {
             self.health.canary_wrong();
         }
-        if job.local {
+        if refusal.error != ErrorType::Overloaded {
+            self.tally.refused[refusal.error as usize] += 1;
+        }
+        if job.source == Source::Within {
             self.forget(key, Outcome::Probe, now, actions);
             return;
         }
@@ -39,7 +45,10 @@ impl Logic {
             self.dead_letter(key, refusal, now, actions);
             return;
         }
-        self.health.ledger.enter(Stage::Published, 1, now);
+        if job.source == Source::Queue {
+            self.health.ledger.enter(Stage::Published, 1, now);
+        }
+        job.entered = now;
         job.phase = Phase::Replying { vectors: false };
         actions.push(Action::Refuse { job: key, refusal });
     }
@@ -54,6 +63,7 @@ impl Logic {
     ) {
         let Some(job) = self.jobs.get_mut(key) else { return };
         job.phase = Phase::DeadLettering;
+        job.entered = now;
         self.health.ledger.enter(Stage::Published, 1, now);
         actions.push(Action::DeadLetter { job: key, refusal });
     }
@@ -80,6 +90,7 @@ impl Logic {
         } else {
             self.health.broker_proof(now);
             self.health.ledger.leave(Stage::Published, 1, now);
+            self.tally.passed(Stage::Published, job.passes(now));
         }
         if let Some(slice) = moving {
             return self.ack(key, End::MovedOn { slice }, now, actions);
@@ -121,6 +132,7 @@ impl Logic {
     pub(super) fn ack(&mut self, key: JobKey, end: End, now: Moment, actions: &mut Vec<Action>) {
         let Some(job) = self.jobs.get_mut(key) else { return };
         job.phase = Phase::Acking { end };
+        job.entered = now;
         self.health.ledger.enter(Stage::Acked, 1, now);
         actions.push(Action::Ack { job: key });
     }
@@ -128,7 +140,8 @@ impl Logic {
     pub(super) fn acked(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
         let Some(job) = self.jobs.get(key) else { return };
         let Phase::Acking { end } = job.phase else { return };
-        let computed = job.begun.is_some();
+        let (computed, acking, lane) = (job.begun.is_some(), now.since(job.entered), job.lane);
+        self.tally.passed(Stage::Acked, acking);
         self.health.ledger.leave(Stage::Acked, 1, now);
         let (outcome, round) = match end {
             End::Answered => (Outcome::Answered, true),
@@ -140,6 +153,9 @@ impl Logic {
         };
         self.forget(key, outcome, now, actions);
         if round && computed {
+            if lane == Lane::Probe {
+                self.tally.canary_came(now);
+            }
             self.round(now, actions);
         }
     }
@@ -151,6 +167,7 @@ impl Logic {
             actions.push(Action::Ready);
         }
         if self.health.may_pet(self.setup.pet_spacing, now) {
+            self.tally.petted(now);
             actions.push(Action::Pet);
         }
     }

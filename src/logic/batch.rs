@@ -3,13 +3,13 @@
 use super::event::{BatchId, CallerId, EngineId, Item, ModelId};
 use super::lane::BULK_SHARE;
 use crate::job::Lane;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 /// How many token budgets of waiting inputs are looked at to find inputs of like length.
 pub const WINDOW_BUDGETS: usize = 4;
-/// Batches that one engine may hold: one that runs, and one that lies ready. An urgent one may come between.
+/// Batches that one engine may hold: one that runs, and one that lies ready. An urgent one may come on top.
 const PER_ENGINE: usize = 2;
-/// How often a batch that lies ready may be overtaken: bulk keeps its share.
+/// How many urgent batches may be computed before a patient one that has begun is through: bulk keeps its share.
 const OVERTAKEN_MAX: u32 = BULK_SHARE - 1;
 
 /// Chooses from `window` (in order of waiting; the first is the oldest) the inputs of one batch: the
@@ -67,13 +67,11 @@ pub struct Batcher {
     next: u64,
 }
 
-/// What one engine holds, in the order in which it works: the first runs.
+/// What one engine holds.
 #[derive(Clone, Debug, Default)]
 struct Held {
-    batches: VecDeque<(BatchId, Haste)>,
-    /// When the first began, as the number of the batch that was given out last then.
-    since: u64,
-    /// How often the batch that lies ready was overtaken.
+    batches: Vec<(BatchId, Haste)>,
+    /// How many urgent batches went ahead of the patient ones, since one of those was through.
     overtaken: u32,
 }
 
@@ -91,15 +89,15 @@ pub enum Haste {
 pub struct Place {
     /// Which engine.
     pub engine: EngineId,
-    /// Ahead of the batch that lies ready there.
+    /// Ahead of all that it holds: between two layers of the batch that runs.
     pub first: bool,
 }
 
 impl Held {
-    /// Whether an urgent batch may go ahead of the one that lies ready.
+    /// Whether an urgent batch may go ahead of what it holds: of patient batches only, and one at a time.
     fn can_be_overtaken(&self) -> bool {
-        let ready = self.batches.get(1).map(|(_, haste)| *haste);
-        ready == Some(Haste::Patient) && self.overtaken < OVERTAKEN_MAX
+        let patient = self.batches.iter().all(|(_, haste)| *haste == Haste::Patient);
+        patient && !self.batches.is_empty() && self.overtaken < OVERTAKEN_MAX
     }
 }
 
@@ -124,8 +122,8 @@ impl Batcher {
     }
 
     /// Where the next batch should go, if `waiting` tokens are worth one: an idle engine takes anything, a busy one
-    /// lays a full batch ready. An urgent batch of any size goes ahead of a patient one that lies ready, where the engine
-    /// is likely to be through first with what it computes: so it waits for one batch and not for two.
+    /// lays a full batch ready. An urgent batch of any size goes ahead of the patient ones of an engine, which computes
+    /// it behind the layer that it is at: so it waits for one layer and not for a batch.
     pub fn place(&self, waiting: usize, budget: usize, haste: Haste) -> Option<Place> {
         let engines = || self.engines.iter().enumerate();
         let at = |engine: usize, first: bool| Place {
@@ -137,11 +135,8 @@ impl Batcher {
             return Some(at(least, false));
         }
         if haste == Haste::Urgent {
-            let mut by_age: Vec<_> = engines().collect();
-            by_age.sort_by_key(|(_, held)| held.since);
-            // Behind one where nothing lies ready it need not be bound: whichever is idle first will take it.
-            let mut full = by_age.into_iter().take_while(|(_, held)| held.batches.len() > 1);
-            if let Some((engine, _)) = full.find(|(_, held)| held.can_be_overtaken()) {
+            let patient = engines().filter(|(_, held)| held.can_be_overtaken());
+            if let Some((engine, _)) = patient.min_by_key(|(_, held)| held.overtaken) {
                 return Some(at(engine, true));
             }
         }
@@ -167,15 +162,8 @@ impl Batcher {
         self.next += 1;
         let batch = BatchId(self.next);
         let held = &mut self.engines[place.engine.0];
-        if held.batches.is_empty() {
-            held.since = self.next;
-        }
-        if place.first {
-            held.batches.insert(1, (batch, haste));
-            held.overtaken += 1;
-        } else {
-            held.batches.push_back((batch, haste));
-        }
+        held.batches.push((batch, haste));
+        held.overtaken += u32::from(place.first);
         let running = Running {
             engine: place.engine,
             model,
@@ -190,11 +178,10 @@ impl Batcher {
     pub fn finish(&mut self, batch: BatchId) -> Option<Running> {
         let running = self.running.remove(&batch)?;
         let held = &mut self.engines[running.engine.0];
-        held.batches.retain(|(other, _)| *other != batch);
-        held.since = self.next;
-        if held.batches.len() < 2 {
+        if held.batches.contains(&(batch, Haste::Patient)) {
             held.overtaken = 0;
         }
+        held.batches.retain(|(other, _)| *other != batch);
         Some(running)
     }
 
@@ -252,49 +239,60 @@ mod tests {
         Some((place.engine.0, place.first, batch))
     }
 
-    /// Goal: an urgent batch waits for one other, and that is the one which began first.
+    /// Goal: an urgent batch waits for none, on either engine; and a second one of the same engine lets it be through first.
     #[test]
-    fn the_urgent_go_ahead_of_what_lies_ready() {
+    fn the_urgent_go_ahead_of_the_patient() {
         let mut batcher = Batcher::new(2);
-        let mut began = Vec::new();
         for expected in [(0, false), (1, false), (0, false), (1, false)] {
-            let (engine, first, batch) = start(&mut batcher, Haste::Patient, 100).unwrap();
+            let (engine, first, _) = start(&mut batcher, Haste::Patient, 100).unwrap();
             assert_eq!((engine, first), expected);
-            began.push(batch);
         }
         assert!(!batcher.has_room() && batcher.can_be_overtaken());
         assert_eq!(start(&mut batcher, Haste::Patient, 100), None);
-        // Engine 0 is through with its first and has begun what lay ready: engine 1 is the older one.
-        batcher.finish(began[0]).unwrap();
-        assert!(start(&mut batcher, Haste::Patient, 100).is_some());
         let (engine, first, urgent) = start(&mut batcher, Haste::Urgent, 1).unwrap();
-        assert_eq!((engine, first), (1, true));
-        // The next one goes to the other, and a third waits.
-        assert_eq!(start(&mut batcher, Haste::Urgent, 1).map(|it| it.0), Some(0));
+        assert!(first);
+        let (other, first, _) = start(&mut batcher, Haste::Urgent, 1).unwrap();
+        assert!(first && engine != other);
         assert_eq!(start(&mut batcher, Haste::Urgent, 1), None);
-        batcher.finish(began[1]).unwrap();
-        // Now it runs, and what lies ready behind it may be overtaken once more.
+        batcher.finish(urgent).unwrap();
         assert_eq!(
             start(&mut batcher, Haste::Urgent, 1).map(|it| (it.0, it.1)),
-            Some((1, true))
+            Some((engine, true))
         );
-        batcher.finish(urgent).unwrap();
         assert_eq!(batcher.finish(urgent).map(|it| it.engine), None);
     }
 
-    /// Goal: bulk is overtaken seven times in a row at most.
+    /// Goal: urgent work does not go ahead of urgent work, nor to a busy engine while another is idle.
     #[test]
-    fn what_lies_ready_has_its_turn() {
-        let mut batcher = Batcher::new(1);
-        let (_, _, mut running) = start(&mut batcher, Haste::Patient, 100).unwrap();
+    fn the_urgent_are_in_order_among_themselves() {
+        let mut batcher = Batcher::new(2);
         start(&mut batcher, Haste::Patient, 100).unwrap();
-        let mut overtaken = 0;
-        while let Some((_, first, urgent)) = start(&mut batcher, Haste::Urgent, 1) {
-            assert!(first);
-            batcher.finish(running).unwrap();
-            (running, overtaken) = (urgent, overtaken + 1);
-        }
-        assert_eq!(overtaken, BULK_SHARE - 1);
+        assert_eq!(start(&mut batcher, Haste::Urgent, 1).map(|it| it.1), Some(false));
+        assert_eq!(
+            start(&mut batcher, Haste::Urgent, 1).map(|it| (it.0, it.1)),
+            Some((0, true))
+        );
+        assert_eq!(start(&mut batcher, Haste::Urgent, 1), None);
+    }
+
+    /// Goal: a patient batch that runs is interrupted seven times at most.
+    #[test]
+    fn what_has_begun_gets_to_its_end() {
+        let mut batcher = Batcher::new(1);
+        let (_, _, running) = start(&mut batcher, Haste::Patient, 100).unwrap();
+        start(&mut batcher, Haste::Patient, 100).unwrap();
+        let overtake = |batcher: &mut Batcher| {
+            let mut overtaken = 0;
+            while let Some((_, first, urgent)) = start(batcher, Haste::Urgent, 1) {
+                assert!(first);
+                batcher.finish(urgent).unwrap();
+                overtaken += 1;
+            }
+            overtaken
+        };
+        assert_eq!(overtake(&mut batcher), BULK_SHARE - 1);
+        batcher.finish(running).unwrap();
+        assert_eq!(overtake(&mut batcher), BULK_SHARE - 1);
     }
 
     proptest! {

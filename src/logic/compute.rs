@@ -12,7 +12,7 @@ use crate::job::Lane;
 #[derive(Clone, Debug)]
 pub(super) struct Part {
     model: ModelId,
-    items: Vec<Item>,
+    pub(super) items: Vec<Item>,
 }
 
 impl Logic {
@@ -42,6 +42,8 @@ impl Logic {
     ) {
         let Place { engine, first } = place;
         self.health.ledger.compute(engine.0, items.len(), now);
+        let tokens: usize = items.iter().map(|item| item.tokens).sum();
+        self.tally.batch_tokens.observe(tokens as f64);
         let batch = self.batcher.start(place, haste, model, items.clone(), part);
         actions.push(Action::StartBatch {
             engine,
@@ -81,7 +83,11 @@ impl Logic {
                 self.jobs.deadline_met(item.job);
                 let job = self.jobs.get(item.job).expect("a waiting job is here");
                 let (line, caller) = (job.line(), job.ticket.caller);
+                let begins = job.begun.is_none().then(|| now.since(job.entered));
                 self.jobs.draw(item.job, item.input, now);
+                if let Some(waited) = begins {
+                    self.tally.passed(Stage::Batched, waited);
+                }
                 let job = self.jobs.get(item.job).expect("a waiting job is here");
                 if line != job.line() && job.undrawn > 0 {
                     self.lanes.remove(line, caller, item.job);
@@ -179,6 +185,8 @@ impl Logic {
         );
         self.health.ledger.computed(engine.0, running.items.len(), now);
         self.inputs.count(running.items.len() as f64, now);
+        self.tally.inputs += running.items.len() as u64;
+        self.tally.tokens += running.items.iter().map(|item| item.tokens as u64).sum::<u64>();
         let failed = results.iter().filter(|result| result.is_err()).count();
         let lead = running.items[0].job;
         // Before anything of this batch is believed: another canary in it may be about to complete a round.

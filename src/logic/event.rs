@@ -134,6 +134,25 @@ pub enum Event {
         /// It may have been worked on when a process died, or has failed: it must not take others down.
         suspect: bool,
     },
+    /// A caller asks on a connection of its own, and waits there for its answer.
+    Called {
+        /// The shell's new number for it.
+        job: JobKey,
+        /// A job, or what is wrong with it.
+        arrival: Result<Ticket, Refusal>,
+    },
+    /// The caller of such a job has gone away.
+    CallerGone {
+        /// The job.
+        job: JobKey,
+    },
+    /// The answer or refusal of such a job was given to its connection, or there was none any more.
+    HandedOver {
+        /// The job.
+        job: JobKey,
+        /// Whether anybody was there to take it.
+        taken: bool,
+    },
     /// A message came whose job is known to go on elsewhere.
     Superseded {
         /// The shell's new number for it.
@@ -252,7 +271,7 @@ pub enum Action {
     StartBatch {
         /// On this engine.
         engine: EngineId,
-        /// Ahead of the batch that lies ready there.
+        /// Ahead of all that it holds: between two layers of the batch that runs.
         first: bool,
         /// Under this number.
         batch: BatchId,
@@ -358,9 +377,9 @@ pub enum Onward {
 /// How a job ended here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// Its vectors are in its sender's queue.
+    /// Its vectors are in its sender's queue, or on its connection.
     Answered,
-    /// Its answer found no queue any more.
+    /// Its answer found no queue any more, or no connection.
     Returned,
     /// A refusal or error was sent.
     Refused,
@@ -377,6 +396,20 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// How many there are.
+    pub const COUNT: usize = 8;
+    /// All of them.
+    pub const ALL: [Outcome; Outcome::COUNT] = [
+        Outcome::Answered,
+        Outcome::Returned,
+        Outcome::Refused,
+        Outcome::DeadLettered,
+        Outcome::MovedOn,
+        Outcome::Requeued,
+        Outcome::Lost,
+        Outcome::Probe,
+    ];
+
     /// The name used in metrics and logs.
     pub fn name(self) -> &'static str {
         match self {

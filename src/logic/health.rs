@@ -226,12 +226,13 @@ impl Health {
     }
 
     /// The session ended: whatever depended on it has left, and the way round is open again.
-    pub fn broker_down(&mut self) {
+    /// `inside` is what the stages hold of jobs that no session has delivered.
+    pub fn broker_down(&mut self, inside: &[usize; Stage::ALL.len()]) {
         self.connected = false;
         self.blocked_since = None;
         self.canary_brokered = false;
         self.unconsumed = [0; Lane::COUNT];
-        self.ledger.session_lost();
+        self.ledger.session_lost(inside);
     }
 
     /// The broker answered.
@@ -280,6 +281,12 @@ impl Health {
     /// Whether the service is stopping.
     pub fn is_draining(&self) -> bool {
         self.draining_since.is_some()
+    }
+
+    /// What is left of the time to stop; none if the service does not stop.
+    pub fn drain_left(&self, now: Moment) -> Duration {
+        let since = self.draining_since.map(|since| now.since(since));
+        since.map_or(Duration::ZERO, |since| self.limits.drain.saturating_sub(since))
     }
 
     /// Whether a session with the broker stands.

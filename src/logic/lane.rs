@@ -114,11 +114,6 @@ impl Lanes {
         self.lines[lane as usize].remove(caller, job);
     }
 
-    /// Everything is forgotten.
-    pub fn clear(&mut self) {
-        self.lines = Default::default();
-    }
-
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.lines.iter().all(|line| line.turns.is_empty())
@@ -219,7 +214,9 @@ mod tests {
         // Who comes back takes the last turn.
         lanes.push(Lane::Interactive, B, JobKey(8));
         assert_eq!(order(&lanes), [1, 6, 8, 3, 7, 4]);
-        lanes.clear();
+        for (caller, job) in [(A, 1), (C, 6), (B, 8), (A, 3), (C, 7), (A, 4)] {
+            lanes.remove(Lane::Interactive, caller, JobKey(job));
+        }
         assert!(lanes.is_empty() && order(&lanes).is_empty());
     }
 }

@@ -203,10 +203,13 @@ impl Ledger {
         engines.chain(tokenizers).collect()
     }
 
-    /// A thread answered.
+    /// A thread answered. A batch that an engine was given meanwhile waits for it from now on.
     pub fn tried(&mut self, worker: Worker, now: Moment) {
         let trial = match worker {
-            Worker::Engine(engine) => &mut self.engine_trials[engine.0],
+            Worker::Engine(engine) => {
+                self.engines[engine.0].left = Some(now);
+                &mut self.engine_trials[engine.0]
+            }
             Worker::Tokenizer(tokenizer) => &mut self.tokenizer_trials[tokenizer.0],
         };
         (trial.asked, trial.answered) = (None, now);
@@ -261,11 +264,11 @@ impl Ledger {
         }
     }
 
-    /// The session is gone, and with it all that was not in an engine.
-    pub fn session_lost(&mut self) {
+    /// The session is gone, and with it all of its jobs that was not in an engine: `inside` is what is left.
+    pub fn session_lost(&mut self, inside: &[usize; Stage::ALL.len()]) {
         for stage in Stage::ALL {
             if stage != Stage::Computed {
-                self.stages[stage as usize].inside = 0;
+                self.stages[stage as usize].inside = inside[stage as usize];
             }
         }
         for cell in self.queues.iter_mut().chain(&mut self.readers) {

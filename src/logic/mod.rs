@@ -3,13 +3,15 @@
 //!
 //! This file only routes. What may come in is decided in [`admission`], what the world is told of that in
 //! [`pressure`], who goes next in [`lane`], what runs together in [`batch`], what becomes of a job in
-//! [`settle`] and how it goes on in `onward`, and whether all of it is alive in [`health`] over the stages
+//! [`settle`], how it goes on in `onward`, what is different for one whose caller waits on a connection in `caller`, and whether all of it is alive in [`health`] over the stages
 //! of [`ledger`].
 
 pub mod admission;
 mod answer;
 pub mod batch;
+mod caller;
 mod compute;
+mod endings;
 pub mod event;
 pub mod faults;
 pub mod health;
@@ -25,6 +27,7 @@ pub mod pressure;
 pub mod residence;
 pub mod settle;
 pub mod status;
+pub mod tally;
 
 use crate::clock::Moment;
 use crate::config::Limits;
@@ -40,9 +43,10 @@ use ledger::Stage;
 use pace::{Pace, Rate};
 use pressure::Told;
 use residence::Residence;
-use settle::{Job, Jobs, Phase};
+use settle::{Job, Jobs, Phase, Source};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
+use tally::Tally;
 
 /// What the logic must know of the machine it runs on.
 #[derive(Clone, Debug)]
@@ -101,6 +105,7 @@ pub struct Logic {
     faults: Faults,
     inputs: Rate,
     pace: Pace,
+    tally: Tally,
     /// Per lane, what the world was told of its backpressure.
     told: [Told; Lane::COUNT],
     next_local: u64,
@@ -111,9 +116,6 @@ pub struct Logic {
     drained: bool,
     killed: bool,
 }
-
-/// Keys of canaries that never saw the broker lie above all keys the shell gives.
-const LOCAL_KEYS: u64 = 1 << 63;
 
 impl Logic {
     /// A service that has done nothing yet.
@@ -135,8 +137,9 @@ impl Logic {
             faults: Faults::new(setup.engines),
             inputs: Rate::default(),
             pace: Pace::default(),
+            tally: Tally::new(now),
             told: [Told::default(); Lane::COUNT],
-            next_local: LOCAL_KEYS,
+            next_local: JobKey::WITHIN,
             next_canary: 0,
             resumable: false,
             drained: false,
@@ -198,6 +201,11 @@ impl Logic {
             .is_some_and(|job| job.phase == Phase::Computing)
     }
 
+    /// What has happened so far.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
     /// A key for a canary that takes the short way.
     pub fn local_key(&mut self) -> JobKey {
         self.next_local += 1;
@@ -209,6 +217,7 @@ impl Logic {
             Event::Tick => {}
             Event::BrokerUp { resumable } => {
                 self.resumable = resumable;
+                self.tally.connected();
                 self.health.broker_up(now);
             }
             Event::BrokerDown => self.session_lost(now, actions),
@@ -238,6 +247,9 @@ impl Logic {
                 };
                 self.delivered(job, arrived, now, actions);
             }
+            Event::Called { job, arrival } => self.called(job, arrival, now, actions),
+            Event::CallerGone { job } => self.caller_gone(job, now, actions),
+            Event::HandedOver { job, taken } => self.handed_over(job, taken, now, actions),
             Event::Superseded { job, lane } => self.superseded(job, lane, now, actions),
             Event::TokenizerBegan { tokenizer } => self.health.ledger.tokenizer_began(tokenizer.0, now),
             Event::TokenizerStep { tokenizer } => self.health.ledger.tokenizer_moved(tokenizer.0, 0, now),
@@ -285,7 +297,7 @@ impl Logic {
             return;
         }
         self.let_go(now, actions);
-        let held = |job: &&settle::Job| job.lane == lane && !job.local;
+        let held = |job: &&Job| job.lane == lane && job.source == Source::Queue;
         let credit = self.setup.prefetch[lane as usize] > self.jobs.values().filter(held).count();
         if self.health.queue_seen(lane, ready > 0 && credit, consumers, now) {
             actions.push(Action::Reconnect { lane });
@@ -304,6 +316,7 @@ impl Logic {
             self.next_canary = turn.0 + 1;
             turn
         });
+        self.tally.canary_sent(now);
         actions.push(Action::SendCanary {
             through_broker,
             model,
@@ -318,7 +331,8 @@ impl Logic {
             attempt,
             suspect,
         } = arrived;
-        let local = key.0 > LOCAL_KEYS;
+        let local = key.0 > JobKey::WITHIN;
+        let source = if local { Source::Within } else { Source::Queue };
         if !local {
             self.health.ledger.received(lane, now);
             self.health.consumer_seen(lane);
@@ -327,18 +341,12 @@ impl Logic {
         if self.health.is_draining() && local {
             // Nobody delivered it, so there is nothing to give back.
             self.health.canary_ended(false);
-            actions.push(Action::Forget {
-                job: key,
-                outcome: Outcome::Probe,
-            });
+            self.forgotten(key, lane, Outcome::Probe, actions);
             return;
         }
         if self.health.is_draining() {
             actions.push(Action::Requeue { job: key });
-            actions.push(Action::Forget {
-                job: key,
-                outcome: Outcome::Requeued,
-            });
+            self.forgotten(key, lane, Outcome::Requeued, actions);
             return;
         }
         // One that comes back from a lane may have ended the process that had it, as may all that were delivered
@@ -351,7 +359,7 @@ impl Logic {
         let (ticket, refusal) = match arrival {
             Ok(ticket) if ticket.deadline.is_some_and(|deadline| deadline <= now) => (ticket, Some(late())),
             Ok(ticket) if apart || attempt > self.setup.limits.max_attempts => {
-                let mut job = Job::new(lane, ticket, answerable, local, now);
+                let mut job = Job::new(lane, ticket, answerable, source, now);
                 job.attempt = attempt;
                 self.jobs.insert(key, job);
                 if apart {
@@ -362,7 +370,7 @@ impl Logic {
                 return;
             }
             Ok(ticket) if lacks_memory.is_some() => {
-                let mut job = Job::new(lane, ticket, answerable, local, now);
+                let mut job = Job::new(lane, ticket, answerable, source, now);
                 (job.attempt, job.alone) = (attempt, suspect);
                 self.jobs.insert(key, job);
                 self.fail(
@@ -379,7 +387,7 @@ impl Logic {
             }
             Err(refusal) => (NO_TICKET, Some(refusal)),
         };
-        let mut job = Job::new(lane, ticket, answerable, local, now);
+        let mut job = Job::new(lane, ticket, answerable, source, now);
         job.admitted = refusal.is_none();
         (job.attempt, job.alone) = (attempt, suspect);
         self.jobs.insert(key, job);
@@ -395,7 +403,7 @@ impl Logic {
         self.health.consumer_seen(lane);
         self.health.broker_proof(now);
         self.jobs
-            .insert(key, Job::new(lane, NO_TICKET, false, false, now));
+            .insert(key, Job::new(lane, NO_TICKET, false, Source::Queue, now));
         self.ack(key, settle::End::MovedOn { slice: false }, now, actions);
     }
 
@@ -417,6 +425,7 @@ impl Logic {
         match result {
             Ok(tokens) => {
                 assert!(!tokens.is_empty(), "a job without inputs would wait for ever");
+                self.tally.passed(Stage::Admitted, job.passes(now));
                 self.health.ledger.enter(Stage::Batched, tokens.len(), now);
                 job.tokenized(tokens);
                 self.lanes.push(job.line(), job.ticket.caller, key);
@@ -469,7 +478,7 @@ impl Logic {
     fn forget(&mut self, key: JobKey, outcome: Outcome, now: Moment, actions: &mut Vec<Action>) {
         let Some(job) = self.jobs.remove(key) else { return };
         if job.lane == Lane::Probe {
-            self.health.canary_ended(!job.local);
+            self.health.canary_ended(job.source != Source::Within);
         }
         if job.holds_model {
             let model = job.ticket.model;
@@ -477,9 +486,13 @@ impl Logic {
             self.residence.release(model, job.lane != Lane::Probe, now);
         }
         if job.admitted {
-            let settled = matches!(outcome, Outcome::Answered | Outcome::Returned);
+            let settled = matches!(outcome, Outcome::Answered | Outcome::Returned) && !job.gone;
+            let latency = now.since(job.delivered);
+            if settled && job.begun.is_some() {
+                self.tally.job_seconds[job.lane as usize].observe(latency.as_secs_f64());
+            }
             if let (true, Some(begun)) = (settled && job.lane != Lane::Probe, job.begun) {
-                let (latency, service) = (now.since(job.delivered), now.since(begun));
+                let service = now.since(begun);
                 self.pace.settled(latency, service);
                 self.admission.answered(job.lane, latency, service);
                 self.count_in_flight();
@@ -488,53 +501,12 @@ impl Logic {
             self.admission
                 .release(job.lane, &job.ticket, settled || sliced, now);
         }
-        actions.push(Action::Forget { job: key, outcome });
+        self.forgotten(key, job.lane, outcome, actions);
     }
 
-    /// The broker will deliver again what the lost session had delivered; here it is void.
-    fn session_lost(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        self.health.broker_down();
-        self.lanes.clear();
-        self.parts.clear();
-        for key in self.jobs.keys() {
-            self.forget(key, Outcome::Lost, now, actions);
-        }
-        self.count_in_flight();
-    }
-
-    /// Hands back what no engine has begun, and lets the rest finish.
-    fn drain(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        if self.health.is_draining() {
-            return;
-        }
-        self.health.drain(now);
-        for key in self.jobs.keys() {
-            let waiting = self.jobs.get(key).map(|job| job.phase);
-            if matches!(
-                waiting,
-                Some(Phase::Awaiting | Phase::Tokenizing | Phase::Waiting)
-            ) {
-                self.leave_lane(key);
-                let of = |key| self.jobs.get(key).map(|job| (job.local, job.lane));
-                if of(key).is_some_and(|(local, _)| local) {
-                    self.forget(key, Outcome::Probe, now, actions);
-                } else if of(key).is_some_and(|(_, lane)| lane == Lane::Resumed) && self.health.is_connected()
-                {
-                    // Given back, it would look as if a process had died of it.
-                    self.move_on(key, Onward::Suspect, now, actions);
-                } else {
-                    actions.push(Action::Requeue { job: key });
-                    self.forget(key, Outcome::Requeued, now, actions);
-                }
-            }
-        }
-    }
-
-    fn finish_drain(&mut self, actions: &mut Vec<Action>) {
-        if self.health.is_draining() && !self.drained && self.jobs.is_empty() && self.batcher.is_idle() {
-            self.drained = true;
-            actions.push(Action::Drained);
-        }
+    fn forgotten(&mut self, job: JobKey, lane: Lane, outcome: Outcome, actions: &mut Vec<Action>) {
+        self.tally.jobs[lane as usize][outcome as usize] += 1;
+        actions.push(Action::Forget { job, outcome });
     }
 
     /// Jobs whose computation has begun and is not finished.

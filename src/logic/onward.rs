@@ -6,7 +6,7 @@
 use super::Logic;
 use super::event::{Action, Confirmation, Onward};
 use super::ledger::Stage;
-use super::settle::{End, Phase};
+use super::settle::{End, Phase, Source};
 use crate::clock::Moment;
 use crate::job::{ErrorType, JobKey, Lane, Refusal};
 use std::time::Duration;
@@ -21,6 +21,7 @@ impl Logic {
         job.phase = Phase::Moving {
             slice: onward == Onward::NextSlice,
         };
+        job.entered = now;
         self.health.ledger.enter(Stage::Published, 1, now);
         actions.push(Action::Move { job: key, onward });
     }
@@ -34,7 +35,8 @@ impl Logic {
             let waits = self.jobs.get(key).is_some_and(|job| {
                 let lane = matches!(job.lane, Lane::Interactive | Lane::Bulk);
                 let waits = matches!(job.phase, Phase::Waiting | Phase::Awaiting);
-                lane && waits && now.since(job.delivered) >= HELD_MAX
+                let held = job.source == Source::Queue;
+                held && lane && waits && now.since(job.delivered) >= HELD_MAX
             });
             if waits {
                 self.leave_lane(key);
@@ -47,9 +49,11 @@ impl Logic {
     /// dead-letter queue, and then its sender is told.
     pub(super) fn fail(&mut self, key: JobKey, refusal: Refusal, now: Moment, actions: &mut Vec<Action>) {
         let Some(job) = self.jobs.get_mut(key) else { return };
-        if job.lane == Lane::Probe {
+        // A caller on a connection of its own is told at once, and tries again by itself.
+        if job.lane == Lane::Probe || job.source == Source::Connection {
             self.refuse(key, refusal, now, actions);
         } else if self.resumable && job.attempt < self.setup.limits.max_attempts {
+            self.tally.retries += 1;
             self.move_on(key, Onward::Retry(refusal), now, actions);
         } else {
             job.last_word = job.answerable.then(|| refusal.clone());
@@ -115,10 +119,15 @@ impl Logic {
         if job.phase != Phase::Computing || !job.is_at_rest() {
             return;
         }
+        if self.end_of_the_gone(key, now, actions) {
+            return;
+        }
+        let Some(job) = self.jobs.get_mut(key) else { return };
         if let Some(refusal) = job.failure.take() {
             self.fail(key, refusal, now, actions);
             return;
         }
+        self.tally.passed(Stage::Computed, job.passes(now));
         match &job.stream {
             None => self.answer(key, now, actions),
             Some(stream) if stream.returned => self.ack(key, End::Returned, now, actions),

@@ -4,6 +4,7 @@ use super::event::{Streaming, Ticket};
 use crate::clock::Moment;
 use crate::job::{JobKey, Lane, Refusal};
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 /// Where a job stands.
 ///
@@ -17,6 +18,7 @@ use std::collections::{BTreeSet, HashMap};
 ///      └────────────────────────┴───────────────────┼──────────────────┼───────┘ │                 │
 ///                                                   └──> again? ──yes──┘ <───────┘                 │
 ///                                                           └──no──> DeadLettering ────────────────┘
+///  Called: as Delivered, and Replying ──HandedOver──> gone; CallerGone: nothing further of it is begun
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -69,6 +71,17 @@ pub enum End {
     DeadLettered,
 }
 
+/// Where a job came from, which is where its answer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A queue of the broker.
+    Queue,
+    /// Nowhere: a canary that never sees the broker.
+    Within,
+    /// A connection on which its caller waits.
+    Connection,
+}
+
 /// One job.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -82,10 +95,14 @@ pub struct Job {
     pub holds_model: bool,
     /// Whether a refusal can be sent, or only dead-lettered.
     pub answerable: bool,
-    /// A canary that never saw the broker.
-    pub local: bool,
+    /// Where it came from.
+    pub source: Source,
+    /// Its caller has gone away: what is computed of it ends there, and nothing more is begun.
+    pub gone: bool,
     /// When it was delivered.
     pub delivered: Moment,
+    /// When it entered the stage in which it is.
+    pub entered: Moment,
     /// When its first input went into a batch.
     pub begun: Option<Moment>,
     /// Where it stands.
@@ -150,7 +167,7 @@ impl Stream {
 
 impl Job {
     /// A job just delivered.
-    pub fn new(lane: Lane, ticket: Ticket, answerable: bool, local: bool, now: Moment) -> Job {
+    pub fn new(lane: Lane, ticket: Ticket, answerable: bool, source: Source, now: Moment) -> Job {
         let stream = ticket
             .stream
             .map(|streaming| Stream::new(streaming, ticket.inputs));
@@ -164,8 +181,10 @@ impl Job {
             admitted: false,
             holds_model: false,
             answerable,
-            local,
+            source,
+            gone: false,
             delivered: now,
+            entered: now,
             begun: None,
             phase: Phase::Tokenizing,
             tokens: Vec::new(),
@@ -175,6 +194,13 @@ impl Job {
             computing: 0,
             failure: None,
         }
+    }
+
+    /// It leaves the stage in which it was, and enters the next: how long it was there.
+    pub fn passes(&mut self, now: Moment) -> Duration {
+        let span = now.since(self.entered);
+        self.entered = now;
+        span
     }
 
     /// Whether it is begun at once: while a job waits that was resumed, a death of the process would be charged to it.
@@ -206,7 +232,10 @@ impl Job {
 
     /// An input goes into a batch.
     fn draw(&mut self, input: usize, now: Moment) {
-        self.begun.get_or_insert(now);
+        if self.begun.is_none() {
+            self.begun = Some(now);
+            self.entered = now;
+        }
         debug_assert!(!self.drawn[input]);
         self.drawn[input] = true;
         self.undrawn -= 1;

@@ -125,13 +125,17 @@ impl Logic {
     /// The present figures.
     pub fn figures(&self, now: Moment) -> Figures {
         let inflight = self.inflight();
-        let held = self.admission.held(Lane::Interactive);
         Figures {
             inputs_per_second: self.inputs.per_second(now).unwrap_or(0.0),
-            queue: held.saturating_sub(self.in_flight(Lane::Interactive)),
+            queue: self.waiting(Lane::Interactive),
             queue_max: self.setup.limits.max_queue,
             inflight,
         }
+    }
+
+    /// Admitted jobs of a lane that no engine has begun.
+    pub fn waiting(&self, lane: Lane) -> usize {
+        self.admission.held(lane).saturating_sub(self.in_flight(lane))
     }
 
     /// The whole truth at this moment.

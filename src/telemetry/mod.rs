@@ -14,6 +14,7 @@ pub mod history;
 pub mod journal;
 mod lines;
 pub mod memory;
+pub mod process;
 pub mod storm;
 
 use lines::Lines;

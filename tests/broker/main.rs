@@ -4,6 +4,7 @@
 //! ([`node`]), under a prefix of its own, and speaks to it as any program would ([`caller`]). Waits are
 //! for conditions and have deadlines. Where RabbitMQ or the model is missing, a test says so and passes.
 
+mod bench;
 mod caller;
 mod dead;
 mod faults;
@@ -11,9 +12,12 @@ mod floods;
 mod frozen;
 mod heartbeats;
 mod hostile;
+mod http;
+mod http_health;
 mod models;
 mod node;
 mod nodes;
+mod openai;
 mod overload;
 mod pika;
 mod private;
@@ -27,3 +31,4 @@ mod stop;
 mod streams;
 mod submit;
 mod submit_trouble;
+mod web;

@@ -137,12 +137,19 @@ impl Service {
     pub fn write_config(&self, settings: &str) {
         let (prefix, model, url) = &self.bench;
         let model = model.display();
-        // Keys below [broker] are given as `broker.KEY = VALUE`, one to a line.
-        let (below, top): (Vec<&str>, Vec<&str>) =
-            settings.lines().partition(|line| line.starts_with("broker."));
-        let (top, below) = (top.join("\n"), below.join("\n").replace("broker.", ""));
+        // Keys below [broker] and [http] are given as `broker.KEY = VALUE`, one to a line.
+        let below = |section: &str| {
+            let lines = settings.lines().filter_map(|line| line.strip_prefix(section));
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        let (broker, mut http) = (below("broker."), below("http."));
+        if http.is_empty() {
+            http = "listen = \"\"".into();
+        }
+        let own = |line: &&str| !line.starts_with("broker.") && !line.starts_with("http.");
+        let top = settings.lines().filter(own).collect::<Vec<_>>().join("\n");
         let text = format!(
-            "{top}\n[broker]\n{below}\nurl = \"{url}\"\nprefix = \"{prefix}\"\n[http]\nlisten = \"\"\n\
+            "{top}\n[broker]\n{broker}\nurl = \"{url}\"\nprefix = \"{prefix}\"\n[http]\n{http}\n\
              [models.\"{MODEL}\"]\npath = \"{model}\"\naliases = [\"mini\"]\n"
         );
         std::fs::write(&self.config, text).unwrap();

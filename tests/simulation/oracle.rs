@@ -250,6 +250,10 @@ impl Oracle {
                 self.unconsumed = [0; Lane::COUNT];
             }
             Event::BrokerProof => self.proof = Some(now),
+            // The world's jobs all come from the broker; `tests/callers.rs` has the others.
+            Event::Called { .. } | Event::CallerGone { .. } | Event::HandedOver { .. } => {
+                panic!("nobody in this world waits on a connection: {event:?}")
+            }
             Event::QueueSeen {
                 lane,
                 ready,

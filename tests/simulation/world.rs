@@ -595,14 +595,12 @@ impl World {
                 items,
                 ..
             } => {
-                let at = engine.0;
+                self.engines[engine.0].held.push_back((batch, items));
                 if first {
-                    self.engines[at].held.insert(1, (batch, items));
-                } else {
-                    self.engines[at].held.push_back((batch, items));
+                    self.engines[engine.0].held.rotate_right(1);
                 }
-                if self.engines[at].held.len() == 1 {
-                    self.start_engine(at);
+                if first || self.engines[engine.0].held.len() == 1 {
+                    self.start_engine(engine.0);
                 }
             }
             Action::Answer { job } => self.publish(job, Parcel::Answer),

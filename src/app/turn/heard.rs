@@ -5,7 +5,7 @@ use super::Loop;
 use crate::broker::{Arrival, BrokerEvent, Command, Published};
 use crate::clock::Moment;
 use crate::job::checkpoint::Checkpoint;
-use crate::job::request::Number;
+use crate::job::request::{Number, Properties};
 use crate::job::{Lane, Refusal};
 use crate::logic::event::{CallerId, Confirmation, Event};
 use crate::watchdog::notify;
@@ -48,7 +48,7 @@ impl Loop {
                 Event::BrokerUp { resumable }
             }
             BrokerEvent::Down { .. } => {
-                let brokered = |held: &&Held| held.lane != Lane::Probe;
+                let brokered = |held: &&Held| held.lane != Lane::Probe && held.receipt.is_some();
                 for held in self.desk.values().filter(brokered) {
                     self.innocent.remember(&held.id);
                 }
@@ -116,7 +116,7 @@ impl Loop {
         } else {
             planned.and(Err(missing()))
         };
-        let deadline = self.deadline(&arrival, now);
+        let deadline = self.deadline(&arrival.properties, now);
         let bytes = arrival.bytes;
         let caller = CallerId(self.callers.hash_one(arrival.properties.caller()));
         let (redelivered, checkpoint) = (arrival.redelivered, arrival.checkpoint.clone());
@@ -156,12 +156,12 @@ impl Loop {
     }
 
     /// When the caller stops waiting: the budget from when the caller sent, as far as that is known.
-    fn deadline(&self, arrival: &Arrival, now: Moment) -> Option<Moment> {
-        let Number::Value(budget_ms) = arrival.properties.budget_ms else {
+    pub(super) fn deadline(&self, properties: &Properties, now: Moment) -> Option<Moment> {
+        let Number::Value(budget_ms) = properties.budget_ms else {
             return None;
         };
         let now_ms = self.parts.clock.unix_ms();
-        let sent_ms = match (arrival.properties.sent_at_ms, arrival.properties.timestamp_s) {
+        let sent_ms = match (properties.sent_at_ms, properties.timestamp_s) {
             (Number::Value(ms), _) => ms,
             (_, Some(seconds)) => seconds.saturating_mul(1000),
             _ => now_ms,

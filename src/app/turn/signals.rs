@@ -70,6 +70,7 @@ impl Loop {
             ("models", old.models != new.models),
             ("broker", old.broker != new.broker),
             ("engine", old.engine != new.engine),
+            ("http", old.http != new.http),
             ("max_inputs", old.limits.max_inputs != new.limits.max_inputs),
             (
                 "watchdog_interval_ms",

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path};
@@ -110,6 +111,50 @@ impl Layout {
         };
         all.iter().filter(|file| wanted(file)).cloned().collect()
     }
+
+    /// Whether each module that has weights has them among these files, in the one format that is read.
+    ///
+    /// # Errors
+    /// The first module that has none.
+    pub fn check_weights(&self, files: &[String]) -> anyhow::Result<()> {
+        for (kind, folder) in &self.modules {
+            let there = |file: &String| {
+                let (own, name) = file.rsplit_once('/').unwrap_or(("", file));
+                own == folder && name.ends_with(".safetensors")
+            };
+            ensure!(
+                !matches!(kind.as_str(), "Transformer" | "Dense") || files.iter().any(there),
+                "its module {kind}{} has no *.safetensors: other formats of weights are not read",
+                match folder.as_str() {
+                    "" => String::new(),
+                    folder => format!(" in {folder}"),
+                }
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The weights' files that an index in the model's folder `index` names, relative to the model.
+///
+/// # Errors
+/// The text is no index, or it names a file elsewhere.
+pub fn parts(index: &str, text: &str) -> anyhow::Result<BTreeSet<String>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let map: Index = serde_json::from_str(text).with_context(|| format!("{index} is no index of weights"))?;
+    let folder = index.rsplit_once('/').map(|(folder, _)| format!("{folder}/"));
+    let mut found = BTreeSet::new();
+    for name in map.weight_map.into_values() {
+        ensure!(
+            name.ends_with(".safetensors") && !name.contains(['/', '\\']) && !name.starts_with('.'),
+            "{index} names the file {name:?}, which is no part beside it"
+        );
+        found.insert(format!("{}{name}", folder.as_deref().unwrap_or_default()));
+    }
+    Ok(found)
 }
 
 /// Checks a folder and says what it is.
@@ -166,12 +211,9 @@ pub fn inspect(dir: &Path) -> anyhow::Result<Facts> {
         .iter()
         .filter(|file| file.ends_with(".safetensors"))
         .collect();
-    let of_transformer = |file: &&&String| Path::new(file.as_str()).parent() == Some(transformer);
-    ensure!(
-        weights.iter().any(|file| of_transformer(&file)),
-        "{} has no *.safetensors (other formats of weights are not read)",
-        dir.join(transformer).display()
-    );
+    layout
+        .check_weights(&files)
+        .with_context(|| dir.display().to_string())?;
     for file in weights {
         whole(&dir.join(file)).with_context(|| dir.join(file).display().to_string())?;
     }

@@ -1,46 +1,28 @@
-//! The Hugging Face Hub as `pull` needs it: what a model's files are, and each file, resumed and checked.
-//!
-//! The protocol and the cache are hf-hub's. Added here is what it lacks: a bound on every wait, checks of
-//! size and SHA-256, and retries that never append to the wrong place.
+//! The Hugging Face Hub as `pull` needs it: what a model's files are at a revision, and each of them in the cache.
 
-use super::patience::{Meter, watched};
-use super::remote::{Remote, discard, verify};
-use anyhow::{Context, anyhow, ensure};
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
-use hf_hub::{Cache, Repo, RepoType};
-use indicatif::ProgressBar;
-use serde::{Deserialize, Serialize};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use super::board::Board;
+use super::cache::{Cache, Listing, is_commit};
+use super::download::{Job, fetch};
+use super::part::Part;
+use super::patience::{self, ATTEMPTS};
+use super::remote::{Remote, verify};
+use super::room::Room;
+use super::wire::{Fault, Slice, Wire, content_range, escaped};
+use anyhow::{Context, ensure};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Component, Path};
 
-/// Where the Hub is, unless `HF_ENDPOINT` names a mirror.
-const ENDPOINT: &str = "https://huggingface.co";
-/// Longest time to find and connect to the Hub.
-const REACH_MAX: Duration = Duration::from_secs(8);
-/// Longest time for the Hub's answer to what a model's files are: a small question.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// Longest silence of the Hub while a file is fetched.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// Attempts at one file; each goes on where the one before it was cut off.
-const ATTEMPTS: u32 = 5;
-
-/// The files of one commit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Listing {
-    /// The commit.
-    pub commit: String,
-    /// Its files.
-    pub files: Vec<Remote>,
-}
+/// Longest listing that is read: one of a hundred thousand files has half of it.
+const LISTING_BYTES_MAX: u64 = 64 << 20;
+/// Tries of a question before it is given up; each costs the patience of someone who waits.
+const QUESTIONS: u32 = 4;
 
 /// One model on the Hub, at one revision.
 pub struct Hub {
-    api: Api,
-    cache: Cache,
-    endpoint: String,
+    wire: Wire,
+    /// The model's files here.
+    pub cache: Cache,
     id: String,
     revision: String,
 }
@@ -51,123 +33,78 @@ impl Hub {
     /// # Errors
     /// A cache that cannot be made, or an endpoint that is no URL.
     pub fn new(cache: &Path, id: &str, revision: &str) -> anyhow::Result<Hub> {
-        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-        let endpoint = set("HF_ENDPOINT")
-            .unwrap_or_else(|| ENDPOINT.to_owned())
-            .trim_end_matches('/')
-            .to_owned();
-        let cache = cache.join("hub");
-        std::fs::create_dir_all(&cache).with_context(|| format!("failed to create {}", cache.display()))?;
-        let cache = Cache::new(cache);
-        let api = ApiBuilder::from_cache(cache.clone())
-            .with_endpoint(endpoint.clone())
-            .with_token(set("HF_TOKEN").or_else(|| cache.token()))
-            .with_user_agent("embeddings", env!("CARGO_PKG_VERSION"))
-            .with_progress(false)
-            .with_retries(0)
-            .build()
-            .context("failed to prepare the client of the Hub")?;
+        // As the Hub's own tools leave it beside the cache after a login.
+        let token = fs::read_to_string(cache.join("token")).ok();
+        let token = token.filter(|token| !token.trim().is_empty());
         Ok(Hub {
-            api,
-            cache,
-            endpoint,
+            wire: Wire::new(token)?,
+            cache: Cache::open(cache, id)?,
             id: id.to_owned(),
             revision: revision.to_owned(),
         })
     }
 
-    fn at(&self, revision: &str) -> Repo {
-        Repo::with_revision(self.id.clone(), RepoType::Model, revision.to_owned())
+    /// Whether the revision is a commit, which never changes.
+    pub fn is_pinned(&self) -> bool {
+        is_commit(&self.revision)
     }
 
-    /// Fails soon where the Hub cannot be reached at all: the client itself would wait for minutes.
-    ///
-    /// # Errors
-    /// Who was not reached, and why.
-    pub fn reach(&self) -> anyhow::Result<()> {
-        ensure!(
-            std::env::var_os("HF_HUB_OFFLINE").is_none_or(|value| value.is_empty() || value == "0"),
-            "HF_HUB_OFFLINE is set"
-        );
-        // Behind a proxy it is the proxy that connects.
-        let proxies = [
-            "HTTPS_PROXY",
-            "https_proxy",
-            "ALL_PROXY",
-            "all_proxy",
-            "HTTP_PROXY",
-            "http_proxy",
-        ];
-        if proxies
-            .iter()
-            .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
-        {
-            return Ok(());
-        }
-        let (scheme, rest) = self
-            .endpoint
-            .split_once("://")
-            .unwrap_or(("https", &self.endpoint));
-        let host = rest.split('/').next().unwrap_or_default();
-        let port = if scheme == "http" { 80 } else { 443 };
-        let address = if host
-            .rsplit_once(':')
-            .is_some_and(|(_, port)| port.parse::<u16>().is_ok())
-        {
-            host.to_owned()
-        } else {
-            format!("{host}:{port}")
+    /// Whether the environment forbids all requests.
+    pub fn is_offline() -> bool {
+        let off = |value: String| {
+            let value = value.trim().to_lowercase();
+            matches!(value.as_str(), "" | "0" | "false" | "no" | "off")
         };
-        let task = move || -> std::io::Result<()> {
-            let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
-            for address in address.to_socket_addrs()? {
-                match TcpStream::connect_timeout(&address, REACH_MAX / 2) {
-                    Ok(_) => return Ok(()),
-                    Err(error) => last = error,
-                }
-            }
-            Err(last)
-        };
-        let reached =
-            watched(REACH_MAX, &Arc::default(), task).and_then(|result| result.map_err(anyhow::Error::new));
-        reached.with_context(|| format!("failed to reach {}", self.endpoint))
+        std::env::var("HF_HUB_OFFLINE").is_ok_and(|value| !off(value))
     }
 
     /// Asks for the files of the revision.
     ///
     /// # Errors
-    /// No such model or revision, no permission, or a Hub that does not answer.
+    /// The Hub does not answer, or not so that anything can be done with it.
     pub fn listing(&self) -> anyhow::Result<Listing> {
-        let repo = self.api.repo(self.at(&self.revision));
-        let task = move || -> Result<serde_json::Value, ApiError> {
-            let mut answer = repo
-                .info_request()
-                .query("blobs", "true")
-                .call()
-                .map_err(Box::new)?;
-            Ok(answer.body_mut().read_json().map_err(Box::new)?)
-        };
-        let answer = watched(ANSWER_MAX, &Arc::default(), task)
-            .with_context(|| format!("failed to ask {} for {}", self.endpoint, self.id))?
-            .map_err(|error| self.explain(&error))?;
+        let revision = self.revision.replace('/', "%2F");
+        let path = format!("/api/models/{}/revision/{revision}?blobs=true", self.id);
+        let answer: serde_json::Value = self.question(|| {
+            let mut answer = self.wire.get(&path, None)?;
+            let body = answer.body_mut().with_config().limit(LISTING_BYTES_MAX);
+            let broken = |why: String| Fault::Broken {
+                host: self.wire.endpoint.clone(),
+                why,
+            };
+            let text = body.read_to_vec().map_err(|error| broken(error.to_string()))?;
+            serde_json::from_slice(&text).map_err(|error| broken(format!("its listing is no JSON: {error}")))
+        })?;
         let commit = answer["sha"].as_str().context("the Hub names no commit")?;
         ensure!(
             !commit.is_empty() && commit.bytes().all(|b| b.is_ascii_alphanumeric()),
             "the Hub names the commit {commit:?}"
         );
+        ensure!(
+            !self.is_pinned() || commit == self.revision,
+            "the Hub names the commit {commit}, {} was asked for",
+            self.revision
+        );
         let entries = answer["siblings"].as_array().context("the Hub lists no files")?;
+        let hex = |value: &serde_json::Value, digits: usize| {
+            let text = value.as_str()?.to_lowercase();
+            (text.len() == digits && text.bytes().all(|b| b.is_ascii_hexdigit())).then_some(text)
+        };
         let file = |entry: &serde_json::Value| {
+            let large = entry["lfs"].is_object();
             Some(Remote {
                 name: entry["rfilename"].as_str()?.to_owned(),
                 size: entry["lfs"]["size"].as_u64().or_else(|| entry["size"].as_u64()),
-                sha256: entry["lfs"]["sha256"].as_str().map(str::to_lowercase),
+                sha256: hex(&entry["lfs"]["sha256"], 64),
+                // Of a large file Git has but a pointer to it.
+                git_sha1: hex(&entry["blobId"], 40).filter(|_| !large),
             })
         };
         // A name is joined to a path later; one that could lead elsewhere is no file of ours.
         let inside = |file: &Remote| {
             Path::new(&file.name)
                 .components()
-                .all(|part| matches!(part, std::path::Component::Normal(_)))
+                .all(|part| matches!(part, Component::Normal(_)))
         };
         Ok(Listing {
             commit: commit.to_owned(),
@@ -175,155 +112,137 @@ impl Hub {
         })
     }
 
-    /// What is wrong, in the words of someone who pulls a model.
-    fn explain(&self, error: &ApiError) -> anyhow::Error {
-        let (id, revision, endpoint) = (&self.id, &self.revision, &self.endpoint);
-        match status(error) {
-            Some(401 | 404) => anyhow!(
-                "{endpoint} has no model {id} at revision {revision} (or it is private: set HF_TOKEN)"
-            ),
+    /// Asks until there is an answer, a reason that does not pass, or no patience any more.
+    fn question<T>(&self, ask: impl Fn() -> Result<T, Fault>) -> anyhow::Result<T> {
+        let mut failures = 0;
+        loop {
+            let fault = match ask() {
+                Ok(answer) => return Ok(answer),
+                Err(fault) => fault,
+            };
+            failures += 1;
+            // Who is not there at all is not there in a second either.
+            let hopeless = !fault.may_pass() || matches!(fault, Fault::Unreachable { .. });
+            if hopeless || failures >= QUESTIONS.min(ATTEMPTS) {
+                return Err(self.explain(fault));
+            }
+            let pause = patience::pause(failures, fault.pause(), rand::random());
+            eprintln!("{fault}; asking again in {:.1} s", pause.as_secs_f64());
+            std::thread::sleep(pause);
+        }
+    }
+
+    /// What is wrong, in the words of someone who pulls a model. The fault itself can be asked for by its type.
+    fn explain(&self, fault: Fault) -> anyhow::Error {
+        let (id, revision, endpoint) = (&self.id, &self.revision, &self.wire.endpoint);
+        let token = match self.wire.has_token() {
+            true => "or it is private and HF_TOKEN does not open it",
+            false => "or it is private: set HF_TOKEN",
+        };
+        let words = match fault.status() {
+            Some(401 | 404) => format!("{endpoint} has no model {id} at revision {revision} ({token})"),
             Some(403) => {
-                anyhow!("{endpoint} does not give {id} to you: accept its terms there and set HF_TOKEN")
+                format!("{endpoint} does not give {id} to you: accept its terms there and set HF_TOKEN")
             }
-            Some(429) => anyhow!("{endpoint} asks for a pause (429); try again later"),
-            _ => anyhow!("failed to ask {endpoint} for {id}: {error}"),
-        }
+            Some(429) => format!("{endpoint} asks for a pause (429); try again later"),
+            _ => return anyhow::Error::new(fault),
+        };
+        anyhow::Error::new(fault).context(words)
     }
 
-    /// Fetches one file of a commit into the cache, or finds it there, and checks it.
-    ///
-    /// # Errors
-    /// What went wrong; what was fetched so far stays, and the next call goes on behind it.
-    pub fn fetch(
-        &self,
-        commit: &str,
-        file: &mut Remote,
-        bar: &ProgressBar,
-        before: u64,
-    ) -> anyhow::Result<PathBuf> {
-        let cached = self
-            .cache
-            .repo(self.at(commit))
-            .pointer_path(commit)
-            .join(&file.name);
-        if cached.exists() {
-            match verify(&cached, file) {
-                Ok(()) => return Ok(cached),
-                Err(_) => discard(&cached),
-            }
+    /// Learns sizes that the listing lacks; a mirror may leave them out.
+    fn size(&self, commit: &str, file: &Remote) -> anyhow::Result<u64> {
+        if let Some(size) = file.size {
+            return Ok(size);
         }
-        for attempt in 1.. {
-            let activity = Arc::new(AtomicU64::new(0));
-            let meter = Meter {
-                bar: bar.clone(),
-                before,
-                done: 0,
-                activity: activity.clone(),
+        let slice = Slice {
+            bytes: 0..1,
+            unless_changed_from: None,
+        };
+        let size = self.question(|| {
+            let answer = match self.wire.get(&self.url(commit, file), Some(&slice)) {
+                Err(fault) if fault.status() == Some(416) => return Ok(Some(0)),
+                other => other?,
             };
-            let (api, cache, repo, name) = (
-                self.api.clone(),
-                self.cache.clone(),
-                self.at(commit),
-                file.name.clone(),
-            );
-            let task = move || -> Result<(String, u64, PathBuf), ApiError> {
-                let repository = api.repo(repo.clone());
-                let metadata = api.metadata(&repository.url(&name))?;
-                meter.activity.fetch_add(1, Ordering::Relaxed);
-                let (etag, size) = (metadata.etag().to_owned(), metadata.size() as u64);
-                // A part that is complete or too long would be asked for a range that does not exist.
-                let mut part = cache.repo(repo).blob_path(&etag);
-                part.set_extension("part");
-                if std::fs::metadata(&part).is_ok_and(|of| of.len() >= size) {
-                    std::fs::remove_file(&part)?;
-                }
-                Ok((etag, size, repository.download_with_progress(&name, meter)?))
-            };
-            let error = match watched(SILENCE_MAX, &activity, task) {
-                Err(silent) => {
-                    return Err(silent.context(format!(
-                        "failed to fetch {}; run the command again to go on",
-                        file.name
-                    )));
-                }
-                Ok(Ok((etag, size, path))) => {
-                    file.size.get_or_insert(size);
-                    if file.sha256.is_none()
-                        && etag.len() == 64
-                        && etag.bytes().all(|b| b.is_ascii_hexdigit())
-                    {
-                        file.sha256 = Some(etag.to_lowercase());
-                    }
-                    let checked = verify(&path, file);
-                    if checked.is_err() {
-                        discard(&path);
-                    }
-                    return checked.map(|()| path);
-                }
-                Ok(Err(error)) => error,
-            };
-            let last = attempt >= ATTEMPTS || status(&error).is_some_and(|code| code < 500 && code != 429);
-            if last {
-                return Err(self
-                    .explain(&error)
-                    .context(format!("failed to fetch {}", file.name)));
-            }
-            std::thread::sleep(Duration::from_millis(250) * 2u32.pow(attempt));
-        }
-        unreachable!("the loop ends by returning")
+            Ok(match content_range(answer.headers()) {
+                Some((_, _, total)) => total,
+                None => answer.body().content_length(),
+            })
+        })?;
+        size.with_context(|| format!("the Hub does not say how large {} is", file.name))
     }
 
-    /// Remembers that all files of a commit are in the cache.
+    fn url(&self, commit: &str, file: &Remote) -> String {
+        format!("/{}/resolve/{commit}/{}", self.id, escaped(&file.name))
+    }
+
+    /// Brings files of a commit into the cache, where they are not there and sound already, and completes what the
+    /// listing says of them.
     ///
     /// # Errors
-    /// What the system says.
-    pub fn remember(&self, listing: &Listing) -> anyhow::Result<()> {
-        self.cache
-            .repo(self.at(&self.revision))
-            .create_ref(&listing.commit)?;
-        let path = self.listing_path(&listing.commit);
-        std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
-        std::fs::write(path, serde_json::to_vec(listing)?)?;
+    /// The first file that cannot be had, and why. What came so far stays, and a later command goes on behind it.
+    pub fn fetch(&self, commit: &str, files: &mut [Remote], room: Room<'_>) -> anyhow::Result<()> {
+        let (mut total, mut done, mut lacking) = (0, 0, 0);
+        let mut absent = Vec::new();
+        for file in files.iter_mut() {
+            let size = self.size(commit, file)?;
+            file.size = Some(size);
+            total += size;
+            let blob = self.cache.blob(commit, file);
+            if blob.exists() {
+                match verify(&blob, file) {
+                    Ok(()) => {
+                        done += size;
+                        continue;
+                    }
+                    Err(_) => {
+                        let _ = fs::remove_file(&blob);
+                    }
+                }
+            }
+            let there = fs::metadata(self.cache.part_path(commit, file)).map_or(0, |of| of.len().min(size));
+            lacking += size - there;
+            absent.push(&*file);
+        }
+        room(lacking)?;
+        let mut jobs = Vec::new();
+        let mut seen = BTreeSet::new();
+        for file in absent {
+            let (size, target) = (file.size.unwrap_or(0), self.cache.blob(commit, file));
+            // Two names of one content are one file.
+            if !seen.insert(target.clone()) {
+                done += size;
+                continue;
+            }
+            let path = self.cache.part_path(commit, file);
+            let part =
+                Part::open(&path, size).with_context(|| format!("failed to open {}", path.display()))?;
+            done += part.done();
+            jobs.push(Job::new(file, size, self.url(commit, file), part, target));
+        }
+        if !jobs.is_empty() {
+            let board = Board::new(total, done);
+            let fetched = fetch(&self.wire, &board, &jobs);
+            drop(board);
+            fetched.map_err(|error| self.last_words(error))?;
+        }
+        for file in files.iter() {
+            self.cache
+                .link(commit, file)
+                .with_context(|| format!("failed to enter {} into the cache", file.name))?;
+        }
         Ok(())
     }
 
-    /// What an earlier pull of this revision left in the cache, if all of it is there.
-    pub fn remembered(&self) -> Option<Listing> {
-        let reference = self.repo_dir().join("refs").join(&self.revision);
-        let commit = std::fs::read_to_string(reference).ok()?;
-        let listing: Listing =
-            serde_json::from_slice(&std::fs::read(self.listing_path(commit.trim())).ok()?).ok()?;
-        let folder = self.folder(&listing.commit);
-        listing
-            .files
-            .iter()
-            .all(|file| folder.join(&file.name).exists())
-            .then_some(listing)
+    fn last_words(&self, error: anyhow::Error) -> anyhow::Error {
+        let status = error.downcast_ref::<Fault>().and_then(Fault::status);
+        match (status, error.downcast_ref::<Fault>().is_some()) {
+            (Some(401 | 403), _) => error.context(format!(
+                "{} does not give all of {} to you",
+                self.wire.endpoint, self.id
+            )),
+            (_, true) => error.context("the download ended early; run the command again to go on"),
+            _ => error,
+        }
     }
-
-    /// The folder of a commit in the cache.
-    pub fn folder(&self, commit: &str) -> PathBuf {
-        self.cache.repo(self.at(commit)).pointer_path(commit)
-    }
-
-    fn listing_path(&self, commit: &str) -> PathBuf {
-        self.repo_dir().join("listings").join(format!("{commit}.json"))
-    }
-
-    /// The model's folder in the cache; it holds `blobs`, `refs` and `snapshots`, and `listings` of ours.
-    fn repo_dir(&self) -> PathBuf {
-        self.cache.path().join(self.at(&self.revision).folder_name())
-    }
-}
-
-/// The HTTP status inside an error. The client's own error type is not reachable from here; its text is
-/// `http status: 404`.
-fn status(error: &ApiError) -> Option<u16> {
-    let text = error.to_string();
-    text.split_once("http status: ")?
-        .1
-        .split(|c: char| !c.is_ascii_digit())
-        .next()?
-        .parse()
-        .ok()
 }

@@ -64,6 +64,11 @@ pub fn install(
             models.display()
         )
     })?;
+    // One at a time, so that nobody takes away or overtakes what another is about to put there.
+    let lock = fs::File::open(models).with_context(|| format!("failed to open {}", models.display()))?;
+    lock.lock()
+        .with_context(|| format!("failed to lock {}", models.display()))?;
+    place(models, name, replace)?;
     clean(models, name);
     let pid = std::process::id();
     let fresh = models.join(format!(".{name}.{pid}.new"));
@@ -101,19 +106,23 @@ fn copy(from: &Path, files: &[String], fresh: &Path, source: &Source) -> anyhow:
     Ok(())
 }
 
-/// Renames the fresh folder into place; an old one steps aside first and comes back if that fails.
+/// Puts the fresh folder into its place. An old one changes places with it in one step, so that there is a whole
+/// model under the name at every moment; where the file system cannot do that, it steps aside first.
 fn swap(fresh: &Path, target: &Path, models: &Path, name: &str, pid: u32) -> anyhow::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
     let old = models.join(format!(".{name}.{pid}.old"));
-    let had = target.exists();
-    if had {
+    let failed = || format!("failed to rename {} to {}", fresh.display(), target.display());
+    if !target.exists() {
+        fs::rename(fresh, target).with_context(failed)?;
+    } else if renameat_with(CWD, fresh, CWD, target, RenameFlags::EXCHANGE).is_ok() {
+        // What was under the name has the fresh one's now. A rename keeps it from being taken for a half-done one.
+        fs::rename(fresh, &old).with_context(failed)?;
+    } else {
         fs::rename(target, &old).with_context(|| format!("failed to move {} aside", target.display()))?;
-    }
-    if let Err(error) = fs::rename(fresh, target) {
-        if had {
+        if let Err(error) = fs::rename(fresh, target) {
             let _ = fs::rename(&old, target);
+            return Err(error).with_context(failed);
         }
-        return Err(error)
-            .with_context(|| format!("failed to rename {} to {}", fresh.display(), target.display()));
     }
     let _ = fs::remove_dir_all(&old);
     fs::File::open(models)?.sync_all()?;

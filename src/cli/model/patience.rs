@@ -1,66 +1,41 @@
-//! Waiting for the Hub, but never for ever: what stands still is given up, what is slow is not.
+//! How long to wait before the Hub is asked again.
 
-use anyhow::{Context, bail, ensure};
-use hf_hub::api::Progress;
-use indicatif::ProgressBar;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-/// Runs `task` on a thread of its own and waits for it, unless `activity` stands still for `limit`. The
-/// thread is then left behind; the process is about to end with the error.
-///
-/// # Errors
-/// The silence, or a thread that could not be started.
-pub fn watched<T: Send + 'static>(
-    limit: Duration,
-    activity: &Arc<AtomicU64>,
-    task: impl FnOnce() -> T + Send + 'static,
-) -> anyhow::Result<T> {
-    let tick = Duration::from_millis(100);
-    let (done, answer) = channel();
-    std::thread::Builder::new()
-        .name("io-hub".to_owned())
-        .spawn(move || drop(done.send(task())))
-        .context("failed to start a thread")?;
-    let (mut seen, mut quiet) = (activity.load(Ordering::Relaxed), Duration::ZERO);
-    loop {
-        match answer.recv_timeout(tick) {
-            Ok(result) => return Ok(result),
-            Err(RecvTimeoutError::Disconnected) => bail!("the download ended without a result"),
-            Err(RecvTimeoutError::Timeout) => {
-                let now = activity.load(Ordering::Relaxed);
-                quiet = if now == seen { quiet + tick } else { Duration::ZERO };
-                seen = now;
-                ensure!(quiet < limit, "no answer for {} s", limit.as_secs());
-            }
-        }
-    }
+/// Longest pause that a host is granted; who asks for more is asked again by a later command.
+pub const PAUSE_MAX: Duration = Duration::from_secs(120);
+/// Failures in a row after which a request is given up.
+pub const ATTEMPTS: u32 = 6;
+/// The pause after the first failure; each further one is twice as long.
+const FIRST: Duration = Duration::from_millis(500);
+
+/// The pause after so many failures in a row: what the host asks for, or else a growing one. `chance` from 0 to 1
+/// spreads those that failed together.
+pub fn pause(failures: u32, asked: Option<Duration>, chance: f64) -> Duration {
+    let grown = FIRST * 2u32.pow(failures.saturating_sub(1).min(6));
+    let spread = grown.mul_f64(0.5 + chance / 2.0);
+    asked.map_or(spread, |asked| asked.max(spread)).min(PAUSE_MAX)
 }
 
-/// Moves the one bar of a pull, and shows that bytes move.
-pub struct Meter {
-    /// The bar.
-    pub bar: ProgressBar,
-    /// Bytes of the files before this one.
-    pub before: u64,
-    /// Bytes of this file.
-    pub done: u64,
-    /// Grows with every piece that comes.
-    pub activity: Arc<AtomicU64>,
+/// The pause that `Retry-After` asks for. The form with a date is not read; the pause then grows by itself.
+pub fn asked_for(header: &str) -> Option<Duration> {
+    header.trim().parse().ok().map(Duration::from_secs)
 }
 
-impl Progress for Meter {
-    fn init(&mut self, _size: usize, _filename: &str) {
-        self.done = 0;
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn update(&mut self, size: usize) {
-        self.done += size as u64;
-        self.activity.fetch_add(1, Ordering::Relaxed);
-        self.bar.set_position(self.before + self.done);
+    #[test]
+    fn pauses_grow_and_keep_to_what_the_host_asks_for() {
+        let s = Duration::from_secs;
+        assert_eq!(pause(1, None, 1.0), Duration::from_millis(500));
+        assert_eq!(pause(1, None, 0.0), Duration::from_millis(250));
+        assert_eq!(pause(5, None, 1.0), s(8));
+        assert_eq!(pause(100, None, 1.0), s(32));
+        assert_eq!(pause(1, Some(s(3)), 0.5), s(3));
+        assert_eq!(pause(1, Some(s(9999)), 0.5), PAUSE_MAX);
+        assert_eq!(asked_for(" 7 "), Some(s(7)));
+        assert_eq!(asked_for("Wed, 21 Oct 2015 07:28:00 GMT"), None);
     }
-
-    fn finish(&mut self) {}
 }

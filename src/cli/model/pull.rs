@@ -1,15 +1,16 @@
 //! `embeddings model pull`: a model from the Hugging Face Hub, resumable, checked, installed whole or not at all.
 
-use super::folder::Layout;
-use super::hub::{Hub, Listing};
+use super::cache::Listing;
+use super::folder::{self, Layout};
+use super::hub::Hub;
 use super::install::{self, Source};
 use super::remote::{Remote, sha256, verify};
+use super::room::room;
+use super::wire::Fault;
 use super::{inspect, installed, vet};
 use crate::args::ConfigFlags;
 use crate::cli::{configuration, print};
 use anyhow::{Context, bail, ensure};
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -35,23 +36,20 @@ pub fn run(
     install::place(&models, name, true)?;
 
     let hub = Hub::new(&config.dirs.cache, id, revision)?;
-    let listing = match hub.reach() {
-        Ok(()) => fetch_all(&hub, wanted_sha256.as_deref())?,
-        Err(unreachable) => match hub.remembered() {
-            Some(listing) => {
-                eprintln!("warning: {unreachable:#}; using what an earlier pull left in the cache");
-                listing
-            }
-            None => {
-                return Err(
-                    unreachable.context(format!("{id} is not in the cache, and it cannot be fetched"))
-                );
-            }
-        },
-    };
-    let folder = hub.folder(&listing.commit);
-    check_all(&folder, &listing, wanted_sha256.as_deref())?;
-    hub.remember(&listing).context("failed to write to the cache")?;
+    // Two commands at once would fetch the same twice; the second finds all of it there.
+    let _lock = hub.cache.lock()?;
+    let listing = obtain(
+        &hub,
+        id,
+        revision,
+        &config.dirs.cache,
+        &models,
+        wanted_sha256.as_deref(),
+    )?;
+    let folder = hub.cache.folder(&listing.commit);
+    hub.cache
+        .remember(revision, &listing)
+        .context("failed to write to the cache")?;
 
     let source = Source {
         from: id.to_owned(),
@@ -101,52 +99,99 @@ fn checksum(text: &str) -> anyhow::Result<String> {
     Ok(text.to_lowercase())
 }
 
-/// Brings all files that the model needs into the cache.
-fn fetch_all(hub: &Hub, wanted_sha256: Option<&str>) -> anyhow::Result<Listing> {
-    let mut listing = hub.listing()?;
+/// Has all files that the model needs in the cache, checked: from an earlier pull where that is sure to be the same,
+/// from the Hub, or from an earlier pull because the Hub cannot be asked.
+fn obtain(
+    hub: &Hub,
+    id: &str,
+    revision: &str,
+    cache: &Path,
+    models: &Path,
+    wanted_sha256: Option<&str>,
+) -> anyhow::Result<Listing> {
+    let remembered = hub.cache.remembered(revision);
+    let check = |listing: &Listing| check_all(&hub.cache.folder(&listing.commit), listing, wanted_sha256);
+    let refusal = if Hub::is_offline() {
+        anyhow::anyhow!("HF_HUB_OFFLINE is set")
+    } else {
+        if hub.is_pinned()
+            && let Some(listing) = &remembered
+            && check(listing).is_ok()
+        {
+            return Ok(listing.clone());
+        }
+        match hub.listing() {
+            Ok(listing) => {
+                return fetch_all(hub, listing, wanted_sha256, &|cached, installed| {
+                    room(cache, cached, models, installed)
+                });
+            }
+            Err(error) if error.downcast_ref::<Fault>().is_some_and(Fault::may_pass) => error,
+            Err(error) => return Err(error),
+        }
+    };
+    let Some(listing) = remembered else {
+        return Err(refusal.context(format!("{id} is not in the cache, and it cannot be fetched")));
+    };
+    eprintln!("warning: {refusal:#}; using what an earlier pull left in the cache");
+    check(&listing)?;
+    Ok(listing)
+}
+
+/// Brings all files that the model needs into the cache. `room` is asked for bytes in the cache and beside the models.
+fn fetch_all(
+    hub: &Hub,
+    mut listing: Listing,
+    wanted_sha256: Option<&str>,
+    room: &dyn Fn(u64, u64) -> anyhow::Result<()>,
+) -> anyhow::Result<Listing> {
     let commit = listing.commit.clone();
+    let dir = hub.cache.folder(&commit);
+    let small = |bytes| room(bytes, 0);
     let Some(modules) = listing.files.iter_mut().find(|file| file.name == "modules.json") else {
         bail!("it has no modules.json: not a sentence-transformers model");
     };
-    let path = hub.fetch(&commit, modules, &ProgressBar::hidden(), 0)?;
-    let layout = Layout::parse(&std::fs::read_to_string(&path)?)?;
-    let all: Vec<String> = listing.files.iter().map(|file| file.name.clone()).collect();
-    let needed = layout.pick(&all);
+    hub.fetch(&commit, std::slice::from_mut(modules), &small)?;
+    let layout = Layout::parse(&std::fs::read_to_string(dir.join("modules.json"))?)?;
+    let names = |listing: &Listing| {
+        listing
+            .files
+            .iter()
+            .map(|file| file.name.clone())
+            .collect::<Vec<_>>()
+    };
+    let needed = layout.pick(&names(&listing));
     listing.files.retain(|file| needed.contains(&file.name));
-    ensure!(
-        needed.iter().any(|name| name.ends_with(".safetensors")),
-        "it has no *.safetensors: only other formats of weights, which are not read"
-    );
+    // An index says which parts there are; others that lie beside them belong to another program.
+    for index in needed.iter().filter(|name| name.ends_with(".index.json")) {
+        let file = listing.files.iter_mut().filter(|file| file.name == *index);
+        for file in file {
+            hub.fetch(&commit, std::slice::from_mut(file), &small)?;
+        }
+        let parts = folder::parts(index, &std::fs::read_to_string(dir.join(index))?)?;
+        let beside = |name: &str| Path::new(name).parent() == Path::new(index).parent();
+        listing.files.retain(|file| {
+            !file.name.ends_with(".safetensors") || !beside(&file.name) || parts.contains(&file.name)
+        });
+        let there = names(&listing);
+        if let Some(part) = parts.iter().find(|part| !there.contains(part)) {
+            bail!("its {index} names {part}, which it has not");
+        }
+    }
+    layout.check_weights(&names(&listing))?;
     // Where the Hub knows the checksum, a wrong one is refused before a byte of the weights is fetched.
-    let weights = listing
-        .files
-        .iter()
-        .find(|file| file.name.rsplit('/').next() == Some(WEIGHTS));
+    let weights = listing.files.iter().find(|file| is_weights(file));
     if let (Some(wanted), Some(known)) = (wanted_sha256, weights.and_then(|file| file.sha256.as_deref())) {
         refuse_unless(wanted, known)?;
     }
-    let total = listing.files.iter().filter_map(|file| file.size).sum();
-    let bar = ProgressBar::new(total);
-    bar.set_style(
-        ProgressStyle::with_template("{msg:30!} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta}")
-            .context("the style of the bar")?,
-    );
-    let terminal = std::io::stderr().is_terminal();
-    let mut before = 0;
-    for file in &mut listing.files {
-        bar.set_message(file.name.clone());
-        if !terminal {
-            let size = file
-                .size
-                .map(|size| format!(" ({})", HumanBytes(size)))
-                .unwrap_or_default();
-            eprintln!("fetching {}{size}", file.name);
-        }
-        hub.fetch(&commit, file, &bar, before)?;
-        before += file.size.unwrap_or(0);
-        bar.set_position(before);
+    let all = listing
+        .files
+        .iter()
+        .fold(0u64, |sum, file| sum.saturating_add(file.size.unwrap_or(0)));
+    hub.fetch(&commit, &mut listing.files, &|bytes| room(bytes, all))?;
+    if wanted_sha256.is_some() {
+        check_weights(&dir, &listing, wanted_sha256)?;
     }
-    bar.finish_and_clear();
     Ok(listing)
 }
 
@@ -155,13 +200,20 @@ fn check_all(folder: &Path, listing: &Listing, wanted_sha256: Option<&str>) -> a
     for file in &listing.files {
         verify(&folder.join(&file.name), file)?;
     }
+    check_weights(folder, listing, wanted_sha256)
+}
+
+fn check_weights(folder: &Path, listing: &Listing, wanted_sha256: Option<&str>) -> anyhow::Result<()> {
     let Some(wanted) = wanted_sha256 else {
         return Ok(());
     };
-    let of_weights = |file: &&Remote| file.name.rsplit('/').next() == Some(WEIGHTS);
-    let weights = listing.files.iter().find(of_weights);
+    let weights = listing.files.iter().find(|file| is_weights(file));
     let weights = weights.with_context(|| format!("--sha256 is for {WEIGHTS}, which this model has not"))?;
     refuse_unless(wanted, &sha256(&folder.join(&weights.name))?)
+}
+
+fn is_weights(file: &Remote) -> bool {
+    file.name.rsplit('/').next() == Some(WEIGHTS)
 }
 
 fn refuse_unless(wanted: &str, found: &str) -> anyhow::Result<()> {

@@ -22,6 +22,7 @@ pub fn people(report: &Report, paint: Paint) -> String {
     out.push('\n');
     section(&mut out, "models", models(report));
     section(&mut out, "broker", broker(report));
+    section(&mut out, "http", http(report));
     section(&mut out, "round", round(report));
     section(&mut out, "jobs", jobs(&report.jobs));
     section(&mut out, "refusing", refusing(report));
@@ -121,6 +122,19 @@ fn models(report: &Report) -> Vec<String> {
     }
     let line = |(name, state): (&String, &String)| format!("{name} {state}");
     report.models.iter().map(line).collect()
+}
+
+/// Where HTTP is served, or why it is not; nothing where it is switched off.
+fn http(report: &Report) -> Vec<String> {
+    let problem = report
+        .http
+        .problem
+        .as_ref()
+        .map(|problem| format!("not served: {problem}"));
+    problem
+        .or_else(|| report.http.listen.clone())
+        .into_iter()
+        .collect()
 }
 
 /// Lanes that take nothing now, and why; nothing where all do.

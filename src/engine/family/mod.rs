@@ -27,7 +27,7 @@ use serde::Deserialize;
 use std::path::Path;
 
 /// One family: the checked configuration of one model of it.
-pub(super) trait Family: std::fmt::Debug {
+pub(super) trait Family: std::fmt::Debug + Sync {
     /// See [`Sizes`].
     fn sizes(&self) -> Sizes;
 

@@ -9,6 +9,7 @@
 //! | `attention` | attention of all sequences of a batch |
 //! | `layout` | how a batch lies on the device: packed, without padding, the shortest sequence first |
 //! | `pooling` | from rows to one vector for each sequence |
+//! | `load` | how a model gets there, in which precision |
 //! | `budget` | what is done when a batch does not fit into the device's memory |
 //! | `fault` | which failures of a device leave it sound |
 //! | `engine` | the [`Engine`](super::Engine) made of these |
@@ -25,6 +26,7 @@ mod engine;
 mod fault;
 mod forward;
 mod layout;
+pub(super) mod load;
 mod parts;
 mod place;
 mod pooling;

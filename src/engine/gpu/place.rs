@@ -200,8 +200,8 @@ impl Rows<'_> {
     }
 }
 
-/// A linear layer on a device.
-#[derive(Debug)]
+/// A linear layer on a device. Cheap to clone.
+#[derive(Debug, Clone)]
 pub struct Placed {
     /// Numbers of an input by numbers of an output.
     weight: Tensor,

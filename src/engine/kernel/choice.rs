@@ -122,6 +122,11 @@ impl Kernel {
         false
     }
 
+    /// Whether a feed-forward part is computed some columns at a time: see [`super::PART_COLUMNS`].
+    pub fn goes_in_parts(self) -> bool {
+        self == Kernel::Floats
+    }
+
     /// Whether it gains speed over 32 bits, rather than only computing the same as on other machines.
     pub fn is_native(self) -> bool {
         !matches!(self, Kernel::Rounded(_))

@@ -81,8 +81,12 @@ impl Linear<'_> {
     }
 }
 
-/// `output = down(gelu(up(input)))` for rows that lie side by side. `wide` has room for `up`'s rows; it is not
-/// used where the numbers between the two products stay narrow.
+/// Columns of `up` that [`feed_forward`] computes and uses at a time in 32 bits. So the weights pass once for all rows, and
+/// what lies between the products stays in the second-level cache: 192 KiB for 256 rows.
+pub const PART_COLUMNS: usize = 6 * PANEL;
+
+/// `output = down(gelu(up(input)))` for rows that lie side by side. `wide` has room for `up`'s rows, or for
+/// [`PART_COLUMNS`] of each in 32 bits; it is not used where the numbers between the two products stay narrow.
 pub fn feed_forward(
     arch: Arch,
     input: &[f32],
@@ -95,6 +99,9 @@ pub fn feed_forward(
     #[cfg(target_arch = "x86_64")]
     if choice::narrow_pair(input, rows, up, down, output) {
         return;
+    }
+    if up.kernel().goes_in_parts() && down.kernel().goes_in_parts() {
+        return parts(arch, input, up, wide, down, output);
     }
     let wide = &mut wide[..rows * up.width()];
     let linear = |input: &[f32], weights: &Panels, output: &mut [f32], after| {
@@ -111,6 +118,46 @@ pub fn feed_forward(
     };
     linear(input, up, wide, After::Gelu);
     linear(wide, down, output, After::Nothing);
+}
+
+/// As [`feed_forward`] in 32 bits, some columns of `up` at a time.
+fn parts(arch: Arch, input: &[f32], up: &Panels, wide: &mut [f32], down: &Panels, output: &mut [f32]) {
+    let rows = input.len() / up.depth();
+    for first in (0..up.width()).step_by(PART_COLUMNS) {
+        let end = up.width().min(first + PART_COLUMNS);
+        let columns = end - first;
+        let wide = &mut wide[..rows * columns];
+        arch.dispatch(float::Product {
+            linear: Linear {
+                input,
+                input_stride: up.depth(),
+                rows,
+                weights: up,
+                output: wide,
+                output_stride: columns,
+                after: After::Gelu,
+            },
+            part: float::Part {
+                panels: first / PANEL..end.div_ceil(PANEL),
+                depth: 0..up.depth(),
+            },
+        });
+        arch.dispatch(float::Product {
+            linear: Linear {
+                input: wide,
+                input_stride: columns,
+                rows,
+                weights: down,
+                output,
+                output_stride: down.width(),
+                after: After::Nothing,
+            },
+            part: float::Part {
+                panels: 0..down.width().div_ceil(PANEL),
+                depth: first..end,
+            },
+        });
+    }
 }
 
 /// Attention of one sequence, each token seeing all: `rows` holds the heads of queries, of keys and of values,

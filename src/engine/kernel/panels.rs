@@ -167,6 +167,47 @@ impl Panels {
         }
     }
 
+    /// As [`Panels::set_column`], from numbers that lie side by side and are finite: the way of all weights at load,
+    /// and so in loops that the compiler can make of vectors.
+    pub fn set_stored(&mut self, column: usize, values: &[f32], scale: f32) {
+        assert!(
+            column < self.width && values.len() == self.depth,
+            "column {column} of {} with {} of {} numbers",
+            self.width,
+            values.len(),
+            self.depth
+        );
+        let (panel, lane) = (column / PANEL, column % PANEL);
+        let rows = &mut self.rows[panel * self.panel_rows..][..self.panel_rows];
+        match self.kernel {
+            Kernel::Floats => {
+                for (row, value) in rows.iter_mut().zip(values) {
+                    row.0[lane] = value * scale;
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Narrow(Format::Pairs, _) => {
+                scatter(rows, lane, values, |even, odd| {
+                    pair(bf16(even * scale), bf16(odd * scale))
+                });
+            }
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Narrow(Format::Split, _) => {
+                let (first, second) = rows.split_at_mut(self.panel_rows / 2);
+                let both = |even: f32, odd: f32| (halves(even * scale), halves(odd * scale));
+                scatter(first, lane, values, |even, odd| {
+                    let (even, odd) = both(even, odd);
+                    pair(even.0, odd.0)
+                });
+                scatter(second, lane, values, |even, odd| {
+                    let (even, odd) = both(even, odd);
+                    pair(even.1, odd.1)
+                });
+            }
+            _ => self.set_column(column, values.iter().copied(), scale),
+        }
+    }
+
     /// Sets row `row` of a matrix in 32 bits from `values`, one for each column.
     pub fn set_row(&mut self, row: usize, values: &[f32]) {
         assert!(
@@ -223,6 +264,33 @@ fn column_steps(column: &[f32]) -> (f32, f32) {
         (most / 127.0, 127.0 / most)
     } else {
         (0.0, 0.0)
+    }
+}
+
+/// Two neighbours along the depth in one word.
+#[cfg(target_arch = "x86_64")]
+fn pair(even: u16, odd: u16) -> u32 {
+    u32::from(even) | u32::from(odd) << 16
+}
+
+/// Makes words of pairs of numbers, many at once, and puts them into the `lane` of one row after another.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn scatter(rows: &mut [Row], lane: usize, values: &[f32], word: impl Fn(f32, f32) -> u32) {
+    /// Pairs made before they are put away.
+    const AT_ONCE: usize = 64;
+    let mut words = [0; AT_ONCE];
+    for (values, rows) in values.chunks(2 * AT_ONCE).zip(rows.chunks_mut(AT_ONCE)) {
+        let (pairs, last) = values.as_chunks::<2>();
+        for (out, [even, odd]) in words.iter_mut().zip(pairs) {
+            *out = word(*even, *odd);
+        }
+        if let [last] = last {
+            words[pairs.len()] = word(*last, 0.0);
+        }
+        for (row, word) in rows.iter_mut().zip(&words[..values.len().div_ceil(2)]) {
+            row.0[lane] = f32::from_bits(*word);
+        }
     }
 }
 

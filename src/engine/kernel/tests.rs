@@ -92,6 +92,33 @@ fn rows_and_columns_set_the_same_places() {
     }
 }
 
+// Goal: the way of weights at load sets the same bits as the one for any numbers, at the edges of panels, pairs and
+// of what is made at once. Method: both, for every kernel.
+#[test]
+fn stored_columns_set_the_same_bits() {
+    let mut kernels = narrow_kernels();
+    kernels.push(("floats", Kernel::Floats));
+    for (name, kernel) in kernels {
+        for (depth, width) in [(1, 1), (2, 3), (33, 31), (128, 33), (131, 40), (384, 64)] {
+            let mut one = Panels::packed(kernel, depth, width);
+            let mut other = Panels::packed(kernel, depth, width);
+            for column in 0..width {
+                let values: Vec<f32> = (0..depth).map(|k| number(k * width + column) * 3.7).collect();
+                one.set_column(column, values.iter().copied(), 0.3);
+                other.set_stored(column, &values, 0.3);
+            }
+            let bits = |panels: &Panels| -> Vec<u32> {
+                panels
+                    .rows
+                    .iter()
+                    .flat_map(|row| row.0.map(f32::to_bits))
+                    .collect()
+            };
+            assert!(bits(&one) == bits(&other), "{name}: {depth} × {width}");
+        }
+    }
+}
+
 /// Every narrow kernel of this machine, and the same rounding in 32 bits. Those it lacks are named.
 fn narrow_kernels() -> Vec<(&'static str, Kernel)> {
     #[cfg_attr(
@@ -212,8 +239,8 @@ fn narrow_products_are_right_at_every_edge() {
 // them stay narrow. Method: both ways, on every kernel, at odd sizes.
 #[test]
 fn a_pair_of_products_is_two_products() {
-    for (rows, depth, wide) in [(1, 32, 96), (17, 40, 70), (45, 64, 128)] {
-        for (name, kernel) in narrow_kernels() {
+    for (rows, depth, wide) in [(1, 32, 96), (17, 40, 70), (45, 64, 128), (20, 70, 430)] {
+        for (name, kernel) in [("f32", Kernel::Floats)].into_iter().chain(narrow_kernels()) {
             let (mut up, mut down) = (
                 Panels::packed(kernel, depth, wide),
                 Panels::packed(kernel, wide, depth),

@@ -21,7 +21,7 @@ impl Dense {
     /// # Errors
     /// A file or a tensor is missing, misshapen or damaged.
     pub fn load(spec: &DenseSpec, place: Option<&Place>) -> Result<Dense, LoadError> {
-        let mut weights = Weights::open(&spec.dir, &mut |_| ())?;
+        let mut weights = Weights::open(&spec.dir)?;
         // A few rows for a text: what 32 bits cost here is not worth a rounding.
         weights.place = place.map(Place::in_full);
         let tensors = Tensors::new(&weights, "");
@@ -52,7 +52,7 @@ impl Dense {
     }
 
     /// The module on its device.
-    pub fn placed(self) -> (Placed, Activation) {
+    pub fn placed(&self) -> (Placed, Activation) {
         (self.linear.placed(), self.activation)
     }
 

@@ -4,6 +4,7 @@ use super::norm::Norm;
 use crate::engine::weights::Tensors;
 use crate::engine::{LoadError, Sequence};
 use pulp::Arch;
+use std::sync::Arc;
 
 /// Which row of the table of positions a token takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +62,7 @@ pub struct Tables {
 #[derive(Debug)]
 pub struct Embedding {
     width: usize,
-    words: Vec<f32>,
+    words: Arc<Vec<f32>>,
     /// With the embedding of token type 0 added, the only one a single text has.
     positions: Option<Positions>,
     norm: Option<Norm>,
@@ -79,14 +80,9 @@ impl Embedding {
         width: usize,
         scale: f32,
     ) -> Result<Embedding, LoadError> {
-        tensors.expect(&format!("{name}.weight"), &[count, width])?;
-        let mut words = Vec::with_capacity(count * width);
-        tensors.rows(&format!("{name}.weight"), &[count, width], &mut |_, row| {
-            words.extend(row.iter().map(|value| value * scale));
-        })?;
         Ok(Embedding {
             width,
-            words,
+            words: tensors.table(&format!("{name}.weight"), count, width, scale)?,
             positions: None,
             norm: None,
         })
@@ -129,7 +125,7 @@ impl Embedding {
         )?;
         let table = match &mut self.positions {
             Some(positions) => &mut positions.rows,
-            None => &mut self.words,
+            None => Arc::make_mut(&mut self.words),
         };
         for row in table.chunks_exact_mut(self.width) {
             row.iter_mut().zip(&kind).for_each(|(value, more)| *value += more);
@@ -156,7 +152,7 @@ impl Embedding {
     /// The tables by themselves.
     pub fn tables(self) -> Tables {
         Tables {
-            words: self.words,
+            words: Arc::unwrap_or_clone(self.words),
             positions: self.positions.map(|table| (table.places, table.rows)),
             norm: self.norm,
         }

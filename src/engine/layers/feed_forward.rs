@@ -1,7 +1,7 @@
 //! The feed-forward half of a layer: up, an activation, and down again; plain or gated.
 
 use super::matrix::Matrix;
-use crate::engine::kernel::After;
+use crate::engine::kernel::{After, PART_COLUMNS};
 use crate::engine::math;
 use pulp::{Arch, Simd, WithSimd};
 
@@ -10,6 +10,8 @@ const BLOCK_ROWS: usize = 128;
 /// Where the numbers in between are computed and used a part of the columns at a time: the weights, which do not
 /// fit into that cache, so pass through it once for so many rows.
 const NARROW_ROWS: usize = 512;
+/// Likewise in 32 bits.
+const PART_ROWS: usize = 256;
 
 /// What is done to the wide rows. All of them are 0 at 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +75,8 @@ impl FeedForward {
     pub fn block_rows(&self) -> usize {
         if self.stays_narrow() {
             NARROW_ROWS
+        } else if self.goes_in_parts() {
+            PART_ROWS
         } else {
             BLOCK_ROWS
         }
@@ -80,7 +84,17 @@ impl FeedForward {
 
     /// Numbers of a wide row that [`FeedForward::run`] needs room for.
     pub fn scratch_width(&self) -> usize {
-        if self.stays_narrow() { 0 } else { self.width() }
+        if self.stays_narrow() {
+            0
+        } else if self.goes_in_parts() {
+            self.width().min(PART_COLUMNS)
+        } else {
+            self.width()
+        }
+    }
+
+    fn goes_in_parts(&self) -> bool {
+        self.fused() && self.up.kernel().goes_in_parts() && self.down.kernel().goes_in_parts()
     }
 
     fn stays_narrow(&self) -> bool {

@@ -73,7 +73,7 @@ enum Building<'a> {
 impl Building<'_> {
     fn set_column(&mut self, column: usize, values: &[f32], scale: f32) {
         match self {
-            Building::Packed(panels) => panels.set_column(column, values.iter().copied(), scale),
+            Building::Packed(panels) => panels.set_stored(column, values, scale),
             Building::Placed(rows) => rows.set(column, values, scale),
         }
     }
@@ -152,9 +152,9 @@ impl Matrix {
     }
 
     /// The matrix on its device.
-    pub fn placed(self) -> Placed {
-        match self.0 {
-            Form::Placed(placed) => placed,
+    pub fn placed(&self) -> Placed {
+        match &self.0 {
+            Form::Placed(placed) => placed.clone(),
             Form::Packed(_) => unreachable!("a device's engine is made of a model that was placed on it"),
         }
     }

@@ -1,0 +1,58 @@
+//! What callers on connections of their own ask, put into the logic's terms, and what they are given.
+
+use super::super::desk::Held;
+use super::Loop;
+use crate::http::{Ask, Call, Reply};
+use crate::job::{JobKey, Refusal};
+use crate::logic::event::{CallerId, Event};
+use std::hash::BuildHasher;
+use tracing::debug;
+
+impl Loop {
+    pub(super) fn called(&mut self, call: Call) -> Option<Event> {
+        match call {
+            Call::Ask(ask) => Some(self.asked(*ask)),
+            Call::Gone(job) => {
+                // Who is told nothing any more: the job may have been answered in the same moment.
+                let held = self.desk.get_mut(&job)?;
+                held.connection = None;
+                debug!(job = %held.id, "its caller has gone away");
+                Some(Event::CallerGone { job })
+            }
+        }
+    }
+
+    fn asked(&mut self, ask: Ask) -> Event {
+        let now = self.parts.clock.now();
+        let unix_ms = self.parts.clock.unix_ms();
+        let deadline = self.deadline(&ask.properties, now);
+        let caller = CallerId(self.callers.hash_one(ask.caller));
+        let (job, bytes) = (ask.job, ask.bytes);
+        let planned = ask.request.and_then(|request| {
+            let plan = self.parts.catalogue.plan(&request)?;
+            Ok((plan, request))
+        });
+        let mut held = Held::called(ask.id, ask.reply, unix_ms, now);
+        let arrival = planned.map(|(plan, request)| {
+            let (inputs, _) = held.plan(request, plan.clone(), false, unix_ms);
+            plan.ticket(caller, inputs, bytes, deadline, None)
+        });
+        self.desk.insert(job, held);
+        Event::Called { job, arrival }
+    }
+
+    /// Gives a caller on a connection its vectors, or the refusal. Never waits: there is room for the one answer.
+    pub(super) fn hand_over(&mut self, job: JobKey, refusal: Option<Refusal>) -> Option<Event> {
+        let held = self.desk.get_mut(&job)?;
+        let connection = held.connection.take();
+        let reply = match refusal {
+            Some(refusal) => Some(Reply::Refused(refusal)),
+            None => held.vectors(&self.parts.catalogue),
+        };
+        let handed = connection
+            .zip(reply)
+            .map(|(connection, reply)| connection.send(reply));
+        let taken = matches!(handed, Some(Ok(())));
+        Some(Event::HandedOver { job, taken })
+    }
+}

@@ -1,0 +1,105 @@
+//! The board: what the loop last said of itself, for whoever looks. Nobody who reads it waits for the loop, and the loop
+//! waits for nobody who reads it.
+
+use crate::clock::{Clock, Moment};
+use crate::logic::tally::Tally;
+use crate::report::{Http, Kill, Report};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// What was said at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Posted {
+    /// When.
+    pub at: Moment,
+    /// All of it but what is read aside, such as memory and records of deaths.
+    pub report: Report,
+    /// What has been counted; `None` while there is no loop yet.
+    pub tally: Option<Box<Tally>>,
+    /// After this long the next word is late: whoever should say it hangs.
+    pub late_after: Duration,
+    /// After this long whoever should say it counts as dead.
+    pub dead_after: Duration,
+}
+
+/// The board.
+#[derive(Debug)]
+pub struct Board {
+    clock: Clock,
+    posted: Mutex<Arc<Posted>>,
+    http: Mutex<Http>,
+}
+
+impl Board {
+    /// Nothing said yet.
+    pub fn new(clock: Clock) -> Board {
+        Board {
+            clock,
+            posted: Mutex::default(),
+            http: Mutex::default(),
+        }
+    }
+
+    /// Says how things are.
+    pub fn post(&self, posted: Posted) {
+        *lock(&self.posted) = Arc::new(posted);
+    }
+
+    /// What was said last, and how long ago.
+    pub fn seen(&self) -> (Arc<Posted>, Duration) {
+        let posted = lock(&self.posted).clone();
+        let age = self.clock.now().since(posted.at);
+        (posted, age)
+    }
+
+    /// How the HTTP listener stands.
+    pub fn http(&self) -> Http {
+        lock(&self.http).clone()
+    }
+
+    pub(super) fn set_http(&self, http: Http) {
+        *lock(&self.http) = http;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the system knows of this process. What it does not say is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Process {
+    /// Memory in use.
+    pub rss_bytes: Option<u64>,
+    /// Processor time of all its threads since its start.
+    pub cpu_seconds: Option<f64>,
+    /// Open file descriptors.
+    pub open_fds: Option<u64>,
+    /// Their bound.
+    pub max_fds: Option<u64>,
+}
+
+/// Where is read what the loop must not read.
+pub struct Sources {
+    /// This machine's name.
+    pub host: String,
+    /// The process.
+    pub process: fn() -> Process,
+    /// All records of deaths that are kept, the newest first, or why they cannot be told. It reads a disk.
+    pub deaths: Arc<dyn Fn() -> Result<Vec<Kill>, String> + Send + Sync>,
+    /// So many of them are shown.
+    pub kills_max: usize,
+    /// A storm is judged by the deaths within this time.
+    pub storm: Duration,
+    /// systemd's watchdog period, if it watches us.
+    pub watchdog: Option<Duration>,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources")
+            .field("host", &self.host)
+            .finish_non_exhaustive()
+    }
+}

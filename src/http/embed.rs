@@ -1,0 +1,250 @@
+//! `POST /v1/embeddings`: a request of OpenAI's shape to a job, and its answer to a response.
+
+use super::Shared;
+use super::call::{Reply, Unanswered};
+use super::gate::{Peer, RequestId};
+use super::refusal::{self, json_response};
+use crate::job::reply::{Answer, HEADER_ATTEMPT, HEADER_FINGERPRINT};
+use crate::job::request::{Number, Properties, Request as Wanted, RequestLimits, decode};
+use crate::job::{ErrorType, Refusal};
+use axum::body::{Body, Bytes};
+use axum::extract::{Extension, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_blocking;
+
+/// Longest time for a body to arrive.
+const BODY_MAX: Duration = Duration::from_secs(30);
+/// Bodies above this size are read on a thread where that may take its time.
+const DECODE_INLINE_BYTES: usize = 64 << 10;
+/// Answers of more numbers are written on such a thread.
+const ENCODE_INLINE_NUMBERS: usize = 16 << 10;
+/// Longest wait for such a thread. They are few, and shared with the broker's large messages.
+const ASIDE_MAX: Duration = Duration::from_secs(30);
+/// Bodies are counted in pieces of this size.
+const PIECE_BYTES: usize = 1 << 10;
+/// When to come back where no estimate is to be had: the loop hangs, and its end and a new start are seconds away.
+const RETRY_HUNG_MS: u64 = 5000;
+/// When to come back for a place among the bodies: they leave within [`BODY_MAX`], as a rule much sooner.
+const RETRY_BODIES_MS: u64 = 1000;
+
+/// What of bodies may be here at once.
+#[derive(Debug)]
+pub(super) struct Bodies {
+    pieces: Arc<Semaphore>,
+    pieces_max: usize,
+    requests: Arc<Semaphore>,
+}
+
+impl Bodies {
+    /// At most so many bytes, and so many requests.
+    pub(super) fn new(bytes: usize, requests: usize) -> Bodies {
+        let pieces_max = (bytes / PIECE_BYTES).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        Bodies {
+            pieces: Arc::new(Semaphore::new(pieces_max)),
+            pieces_max,
+            requests: Arc::new(Semaphore::new(requests)),
+        }
+    }
+
+    /// A place for a body of this size, if there is one now.
+    fn take(&self, bytes: usize) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        let pieces = bytes.div_ceil(PIECE_BYTES).clamp(1, self.pieces_max);
+        let request = self.requests.clone().try_acquire_owned().ok()?;
+        let pieces = u32::try_from(pieces).ok()?;
+        let pieces = self.pieces.clone().try_acquire_many_owned(pieces).ok()?;
+        Some((request, pieces))
+    }
+}
+
+pub(super) async fn embed(
+    State(shared): State<Shared>,
+    Extension(Peer(peer)): Extension<Peer>,
+    Extension(RequestId(id)): Extension<RequestId>,
+    request: Request,
+) -> Response<Body> {
+    let limits = shared.limits;
+    let (parts, body) = request.into_parts();
+    // Without a length it may come to be as large as any.
+    let announced = content_length(&parts.headers);
+    if announced.is_some_and(|bytes| bytes > limits.body_bytes_max) {
+        return too_large(limits.body_bytes_max);
+    }
+    let Some(_place) = shared.bodies.take(announced.unwrap_or(limits.body_bytes_max)) else {
+        let refusal = Refusal::new(ErrorType::Overloaded, "as many requests are here as may be");
+        return refusal::response(&refusal.retry_after(RETRY_BODIES_MS));
+    };
+    let body = axum::body::to_bytes(body, limits.body_bytes_max);
+    let body = match tokio::time::timeout(BODY_MAX, body).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(error)) if is_too_large(&error) => return too_large(limits.body_bytes_max),
+        Ok(Err(error)) => {
+            let message = format!("the body cannot be read: {error}");
+            return refusal::plain(StatusCode::BAD_REQUEST, "invalid_request", &message);
+        }
+        Err(_) => {
+            let message = format!("the body has not come within {} s", BODY_MAX.as_secs());
+            let mut response = refusal::plain(StatusCode::REQUEST_TIMEOUT, "body_timeout", &message);
+            refusal::close(&mut response);
+            return response;
+        }
+    };
+    let properties = properties(&parts.headers, &id);
+    let bytes = body.len();
+    let Some(wanted) = read(&properties, body, limits).await else {
+        return hangs(ASIDE_MAX);
+    };
+    match shared.line.ask(id, peer, properties, bytes, wanted).await {
+        Ok(Reply::Vectors(answer, fingerprint)) => vectors(answer, &fingerprint).await,
+        Ok(Reply::Refused(refusal)) => refusal::response(&refusal),
+        Err(Unanswered::Hangs(silent)) => hangs(silent),
+        Err(Unanswered::Starting) => refusal::unavailable("the models are being loaded", RETRY_HUNG_MS),
+        Err(Unanswered::Stopping) => refusal::unavailable("the service is stopping", RETRY_HUNG_MS),
+        Err(Unanswered::Late(limit)) => {
+            let message = format!("no answer within {} s", limit.as_secs());
+            refusal::response(&Refusal::new(ErrorType::DeadlineExceeded, message))
+        }
+    }
+}
+
+/// What is asked; `None` if the thread that should read it does not.
+async fn read(
+    properties: &Properties,
+    body: Bytes,
+    limits: RequestLimits,
+) -> Option<Result<Wanted, Refusal>> {
+    let wanted = if body.len() <= DECODE_INLINE_BYTES {
+        decode(properties, &body, limits)
+    } else {
+        let properties = properties.clone();
+        let reading = spawn_blocking(move || decode(&properties, &body, limits));
+        let read = tokio::time::timeout(ASIDE_MAX, reading).await.ok()?;
+        read.expect("reading JSON cannot panic")
+    };
+    Some(wanted.and_then(|wanted| match wanted.stream {
+        false => Ok(wanted),
+        true => Err(Refusal::invalid(
+            "stream",
+            "stream is true, and only jobs that come through the broker are streamed",
+        )),
+    }))
+}
+
+async fn vectors(answer: Answer, fingerprint: &str) -> Response<Body> {
+    let numbers: usize = answer.vectors.iter().map(Vec::len).sum();
+    let json = if numbers <= ENCODE_INLINE_NUMBERS {
+        answer.to_json()
+    } else {
+        let writing = spawn_blocking(move || answer.to_json());
+        match tokio::time::timeout(ASIDE_MAX, writing).await {
+            Ok(written) => written.expect("writing JSON cannot panic"),
+            Err(_) => return hangs(ASIDE_MAX),
+        }
+    };
+    let mut response = json_response(StatusCode::OK, json);
+    let headers = response.headers_mut();
+    headers.insert(HEADER_ATTEMPT, HeaderValue::from_static("1"));
+    if let Ok(fingerprint) = HeaderValue::from_str(fingerprint) {
+        headers.insert(HEADER_FINGERPRINT, fingerprint);
+    }
+    response
+}
+
+/// The headers of a request in the words of a message's properties.
+fn properties(headers: &HeaderMap, id: &str) -> Properties {
+    let text = |name: header::HeaderName| {
+        let value = headers.get(name)?;
+        Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
+    };
+    Properties {
+        message_id: Some(id.to_owned()),
+        // A page in a browser may send any other type to any address without being asked; this one it may not.
+        content_type: Some(text(header::CONTENT_TYPE).unwrap_or_else(|| "absent".into())),
+        content_encoding: text(header::CONTENT_ENCODING),
+        budget_ms: number(headers, "x-budget-ms"),
+        sent_at_ms: number(headers, "x-sent-at-ms"),
+        ..Properties::default()
+    }
+}
+
+fn number(headers: &HeaderMap, name: &str) -> Number {
+    let Some(value) = headers.get(name) else {
+        return Number::Absent;
+    };
+    let number = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    number.map_or(Number::Wrong, Number::Value)
+}
+
+fn content_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn is_too_large(error: &axum::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.to_string() == "length limit exceeded" {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn too_large(limit: usize) -> Response<Body> {
+    let message = format!("the body is larger than {limit} bytes");
+    let mut response = refusal::response(&Refusal::new(ErrorType::InputTooLong, message).on("input"));
+    // What is left of the body is not read.
+    refusal::close(&mut response);
+    response
+}
+
+fn hangs(silent: Duration) -> Response<Body> {
+    let message = format!("the service has not moved for {:.1} s", silent.as_secs_f64());
+    refusal::unavailable(&message, RETRY_HUNG_MS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_given_back() {
+        let bodies = Bodies::new(3 * PIECE_BYTES, 2);
+        let first = bodies.take(PIECE_BYTES + 1).unwrap();
+        assert!(bodies.take(2 * PIECE_BYTES).is_none(), "no bytes left");
+        let second = bodies.take(0).unwrap();
+        assert!(bodies.take(0).is_none(), "no request more");
+        drop((first, second));
+        assert!(bodies.take(usize::MAX).is_some(), "one alone may take all");
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_known_as_such() {
+        let error = axum::body::to_bytes(Body::from("four"), 3).await.unwrap_err();
+        assert!(is_too_large(&error), "{error:?}");
+    }
+
+    #[test]
+    fn headers_are_checked_like_properties() {
+        let mut headers = HeaderMap::new();
+        let wrong = |headers: &HeaderMap| {
+            let limits = RequestLimits {
+                inputs_max: 1,
+                stream_inputs_max: 1,
+                body_bytes_max: 100,
+            };
+            let read = decode(&properties(headers, "id"), br#"{"input":"a"}"#, limits);
+            read.err().and_then(|refusal| refusal.param)
+        };
+        assert_eq!(wrong(&headers).as_deref(), Some("content_type"));
+        headers.insert("content-type", HeaderValue::from_static("application/json"));
+        assert_eq!(wrong(&headers), None);
+        headers.insert("x-budget-ms", HeaderValue::from_static("soon"));
+        assert_eq!(wrong(&headers).as_deref(), Some("x-budget-ms"));
+        headers.insert("x-budget-ms", HeaderValue::from_static("50"));
+        headers.insert("content-encoding", HeaderValue::from_static("gzip"));
+        assert_eq!(wrong(&headers).as_deref(), Some("content_encoding"));
+    }
+}

@@ -1,0 +1,212 @@
+//! What the board says, as responses: health, status, models.
+
+use super::Shared;
+use super::board::{Posted, Sources};
+use super::refusal::{self, json_response};
+use crate::clock::{Clock, Moment};
+use crate::report::{Condition, Kill, Part, Report, State as Judgement};
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use serde::Serialize;
+use serde_json::json;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::task::spawn_blocking;
+
+/// Records of deaths are read again after this long: none is added while the process lives, but by others of its kind.
+const DEATHS_FRESH: Duration = Duration::from_secs(2);
+/// A disk that does not answer keeps nobody from being answered.
+const DEATHS_MAX: Duration = Duration::from_secs(1);
+
+/// The records of deaths that are kept, or why they cannot be told.
+pub(super) type Kills = Result<Vec<Kill>, String>;
+
+/// The records of deaths, as read last.
+#[derive(Debug, Default)]
+pub(super) struct Deaths(Mutex<Option<(Moment, Kills)>>);
+
+impl Deaths {
+    /// Those of now, or of the last time at which the disk answered.
+    pub(super) async fn kills(&self, sources: &Sources, clock: Clock) -> Kills {
+        let kept = || self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = kept();
+        if let Some((at, kills)) = &known
+            && clock.now().since(*at) < DEATHS_FRESH
+        {
+            return kills.clone();
+        }
+        let read = sources.deaths.clone();
+        let reading = spawn_blocking(move || read());
+        let kills = match tokio::time::timeout(DEATHS_MAX, reading).await {
+            Ok(Ok(kills)) => kills,
+            _ => known.map_or_else(|| Err("the disk does not answer".into()), |(_, kills)| kills),
+        };
+        // Also when it did not answer: nobody need wait for it twice in a row.
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((clock.now(), kills.clone()));
+        kills
+    }
+}
+
+/// A health check's answer.
+#[derive(Serialize)]
+struct Health<'a> {
+    /// `ok` or `failed`.
+    status: &'static str,
+    /// Why new work is not welcome, in a word.
+    not_ready: Option<&'a str>,
+    /// The line that `systemctl status` shows.
+    line: &'a str,
+    /// How old all of this is.
+    age_ms: u64,
+    /// Every condition, with its value and its limit.
+    conditions: Vec<Condition>,
+}
+
+pub(super) async fn live(State(shared): State<Shared>) -> Response<Body> {
+    health(&shared, Part::Liveness)
+}
+
+pub(super) async fn ready(State(shared): State<Shared>) -> Response<Body> {
+    health(&shared, Part::Readiness)
+}
+
+fn health(shared: &Shared, part: Part) -> Response<Body> {
+    let (posted, age) = shared.board.seen();
+    let report = judged(&posted, age);
+    let ok = match part {
+        Part::Readiness => report.ready,
+        Part::Liveness => report.live,
+    };
+    let health = Health {
+        status: if ok { "ok" } else { "failed" },
+        not_ready: report.not_ready.as_deref(),
+        line: &report.line,
+        age_ms: millis(age),
+        conditions: report.conditions.clone(),
+    };
+    let status = if ok {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    uncached(json_response(
+        status,
+        serde_json::to_vec(&health).expect("plain data is always written"),
+    ))
+}
+
+pub(super) async fn status(State(shared): State<Shared>) -> Response<Body> {
+    let report = report(&shared).await;
+    let mut json = serde_json::to_vec_pretty(&report).expect("plain data is always written");
+    json.push(b'\n');
+    uncached(json_response(StatusCode::OK, json))
+}
+
+/// The whole report, as `embeddings status --json` shows it.
+async fn report(shared: &Shared) -> Report {
+    let (posted, age) = shared.board.seen();
+    let mut report = judged(&posted, age);
+    report.pid = Some(std::process::id());
+    report.host.clone_from(&shared.sources.host);
+    report.version = env!("CARGO_PKG_VERSION").into();
+    report.uptime_ms = Some(shared.clock.now().as_millis());
+    report.at_unix_ms = shared.clock.unix_ms();
+    report.rss_bytes = (shared.sources.process)().rss_bytes;
+    report.http = shared.board.http();
+    match shared.deaths.kills(&shared.sources, shared.clock).await {
+        Ok(mut kills) => {
+            kills.truncate(shared.sources.kills_max);
+            report.kills = kills;
+        }
+        Err(why) => report.kills_unknown = Some(why),
+    }
+    report
+}
+
+/// What was posted, and what its age says of who should have posted since.
+pub(super) fn judged(posted: &Posted, age: Duration) -> Report {
+    let mut report = posted.report.clone();
+    let (late, dead) = (age >= posted.late_after, age >= posted.dead_after);
+    let loop_of = |name: &str, of, ok, limit| Condition {
+        name: name.into(),
+        of,
+        ok,
+        value: Some(millis(age)),
+        limit: Some(millis(limit)),
+        unit: Some("ms".into()),
+    };
+    report.conditions.extend([
+        loop_of("loop_answers", Part::Readiness, !late, posted.late_after),
+        loop_of("loop_turns", Part::Liveness, !dead, posted.dead_after),
+    ]);
+    report.live &= !dead;
+    if late {
+        report.state = Judgement::Degraded;
+        report.activity = "hung".into();
+        report.line = format!("its loop has not turned for {:.1} s", age.as_secs_f64());
+        report.ready = false;
+        report.not_ready = Some("hung".into());
+        report.progress_age_ms = report.progress_age_ms.map(|ms| ms.saturating_add(millis(age)));
+    }
+    report
+}
+
+pub(super) async fn models(State(shared): State<Shared>) -> Response<Body> {
+    let all: Vec<_> = shared.models.iter().map(|name| one(&shared, name)).collect();
+    let json = json!({ "object": "list", "data": all });
+    json_response(StatusCode::OK, json.to_string().into_bytes())
+}
+
+pub(super) async fn model(State(shared): State<Shared>, Path(name): Path<String>) -> Response<Body> {
+    match shared.models.iter().find(|known| **known == name) {
+        Some(name) => json_response(StatusCode::OK, one(&shared, name).to_string().into_bytes()),
+        None => {
+            let message = format!("model {name:?} is not one of {}", shared.models.join(", "));
+            refusal::plain(StatusCode::NOT_FOUND, "model_not_found", &message)
+        }
+    }
+}
+
+fn one(shared: &Shared, name: &str) -> serde_json::Value {
+    let started = shared
+        .clock
+        .unix_ms()
+        .saturating_sub(shared.clock.now().as_millis())
+        / 1000;
+    json!({ "id": name, "object": "model", "created": started, "owned_by": "embeddings" })
+}
+
+fn uncached(mut response: Response<Body>) -> Response<Body> {
+    let never = HeaderValue::from_static("no-store");
+    response.headers_mut().insert(header::CACHE_CONTROL, never);
+    response
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: the age of the last word decides alone: late costs readiness, much later life.
+    #[test]
+    fn silence_is_told_of() {
+        let mut posted = Posted {
+            late_after: Duration::from_secs(3),
+            dead_after: Duration::from_secs(30),
+            ..Posted::default()
+        };
+        (posted.report.ready, posted.report.live) = (true, true);
+        posted.report.progress_age_ms = Some(10);
+        let at = |seconds| {
+            let report = judged(&posted, Duration::from_secs(seconds));
+            (report.ready, report.live, report.activity, report.progress_age_ms)
+        };
+        assert_eq!(at(2), (true, true, String::new(), Some(10)));
+        assert_eq!(at(3), (false, true, "hung".into(), Some(3010)));
+        assert_eq!(at(30), (false, false, "hung".into(), Some(30_010)));
+    }
+}
