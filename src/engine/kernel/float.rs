@@ -161,6 +161,10 @@ impl Product<'_> {
     clippy::too_many_arguments,
     reason = "a kernel: all of it is needed, nothing of it is kept"
 )]
+#[expect(
+    clippy::needless_range_loop,
+    reason = "in other words the compiler moves the sums from register to register in each turn"
+)]
 fn tile<S: Simd, const M: usize, const V: usize, const P: usize>(
     simd: S,
     a: &[f32],
@@ -215,7 +219,7 @@ fn tile<S: Simd, const M: usize, const V: usize, const P: usize>(
     let starts: [usize; M] = black_box(std::array::from_fn(|i| i * a_stride));
     for (k, row) in panels[..length].iter().enumerate() {
         let mut weights = [[simd.splat_f32s(0.0); V]; P];
-        for (p, weights) in weights.iter_mut().enumerate() {
+        for p in 0..P {
             // SAFETY: k < length and so within the bound asserted above; at + V lies within a row.
             unsafe {
                 let row = if p == 0 {
@@ -224,8 +228,8 @@ fn tile<S: Simd, const M: usize, const V: usize, const P: usize>(
                     panels.get_unchecked(p * apart + k)
                 };
                 let b = S::as_simd_f32s(&row.0).0;
-                for (j, weight) in weights.iter_mut().enumerate() {
-                    *weight = *b.get_unchecked(at + j);
+                for j in 0..V {
+                    weights[p][j] = *b.get_unchecked(at + j);
                 }
             }
         }
