@@ -92,12 +92,13 @@ impl Product<'_> {
             panels: Range { start: begin, .. },
             depth: Range { start, end },
         } = self.part;
+        assert!(start < end, "a product has some depth");
         let depth = weights.depth;
         let blocks = rows.div_ceil(TILE_ROWS);
-        let pieces = (end - start).div_ceil(PART / (P * V * S::F32_LANES)).max(1);
-        let step = (end - start).div_ceil(pieces).max(1);
+        let pieces = (end - start).div_ceil(PART / (P * V * S::F32_LANES));
+        let step = (end - start).div_ceil(pieces);
         for panel in panels.step_by(P) {
-            for first in (start..end.max(start + 1)).step_by(step) {
+            for first in (start..end).step_by(step) {
                 let length = step.min(end - first);
                 let now = &weights.rows[panel * depth + first..];
                 let last = first + step >= depth;
@@ -161,6 +162,10 @@ impl Product<'_> {
     clippy::too_many_arguments,
     reason = "a kernel: all of it is needed, nothing of it is kept"
 )]
+#[expect(
+    clippy::needless_range_loop,
+    reason = "indices of four arrays, of which one is read without a check"
+)]
 fn tile<S: Simd, const M: usize, const V: usize, const P: usize>(
     simd: S,
     a: &[f32],
@@ -201,9 +206,10 @@ fn tile<S: Simd, const M: usize, const V: usize, const P: usize>(
             }
         }
     }
-    // The largest index formed below is (M - 1) * a_stride + length - 1.
+    // The largest index formed below is (M - 1) * a_stride + length - 1. That there is a first turn lets the compiler keep
+    // the sums in their registers: without that they wander from one to another in each.
     assert!(
-        a.len() >= (M - 1) * a_stride + length,
+        length > 0 && a.len() >= (M - 1) * a_stride + length,
         "activations end before the tile does"
     );
     assert!((at + V) * S::F32_LANES <= PANEL, "a panel has no such part");
