@@ -1,6 +1,6 @@
 # The few verbs of this project; each is a small script in scripts/.
 
-.PHONY: help demo test check sim test-system chaos outages soak bench deb
+.PHONY: help demo test check check-cuda sim test-system chaos outages soak bench deb deb-cuda
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
@@ -12,6 +12,9 @@ test: ## Run every test that this machine can run
 
 check: ## Check format, lints and documentation
 	@scripts/check
+
+check-cuda: ## Check all that can be known of CUDA without a card (its compiler comes from PyPI)
+	@scripts/check-cuda
 
 sim: ## Replay one seed of the simulation (make sim SEED=42), or search among fresh ones for a minute
 	@scripts/sim "$(SEED)"
@@ -33,3 +36,6 @@ bench: ## Measure the engine alone, through a private broker, and how work flows
 
 deb: ## Build the Debian packages into dist/
 	@scripts/deb
+
+deb-cuda: ## Build the package embeddings-cuda into dist/ (CUDA's compiler comes from PyPI)
+	@scripts/deb-cuda

@@ -21,6 +21,8 @@ mod engine {
         pub enum Precision {
             F32,
             Bf16,
+            #[allow(dead_code, reason = "named by the kernels, which the CPU has none for")]
+            F16,
             Int8,
         }
     }

@@ -176,7 +176,7 @@ fn models_have_sections_aliases_and_limits_of_their_own() {
     let machine = Machine::new()
         .file(
             "default_model = 'minilm'\nmax_queue = 100\n[models.all-MiniLM-L6-v2]\naliases = ['minilm']\n\
-             [models.\"bge-small-en-v1.5\"]\npath = 'bge'\ndevice = 'cuda:1'\nprecision = 'f16'\nmax_queue = 9\n",
+             [models.\"bge-small-en-v1.5\"]\npath = 'bge'\ndevice = 'cpu'\nprecision = 'bf16'\nmax_queue = 9\n",
         )
         .env("EMBED_MODELS__BGE_SMALL_EN_V1_5__MAX_INPUTS", "11")
         .set("models.\"bge-small-en-v1.5\".aliases=[\"bge\", small]");
@@ -184,7 +184,7 @@ fn models_have_sections_aliases_and_limits_of_their_own() {
     assert_eq!(config.default_model, "all-MiniLM-L6-v2");
     assert_eq!(config.models.len(), 2);
     let bge = &config.models["bge-small-en-v1.5"];
-    assert_eq!((bge.device, bge.precision), (Device::Cuda(1), Precision::F16));
+    assert_eq!((bge.device, bge.precision), (Device::Cpu, Precision::Bf16));
     assert_eq!(bge.aliases, ["bge", "small"]);
     // A path in a file is relative to that file.
     assert_eq!(bge.path.as_deref(), Some(machine.path("etc/bge").as_path()));

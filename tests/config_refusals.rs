@@ -60,6 +60,21 @@ fn a_bad_value_names_place_key_value_and_range() {
             "models.m = {device = 'cpu', precision = 'f16'}",
             ["models.\"m\".precision = \"f16\"", "GPU"],
         ),
+        #[cfg(feature = "cuda")]
+        (
+            "models.m = {device = 'cuda', precision = 'int8'}",
+            ["models.\"m\".precision = \"int8\"", "auto, f32, bf16 or f16"],
+        ),
+        #[cfg(not(feature = "metal"))]
+        (
+            "models.m.device = 'metal'",
+            ["models.\"m\".device = \"metal\"", "the feature metal"],
+        ),
+        #[cfg(not(feature = "cuda"))]
+        (
+            "models.m.device = 'cuda:1'",
+            ["models.\"m\".device = \"cuda:1\"", "install embeddings-cuda"],
+        ),
         (
             "models.m.aliases = 'x'",
             ["models.\"m\".aliases = \"x\"", "a list"],

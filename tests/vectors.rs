@@ -4,6 +4,8 @@
 mod families;
 #[path = "support/model.rs"]
 mod model;
+#[path = "vectors/tensors.rs"]
+mod tensors;
 
 use base64::Engine as _;
 use embeddings::config::Precision;
@@ -692,6 +694,7 @@ fn what_this_build_cannot_do_is_said() {
         let options = LoadOptions {
             precision: precision.parse().unwrap(),
             device: device.parse().unwrap(),
+            ..LoadOptions::default()
         };
         Model::load(&golden().join("cls"), &options, &mut |_| ())
             .map(|_| ())
@@ -701,11 +704,12 @@ fn what_this_build_cannot_do_is_said() {
     assert!(
         load("f16", "cpu")
             .unwrap_err()
-            .contains("precision f16 is not supported by this build")
+            .contains("precision is f16, cpu computes in auto, f32, bf16, int8")
     );
+    #[cfg(not(feature = "cuda"))]
     assert!(
         load("f32", "cuda")
             .unwrap_err()
-            .contains("device cuda:0 is not supported by this build")
+            .contains("device is cuda:0: this build has no CUDA; install embeddings-cuda")
     );
 }

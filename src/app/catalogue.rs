@@ -27,12 +27,12 @@ pub enum CatalogueError {
     #[error(transparent)]
     Folder(#[from] ModelDirError),
     /// A folder does not load.
-    #[error("model {name}: {source}")]
+    #[error("model {name}: {why}")]
     Load {
         /// Its configured name.
         name: String,
         /// Why.
-        source: LoadError,
+        why: LoadError,
     },
     /// A model cannot embed the simplest sentence.
     #[error("model {name} fails on the canary: {why}")]
@@ -134,6 +134,7 @@ impl Catalogue {
             let options = LoadOptions {
                 precision: settings.precision,
                 device: settings.device,
+                ..LoadOptions::default()
             };
             let before = telemetry::rss_bytes().unwrap_or(0);
             let model = Model::load(&dir, &options, &mut |step| match step {
@@ -142,9 +143,9 @@ impl Catalogue {
                 }
                 LoadStep::Packed => progress(&format!("loading {name}: packing weights")),
             })
-            .map_err(|source| CatalogueError::Load {
+            .map_err(|why| CatalogueError::Load {
                 name: name.clone(),
-                source,
+                why,
             })?;
             let reference = canary_vector(name, &model, progress)?;
             let limits = config.limits_of(name);
@@ -167,6 +168,7 @@ impl Catalogue {
                     // A trial decides but once: a model that comes back must be the one that went.
                     options: LoadOptions {
                         precision: info.precision.setting(),
+                        device: info.device.setting(),
                         ..options
                     },
                     info,

@@ -148,7 +148,7 @@ fn is_settled(failure: &anyhow::Error) -> bool {
         return true;
     }
     match failure.downcast_ref() {
-        Some(catalogue::CatalogueError::Load { source, .. }) => !source.may_pass(),
+        Some(catalogue::CatalogueError::Load { why, .. }) => !why.may_pass(),
         other => other.is_some(),
     }
 }

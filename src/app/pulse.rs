@@ -27,7 +27,7 @@ pub struct Pulse {
     monitor: Sender,
     host: String,
     model: String,
-    device: &'static str,
+    device: String,
     looked: Option<Moment>,
     sent: Option<(Moment, Told)>,
 }
@@ -104,7 +104,7 @@ impl Pulse {
             state: truth.state.name().to_owned(),
             stalled_stage: truth.stalled.map(|stage| stage.name().to_owned()),
             model: self.model.clone(),
-            device: self.device.to_owned(),
+            device: self.device.clone(),
             rss_bytes: telemetry::rss_bytes().unwrap_or(0),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

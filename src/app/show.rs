@@ -13,7 +13,7 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// What has been shown, and when.
 pub struct Show {
     model: String,
-    device: &'static str,
+    device: String,
     line: String,
     shown: Moment,
     /// Before it is ready the connect loop speaks, and a stopping service has said its last word.
@@ -39,8 +39,8 @@ impl Show {
     }
 
     /// Where it runs.
-    pub fn device(&self) -> &'static str {
-        self.device
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
     /// The line as it is now, for one who asks.
@@ -83,7 +83,7 @@ impl Show {
     fn status_line(&self, logic: &Logic, now: Moment) -> String {
         let subject = Subject {
             model: &self.model,
-            device: self.device,
+            device: &self.device,
         };
         logic.status_line(&subject, now)
     }

@@ -343,7 +343,11 @@ fn trial(plan: &Plan, report: &mut Report, tape: &mut Tape, board: &Board) -> an
         // Those that this build has.
         [] => [Precision::Bf16, Precision::F16, Precision::Int8, Precision::Auto]
             .into_iter()
-            .filter(|precision| device::Precision::choose(*precision).is_ok())
+            .filter(|precision| {
+                device::Device::choose(target.device, *precision).is_ok_and(|(device, place)| {
+                    device::Precision::choose(*precision, device, place.is_some()).is_ok()
+                })
+            })
             .collect(),
         asked => asked.to_vec(),
     };

@@ -124,6 +124,15 @@ fn models(values: &Values, config: &Config, errors: &mut Vec<ConfigError>) {
                 None => taken.push((alias, name)),
             }
         }
+        if let Some(why) = super::missing(model.device) {
+            let problem = format!("{why}; must be auto or cpu");
+            refuse("device", format!("{:?}", model.device.to_string()), problem);
+        } else if matches!(model.device, Device::Cuda(_) | Device::Metal)
+            && model.precision == Precision::Int8
+        {
+            let problem = format!("{} has no int8; must be auto, f32, bf16 or f16", model.device);
+            refuse("precision", format!("{:?}", model.precision.to_string()), problem);
+        }
         if model.device == Device::Cpu && model.precision == Precision::F16 {
             let problem = "f16 needs a GPU and device is cpu; must be auto, f32, bf16 or int8".to_owned();
             refuse("precision", format!("{:?}", model.precision.to_string()), problem);

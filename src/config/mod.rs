@@ -31,7 +31,7 @@ pub use keys::{KEYS, Key, Kind, MODEL_KEYS, Preset, Rule};
 pub use layers::Inputs;
 pub use load::{Loaded, Setting, load};
 pub use paper::{default_file, manual};
-pub use types::{Device, Precision};
+pub use types::{Device, Precision, missing};
 pub use url::{BrokerUrl, Host};
 
 use std::collections::BTreeMap;

@@ -17,6 +17,17 @@ pub enum Device {
     Metal,
 }
 
+/// Why this build cannot compute on a device, if it cannot, and where there is one that can.
+pub fn missing(device: Device) -> Option<&'static str> {
+    match device {
+        Device::Auto | Device::Cpu => None,
+        Device::Cuda(_) if cfg!(feature = "cuda") => None,
+        Device::Metal if cfg!(feature = "metal") => None,
+        Device::Cuda(_) => Some("this build has no CUDA; install embeddings-cuda in place of embeddings"),
+        Device::Metal => Some("this build has no Metal; build it with the feature metal on a Mac"),
+    }
+}
+
 /// Number format of a model's weights.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Precision {

@@ -4,9 +4,9 @@
 //! turns, which tells how fast they are, as all layers are alike. What decides is measured on this model and this
 //! machine, so nothing is assumed of either. The other form is let go of.
 
-use super::Sequence;
 use super::encoder::Chain;
 use super::tokenize::Tokenize;
+use super::{Engine, Sequence};
 use crate::clock::Clock;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,8 @@ const COSINE_LEAST: f64 = 0.99995;
 /// How much faster the lesser numbers have to be: below this they are not worth their rounding, and noise could
 /// choose otherwise at the next start.
 const GAIN_LEAST: f64 = 1.2;
+/// How often a GPU embeds the texts at once: some 15 000 tokens, which keep it busy.
+const COPIES_ON_A_GPU: usize = 64;
 /// Turns of which the fastest counts, at least.
 const TURNS: usize = 3;
 /// Turns at most: on a busy machine the lesser numbers get more of them to show their speed, so that each start chooses alike.
@@ -83,6 +85,34 @@ pub fn is_worth(tokenize: &Tokenize, lesser: &Arc<Chain>, full: &Arc<Chain>, ste
         }
     }
     false
+}
+
+/// As [`is_worth`], on a GPU: it shows its speed only with many texts at once, and in all layers.
+pub fn is_worth_on_a_gpu(tokenize: &Tokenize, engines: [Box<dyn Engine>; 2], step: &mut dyn FnMut()) -> bool {
+    let sequence = |text: &&str| tokenize.sequence(text, None, true, &mut || ()).ok();
+    let Some(sequences) = TEXTS.iter().map(sequence).collect::<Option<Vec<Sequence>>>() else {
+        return false;
+    };
+    let batch: Vec<&Sequence> = std::iter::repeat_n(&sequences, COPIES_ON_A_GPU)
+        .flatten()
+        .collect();
+    let clock = Clock::start();
+    let tried = engines.map(|mut engine| {
+        let (mut fastest, mut vectors) = (Duration::MAX, None);
+        for _ in 0..TURNS {
+            let begin = clock.now();
+            let computed = engine.embed(&batch, step).ok()?;
+            fastest = fastest.min(clock.now().since(begin));
+            vectors = Some(computed.into_iter().collect::<Result<Vec<_>, _>>().ok()?);
+        }
+        Some((vectors?, fastest))
+    });
+    match tried {
+        [Some((lesser, in_lesser)), Some((full, in_full))] => {
+            is_near(&lesser, &full) && is_faster(in_lesser, in_full)
+        }
+        _ => false,
+    }
 }
 
 fn is_near(lesser: &[Vec<f32>], full: &[Vec<f32>]) -> bool {

@@ -1,14 +1,23 @@
 //! What the machine allows this process, and where a model may run.
 
+use super::LoadError;
+use super::gpu::Place;
 use super::kernel::Kernel;
 use crate::config;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
+use tracing::warn;
 
 /// Where a model computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Device {
     /// The processor.
     Cpu,
+    /// An NVIDIA card by its number.
+    Cuda(usize),
+    /// Apple's GPU.
+    Metal,
 }
 
 /// In which numbers a model computes.
@@ -18,51 +27,144 @@ pub enum Precision {
     F32,
     /// Products of numbers of eight significant bits, summed in 32 bits.
     Bf16,
+    /// Products of numbers of eleven significant bits and a small range, summed in 32 bits; only on a GPU.
+    F16,
     /// Products of bytes with a scale for each token and each output, summed in 32 bits.
     Int8,
 }
 
-/// The device or precision asked for needs code that this program does not have.
+/// The device or precision asked for cannot be had here, whatever is tried.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{kind} {wanted} is not supported by this build, it has {have}")]
-pub struct ChoiceError {
-    kind: &'static str,
-    wanted: String,
-    have: &'static str,
+pub enum ChoiceError {
+    /// This program was built without it.
+    #[error("device is {wanted}: {why}, or set auto or cpu")]
+    Build {
+        /// As written.
+        wanted: config::Device,
+        /// What it has, and where the other is.
+        why: &'static str,
+    },
+    /// The device's libraries are not installed.
+    #[error("device is {wanted}, and {why}; device = \"auto\" would compute on the CPU")]
+    Libraries {
+        /// As written.
+        wanted: config::Device,
+        /// Which one is missing.
+        why: String,
+    },
+    /// The device does not compute in these numbers.
+    #[error("precision is {wanted}, {device} computes in {have}")]
+    Precision {
+        /// As written.
+        wanted: config::Precision,
+        /// Where.
+        device: Device,
+        /// In what instead.
+        have: &'static str,
+    },
 }
 
+/// What the automatic choice has found out once and says but once.
+static FALL_BACK: Once = Once::new();
+
 impl Device {
-    /// The device for what was asked for.
+    /// The device for what was asked for, opened if it is not the CPU. The automatic choice takes the GPU of this build
+    /// if it can be used and has numbers of this kind, and else the CPU.
     ///
     /// # Errors
-    /// This build has no such device.
-    pub fn choose(wanted: config::Device) -> Result<Device, ChoiceError> {
+    /// This build has no such device, its libraries are missing, or it cannot be opened.
+    pub fn choose(
+        wanted: config::Device,
+        precision: config::Precision,
+    ) -> Result<(Device, Option<Place>), LoadError> {
+        if let Some(why) = config::missing(wanted) {
+            return Err(ChoiceError::Build { wanted, why }.into());
+        }
+        let open = |device| Place::open(device).map(|place| (device, Some(place)));
+        let demand = |device| {
+            open(device).map_err(|error| match error {
+                OpenError::Libraries(why) => ChoiceError::Libraries { wanted, why }.into(),
+                OpenError::Device(why) => LoadError::Device {
+                    why: format!("{device} cannot be used: {why}"),
+                },
+            })
+        };
         match wanted {
-            config::Device::Auto | config::Device::Cpu => Ok(Device::Cpu),
-            config::Device::Cuda(_) | config::Device::Metal => Err(ChoiceError {
-                kind: "device",
-                wanted: wanted.to_string(),
-                have: "auto, cpu",
-            }),
+            config::Device::Cpu => Ok((Device::Cpu, None)),
+            config::Device::Cuda(number) => demand(Device::Cuda(number)),
+            config::Device::Metal => demand(Device::Metal),
+            config::Device::Auto => {
+                let usual = Device::of_build().filter(|_| precision != config::Precision::Int8);
+                let Some(device) = usual else {
+                    return Ok((Device::Cpu, None));
+                };
+                open(device).or_else(|why| {
+                    FALL_BACK.call_once(|| warn!("{device} cannot be used, computing on the CPU: {why}"));
+                    Ok((Device::Cpu, None))
+                })
+            }
+        }
+    }
+
+    /// What this build has beside the CPU, if anything.
+    fn of_build() -> Option<Device> {
+        let all = [
+            (config::Device::Cuda(0), Device::Cuda(0)),
+            (config::Device::Metal, Device::Metal),
+        ];
+        let built = all.into_iter().find(|(word, _)| config::missing(*word).is_none());
+        built.map(|(_, device)| device)
+    }
+
+    /// The setting that asks for just this one.
+    pub fn setting(self) -> config::Device {
+        match self {
+            Device::Cpu => config::Device::Cpu,
+            Device::Cuda(number) => config::Device::Cuda(number),
+            Device::Metal => config::Device::Metal,
         }
     }
 
     /// As in metrics and in the status line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Device::Cpu => "cpu",
-        }
+    pub fn name(self) -> String {
+        self.setting().to_string()
     }
 }
 
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.setting().fmt(f)
+    }
+}
+
+/// Why a device cannot be opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// A library that it needs is not there.
+    #[error("{0}")]
+    Libraries(String),
+    /// Its driver refuses, or it computes wrong.
+    #[error("{0}")]
+    Device(String),
+}
+
 impl Precision {
-    /// The number formats that answer what was asked for, the most promising first; where there are two, a
-    /// trial of the model decides.
+    /// The number formats that answer what was asked for, the most promising first; where there are several, a
+    /// trial of the model decides. `placed` if the model is put on a device rather than packed for the CPU.
     ///
     /// # Errors
-    /// This build does not compute in it.
-    pub fn choose(wanted: config::Precision) -> Result<Vec<Precision>, ChoiceError> {
+    /// The device does not compute in it.
+    pub fn choose(
+        wanted: config::Precision,
+        device: Device,
+        placed: bool,
+    ) -> Result<Vec<Precision>, ChoiceError> {
+        let refused = |have| ChoiceError::Precision { wanted, device, have };
         match wanted {
+            // Both halve what is read and moved; the one has more digits, the other the range that some models need.
+            config::Precision::Auto if placed => Ok(vec![Precision::F16, Precision::Bf16, Precision::F32]),
+            config::Precision::F16 if placed => Ok(vec![Precision::F16]),
+            config::Precision::Int8 if placed => Err(refused("auto, f32, bf16, f16")),
             // Bytes never come near enough to 32 bits, and rounding without fitting instructions gains nothing.
             config::Precision::Auto if Kernel::choose(Precision::Bf16).is_native() => {
                 Ok(vec![Precision::Bf16, Precision::F32])
@@ -70,11 +172,7 @@ impl Precision {
             config::Precision::Auto | config::Precision::F32 => Ok(vec![Precision::F32]),
             config::Precision::Bf16 => Ok(vec![Precision::Bf16]),
             config::Precision::Int8 => Ok(vec![Precision::Int8]),
-            config::Precision::F16 => Err(ChoiceError {
-                kind: "precision",
-                wanted: wanted.to_string(),
-                have: "auto, f32, bf16, int8",
-            }),
+            config::Precision::F16 => Err(refused("auto, f32, bf16, int8")),
         }
     }
 
@@ -83,6 +181,7 @@ impl Precision {
         match self {
             Precision::F32 => config::Precision::F32,
             Precision::Bf16 => config::Precision::Bf16,
+            Precision::F16 => config::Precision::F16,
             Precision::Int8 => config::Precision::Int8,
         }
     }
@@ -92,6 +191,7 @@ impl Precision {
         match self {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
+            Precision::F16 => "f16",
             Precision::Int8 => "int8",
         }
     }
@@ -211,15 +311,41 @@ mod tests {
         assert!(threads() >= 1);
     }
 
+    #[cfg(not(any(feature = "cuda", feature = "metal")))]
     #[test]
     fn what_this_build_lacks_is_refused_by_name() {
-        assert_eq!(Device::choose(config::Device::Auto), Ok(Device::Cpu));
-        let error = Device::choose(config::Device::Cuda(1)).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "device cuda:1 is not supported by this build, it has auto, cpu"
+        let choose = |device| Device::choose(device, config::Precision::Auto);
+        let (device, place) = choose(config::Device::Auto).unwrap();
+        assert!(device == Device::Cpu && place.is_none());
+        let error = choose(config::Device::Cuda(1)).unwrap_err();
+        assert!(!error.may_pass(), "a restart installs nothing");
+        let text = error.to_string();
+        assert!(
+            text.starts_with("device is cuda:1: this build has no CUDA"),
+            "{text}"
         );
-        let error = Precision::choose(config::Precision::F16).unwrap_err().to_string();
-        assert!(error.contains("it has auto, f32, bf16, int8"), "{error}");
+        assert!(text.contains("install embeddings-cuda"), "{text}");
+    }
+
+    #[test]
+    fn numbers_that_a_device_lacks_are_refused_by_name() {
+        let refused = |precision, device, placed| {
+            let refused = Precision::choose(precision, device, placed);
+            refused.unwrap_err().to_string()
+        };
+        assert_eq!(
+            refused(config::Precision::F16, Device::Cpu, false),
+            "precision is f16, cpu computes in auto, f32, bf16, int8"
+        );
+        assert_eq!(
+            refused(config::Precision::Int8, Device::Cuda(0), true),
+            "precision is int8, cuda:0 computes in auto, f32, bf16, f16"
+        );
+        let automatic = Precision::choose(config::Precision::Auto, Device::Cuda(0), true);
+        assert_eq!(
+            automatic.unwrap().last(),
+            Some(&Precision::F32),
+            "what the others are compared with"
+        );
     }
 }

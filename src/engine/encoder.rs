@@ -95,23 +95,24 @@ impl Chain {
             buffers: Buffers::default(),
         })
     }
+}
 
-    fn check(&self, batch: &[&Sequence]) -> Result<(), EngineError> {
-        for (index, sequence) in batch.iter().enumerate() {
-            let (tokens, limit) = (sequence.ids.len(), self.places);
-            if tokens == 0 {
-                return Err(EngineError::Empty { index });
-            }
-            if tokens > limit {
-                return Err(EngineError::TooLong { index, tokens, limit });
-            }
-            let limit = self.encoder.embedding.count();
-            if let Some(token) = sequence.ids.iter().copied().find(|id| *id as usize >= limit) {
-                return Err(EngineError::UnknownToken { index, token, limit });
-            }
+/// Refuses sequences that were not made for a model of so many `places` and tokens.
+pub fn check(batch: &[&Sequence], places: usize, count: usize) -> Result<(), EngineError> {
+    for (index, sequence) in batch.iter().enumerate() {
+        let (tokens, limit) = (sequence.ids.len(), places);
+        if tokens == 0 {
+            return Err(EngineError::Empty { index });
         }
-        Ok(())
+        if tokens > limit {
+            return Err(EngineError::TooLong { index, tokens, limit });
+        }
+        let limit = count;
+        if let Some(token) = sequence.ids.iter().copied().find(|id| *id as usize >= limit) {
+            return Err(EngineError::UnknownToken { index, token, limit });
+        }
     }
+    Ok(())
 }
 
 /// One thread's engine: shared weights, buffers of its own.
@@ -141,8 +142,8 @@ impl Engine for CpuEngine {
         step: &mut dyn FnMut(),
     ) -> Result<Vec<Result<Vec<f32>, VectorFault>>, EngineError> {
         let (chain, arch) = (self.chain.clone(), self.arch);
-        chain.check(batch)?;
         let encoder = &chain.encoder;
+        check(batch, chain.places, encoder.embedding.count())?;
         let width = encoder.embedding.width();
         let tokens: usize = batch.iter().map(|sequence| sequence.ids.len()).sum();
         let hidden = self.hidden.take(tokens * width);

@@ -7,14 +7,15 @@
 //! Nothing here starts a thread except [`pool::Pool`] and [`tokenize::Tokenizers`]; an operator is never
 //! spread over threads. One thread a batch and several batches at once is faster on a CPU than the reverse.
 //!
-//! A family of models is one file under `family`, which puts the shared `layers` together to one `encoder`; a
-//! device other than the CPU is a further [`Engine`] behind the same [`Model`].
+//! A family of models is one file under `family`, which puts the shared `layers` together to one `encoder`; the
+//! CPU computes it as it stands, and `gpu` in Candle's tensors, as a second [`Engine`] behind the same [`Model`].
 
 mod auto;
 pub mod device;
 mod encoder;
 mod family;
 mod folder;
+mod gpu;
 mod kernel;
 mod layers;
 mod load;
@@ -49,12 +50,15 @@ pub enum VectorFault {
     /// The weights lead to infinities on this input.
     #[error("the vector holds a number that is not finite")]
     NotFinite,
+    /// The device's memory does not hold what lies between the layers, though nothing else was computed beside it.
+    #[error("the device has no room for it, even alone")]
+    NoRoom,
     /// Every token was left out of the pooling, or an activation cut all of it away.
     #[error("the vector is zero")]
     Zero,
 }
 
-/// Why a whole batch has no vectors: the sequences were not made for this model.
+/// Why a whole batch has no vectors: the sequences were not made for this model, or the device failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
     /// A sequence without tokens; tokenising always adds the model's own.
@@ -72,6 +76,12 @@ pub enum EngineError {
         tokens: usize,
         /// Positions of the model.
         limit: usize,
+    },
+    /// The device failed, and nothing that it gives from now on can be believed: the process has to end.
+    #[error("the device failed: {why}")]
+    Device {
+        /// What it said.
+        why: String,
     },
     /// A token that the model does not have.
     #[error("sequence {index} of the batch has token {token}, the model has {limit}")]

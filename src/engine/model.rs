@@ -4,6 +4,7 @@ use super::device::{ChoiceError, Device, Precision};
 use super::encoder::Chain;
 use super::family::{self, Sizes};
 use super::folder::{self, DenseSpec, Folder, refuse};
+use super::gpu::{self, Forward, Place};
 use super::layers::dense::Dense;
 use super::load;
 use super::tokenize::{Tokenize, TokenizeError};
@@ -21,6 +22,8 @@ pub struct LoadOptions {
     pub precision: config::Precision,
     /// Where to compute.
     pub device: config::Device,
+    /// Computes on the CPU as on a GPU, in Candle's tensors: slower, and a way to test what a GPU is told to do.
+    pub by_tensors: bool,
 }
 
 /// Progress of loading. Every step means that something was done.
@@ -85,6 +88,12 @@ pub enum LoadError {
     /// The device or the precision cannot be had.
     #[error(transparent)]
     Choice(#[from] ChoiceError),
+    /// The device cannot be opened, has no room for the weights, or fails.
+    #[error("the device failed: {why}")]
+    Device {
+        /// What it said.
+        why: String,
+    },
 }
 
 impl LoadError {
@@ -98,7 +107,12 @@ impl LoadError {
                 Kind::NotFound | Kind::PermissionDenied | Kind::IsADirectory | Kind::NotADirectory
             ) || matches!(kind, Kind::InvalidData | Kind::UnexpectedEof)
         };
-        matches!(self, LoadError::Io { source, .. } if !settled(source.kind()))
+        match self {
+            LoadError::Io { source, .. } => !settled(source.kind()),
+            // Another process may hold its memory, or its driver be late.
+            LoadError::Device { .. } => true,
+            _ => false,
+        }
     }
 }
 
@@ -151,7 +165,30 @@ impl ModelInfo {
 pub struct Model {
     info: ModelInfo,
     tokenize: Tokenize,
-    chain: Arc<Chain>,
+    ready: Ready,
+}
+
+/// A model's weights where they are computed with.
+#[derive(Debug)]
+enum Ready {
+    Packed(Arc<Chain>),
+    Placed(Arc<Forward>),
+}
+
+impl Ready {
+    fn engine(&self) -> Box<dyn Engine> {
+        match self {
+            Ready::Packed(chain) => chain.engine(),
+            Ready::Placed(forward) => forward.engine(),
+        }
+    }
+
+    fn dimensions(&self) -> usize {
+        match self {
+            Ready::Packed(chain) => chain.dimensions(),
+            Ready::Placed(forward) => forward.dimensions(),
+        }
+    }
 }
 
 impl Model {
@@ -164,15 +201,22 @@ impl Model {
         options: &LoadOptions,
         step: &mut dyn FnMut(LoadStep),
     ) -> Result<Model, LoadError> {
-        let device = Device::choose(options.device)?;
-        let precisions = Precision::choose(options.precision)?;
+        let (device, place) = if options.by_tensors {
+            let place = Place::open(Device::Cpu).map_err(|error| LoadError::Device {
+                why: error.to_string(),
+            })?;
+            (Device::Cpu, Some(place))
+        } else {
+            Device::choose(options.device, options.precision)?
+        };
+        let precisions = Precision::choose(options.precision, device, place.is_some())?;
         let folder = Folder::open(dir)?;
         let file = folder.transformer.join("config.json");
         let text = folder::read(&file)?;
         let (architecture, family) = family::read(&file, &text)?;
         let sizes = family.sizes();
         let max_tokens = max_tokens(&folder, sizes)?;
-        let dense = dense_chain(&folder, sizes)?;
+        let dense = dense_chain(&folder, sizes, place.as_ref())?;
         let weights = Weights::open(&folder.transformer)?;
         let weights_bytes = weights.bytes();
         let tokens = || {
@@ -191,14 +235,28 @@ impl Model {
                 dense: dense.clone(),
             })
         };
-        let load::Parts {
-            tokenize,
-            chain,
-            precision,
-            sha256,
-        } = load::run(dir, weights, &precisions, &tokens, &pack, step)?;
+        let (tokenize, ready, precision, sha256) = match &place {
+            Some(place) => {
+                let parts = gpu::load::run(weights, place, &precisions, &tokens, &pack, step)?;
+                (
+                    parts.tokenize,
+                    Ready::Placed(parts.forward),
+                    parts.precision,
+                    parts.sha256,
+                )
+            }
+            None => {
+                let parts = load::run(dir, weights, &precisions, &tokens, &pack, step)?;
+                (
+                    parts.tokenize,
+                    Ready::Packed(parts.chain),
+                    parts.precision,
+                    parts.sha256,
+                )
+            }
+        };
         let info = ModelInfo {
-            dimensions: chain.dimensions(),
+            dimensions: ready.dimensions(),
             max_tokens,
             pooling: folder.pooling.name(),
             normalize: folder.normalize,
@@ -213,7 +271,7 @@ impl Model {
         Ok(Model {
             info,
             tokenize,
-            chain,
+            ready,
         })
     }
 
@@ -277,7 +335,15 @@ impl Model {
 
     /// An engine for one thread.
     pub fn engine(&self) -> Box<dyn Engine> {
-        self.chain.engine()
+        self.ready.engine()
+    }
+
+    /// The device that it was put on, unless that is the CPU.
+    pub(super) fn place(&self) -> Option<&Place> {
+        match &self.ready {
+            Ready::Packed(_) => None,
+            Ready::Placed(forward) => Some(forward.whereabouts()),
+        }
     }
 }
 
@@ -311,13 +377,13 @@ fn max_tokens(folder: &Folder, sizes: Sizes) -> Result<usize, LoadError> {
     Ok(limit.min(positions))
 }
 
-/// Loads the Dense modules and checks that each takes what the one before it gives.
-fn dense_chain(folder: &Folder, sizes: Sizes) -> Result<Vec<Arc<Dense>>, LoadError> {
+/// Loads the Dense modules, for the CPU or a `place` on a device, and checks that each takes what the one before it gives.
+fn dense_chain(folder: &Folder, sizes: Sizes, place: Option<&Place>) -> Result<Vec<Arc<Dense>>, LoadError> {
     let mut width = sizes.width * folder.pooling.modes.len();
     let mut chain = Vec::new();
     for spec in &folder.dense {
         width = check_dense(width, spec)?;
-        chain.push(Arc::new(Dense::load(spec)?));
+        chain.push(Arc::new(Dense::load(spec, place)?));
     }
     Ok(chain)
 }

@@ -1,6 +1,7 @@
 //! Engine threads: one batch after another, the next one lying ready. What is urgent comes between two layers of the
 //! batch that runs.
 
+use super::gpu::Place;
 use super::{Engine, EngineError, Model, Sequence, VectorFault, kernel, trial};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -211,7 +212,7 @@ fn run(engine: usize, queue: &Queue, report: &Report) {
         let work = match next(queue) {
             Next::Work(work) => work,
             Next::Answer => {
-                let right = trial::computes(arch);
+                let right = trial::computes(arch) && own.compute() && between.compute();
                 report(PoolEvent::Tried { engine, right });
                 continue;
             }
@@ -249,28 +250,40 @@ fn run(engine: usize, queue: &Queue, report: &Report) {
 
 /// What one thread keeps for each model. A handful of models at most, so a list is searched faster than a map.
 #[derive(Default)]
-struct Engines(Vec<(Weak<Model>, Box<dyn Engine>)>);
+struct Engines {
+    engines: Vec<(Weak<Model>, Box<dyn Engine>)>,
+    /// Devices that it has computed on, for the time when their models are gone.
+    places: Vec<Place>,
+}
 
 impl Engines {
     /// Gives up what is left of models that are gone.
     fn tidy(&mut self) {
-        self.0.retain(|(model, _)| model.strong_count() > 0);
+        self.engines.retain(|(model, _)| model.strong_count() > 0);
+    }
+
+    /// Whether the devices compute right.
+    fn compute(&self) -> bool {
+        self.places.iter().all(Place::computes)
     }
 
     fn embed(&mut self, work: Work, step: &mut dyn FnMut()) -> BatchResult {
         let Work { model, sequences, .. } = work;
         // One of a model that went while its last batch was still under way.
         self.tidy();
-        let place = self
-            .0
+        let index = self
+            .engines
             .iter()
             .position(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(&model)));
-        let place = place.unwrap_or_else(|| {
-            self.0.push((Arc::downgrade(&model), model.engine()));
-            self.0.len() - 1
+        let index = index.unwrap_or_else(|| {
+            self.engines.push((Arc::downgrade(&model), model.engine()));
+            let new = model.place().cloned();
+            let places = &mut self.places;
+            places.extend(new.filter(|place| !places.iter().any(|known| known.is_same(place))));
+            self.engines.len() - 1
         });
         let sequences: Vec<&Sequence> = sequences.iter().collect();
         // The model is let go with the end, before that is reported: whoever hears of it may want to unload it.
-        self.0[place].1.embed(&sequences, step)
+        self.engines[index].1.embed(&sequences, step)
     }
 }

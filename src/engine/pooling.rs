@@ -82,6 +82,40 @@ impl Pooling {
         names.join("+") + prompt
     }
 
+    /// By what each of `count` tokens of a sequence is multiplied before they are added up, where that is all that `mode`
+    /// does. The first `prompt_tokens` belong to the prompt.
+    pub fn weights(&self, mode: Mode, count: usize, prompt_tokens: usize) -> Option<Vec<f32>> {
+        let first = if self.include_prompt {
+            0
+        } else {
+            prompt_tokens.min(count)
+        };
+        let counted = count - first;
+        let one = |place: usize| (0..count).map(|token| f32::from(token == place)).collect();
+        let all = |weight: &dyn Fn(usize) -> f32, divisor: f32| {
+            let divisor = divisor.max(1e-9);
+            let weight = |token| {
+                if token < first {
+                    0.0
+                } else {
+                    weight(token) / divisor
+                }
+            };
+            (0..count).map(weight).collect()
+        };
+        Some(match mode {
+            Mode::Max => return None,
+            Mode::Cls => one(if counted == 0 { 0 } else { first }),
+            Mode::LastToken => one(count - 1),
+            Mode::Mean => all(&|_| 1.0, counted as f32),
+            Mode::MeanSqrtLen => all(&|_| 1.0, (counted as f32).sqrt()),
+            Mode::WeightedMean => {
+                let weight = |token: usize| (token + 1) as f32;
+                all(&weight, (first..count).map(weight).sum())
+            }
+        })
+    }
+
     /// Pools one sequence: `tokens` holds a row of `hidden` numbers for each token, of which the first
     /// `prompt_tokens` belong to the prompt. The vector has `hidden` numbers for each mode.
     pub fn pool(&self, tokens: &[f32], hidden: usize, prompt_tokens: usize) -> Vec<f32> {

@@ -4,6 +4,7 @@
 //! The files are read, not mapped: a file that is cut short under a mapping would end the process by a bus
 //! error, and pages of the stored layout are of no use once the weights are packed.
 
+use super::gpu::Place;
 use super::kernel::Kernel;
 use super::{LoadError, LoadStep};
 use candle_core::{DType, Device, Tensor};
@@ -39,6 +40,8 @@ pub(super) struct Weights {
     store: Arc<Store>,
     /// What the matrices of linear layers are packed for.
     pub kernel: Kernel,
+    /// Where they go instead, if they are not packed.
+    pub place: Option<Place>,
     /// Is told of each piece that was read.
     pub moved: Option<SyncSender<LoadStep>>,
     /// Whether what is the same in every precision is read once for all clones: at most one table.
@@ -107,6 +110,7 @@ impl Weights {
         Ok(Weights {
             store: Arc::new(store),
             kernel: Kernel::Floats,
+            place: None,
             moved: None,
             shares: false,
         })
@@ -366,6 +370,11 @@ impl<'a> Tensors<'a> {
     /// What the matrices of linear layers are packed for.
     pub fn kernel(&self) -> Kernel {
         self.kernel
+    }
+
+    /// Where the matrices of linear layers go, if they are not packed for the CPU.
+    pub fn place(&self) -> Option<&'a Place> {
+        self.weights.place.as_ref()
     }
 
     /// The same tensors for layers that must not lose more than bf16 does.

@@ -46,7 +46,7 @@ impl Folder {
     pub fn create(
         &self,
         name: &str,
-        mode: u32,
+        mode: fs::RawMode,
         fill: impl FnOnce(&mut File) -> io::Result<()>,
     ) -> io::Result<File> {
         let making = format!(".{name}.{}", std::process::id());
@@ -74,7 +74,7 @@ impl Folder {
     }
 
     /// Replaces a small file as a whole.
-    pub fn replace(&self, name: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    pub fn replace(&self, name: &str, mode: fs::RawMode, bytes: &[u8]) -> io::Result<()> {
         self.create(name, mode, |file| file.write_all(bytes)).map(drop)
     }
 

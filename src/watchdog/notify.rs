@@ -6,6 +6,7 @@
 
 use sd_notify::NotifyState;
 use std::io;
+#[cfg(target_os = "linux")]
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::OnceLock;
@@ -97,7 +98,11 @@ impl Socket {
         let own = UnixDatagram::unbound()?;
         own.set_nonblocking(true)?;
         let manager = match address.strip_prefix('@') {
+            #[cfg(target_os = "linux")]
             Some(name) => SocketAddr::from_abstract_name(name)?,
+            // Only Linux has such names, as only Linux has systemd.
+            #[cfg(not(target_os = "linux"))]
+            Some(_) => return Err(io::ErrorKind::Unsupported.into()),
             None => SocketAddr::from_pathname(address)?,
         };
         Ok(Socket { own, manager })

@@ -2,6 +2,7 @@
 
 use super::super::loader::{Loader, Loading};
 use super::Loop;
+use crate::engine::EngineError;
 use crate::engine::Sequence;
 use crate::engine::pool::{BatchResult, PoolEvent, Report};
 use crate::engine::tokenize::{self, Progress};
@@ -109,6 +110,10 @@ impl Loop {
             Done::Memory(reading) => Event::MemorySeen(reading),
             Done::Loading(loading) => self.loading(loading),
             Done::Batch(engine, batch, result) => {
+                if let Err(error @ EngineError::Device { .. }) = &result {
+                    error!(engine = engine.0, %error, "an engine must not be used any more");
+                    return Some(Event::CanaryWrong);
+                }
                 let items = self.batches.remove(&batch)?;
                 items.iter().for_each(|item| self.trace.ends(item.job));
                 let results = match result {

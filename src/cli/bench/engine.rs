@@ -64,7 +64,11 @@ impl Rig {
     ) -> anyhow::Result<Rig> {
         let clock = Clock::start();
         let begin = clock.now();
-        let options = LoadOptions { device, precision };
+        let options = LoadOptions {
+            device,
+            precision,
+            ..LoadOptions::default()
+        };
         let model = Model::load(dir, &options, &mut |_| ())
             .with_context(|| format!("failed to load the model in {} in {precision}", dir.display()))?;
         let load_ms = ms(clock.now().since(begin));

@@ -35,7 +35,11 @@ pub struct Trial {
 /// What the engine says, with the folder.
 pub fn attempt(dir: &Path, device: Device, precision: Precision) -> anyhow::Result<Trial> {
     let clock = Clock::start();
-    let options = LoadOptions { device, precision };
+    let options = LoadOptions {
+        device,
+        precision,
+        ..LoadOptions::default()
+    };
     let model = Model::load(dir, &options, &mut |_| ())
         .with_context(|| format!("failed to load the model in {}", dir.display()))?;
     let loaded = clock.now();
@@ -132,7 +136,7 @@ fn people(name: &str, dir: &Path, trial: &Trial) -> String {
                 prompts
             },
         ),
-        row("device", info.device.name().to_owned()),
+        row("device", info.device.name()),
         row("precision", info.precision.name().to_owned()),
         row(
             "weights",

@@ -84,7 +84,7 @@ impl Kernel {
         #[cfg(target_arch = "x86_64")]
         {
             let format = match precision {
-                Precision::F32 => Format::Split,
+                Precision::F32 | Precision::F16 => Format::Split,
                 Precision::Bf16 => Format::Pairs,
                 Precision::Int8 => Format::Quads,
             };
@@ -96,7 +96,8 @@ impl Kernel {
             }
         }
         match precision {
-            Precision::F32 => Kernel::Floats,
+            // The CPU is never asked for the numbers of 16 bits that only GPUs have; 32 hold what those hold.
+            Precision::F32 | Precision::F16 => Kernel::Floats,
             Precision::Bf16 => Kernel::Rounded(Rounding::Bf16),
             Precision::Int8 => Kernel::Rounded(Rounding::Int8),
         }

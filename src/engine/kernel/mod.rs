@@ -12,7 +12,7 @@
 //! | `tiles`, `dots` | what adds up: AMX, or AVX-512 with dot products |
 //! | `heads` | attention in tiles |
 //!
-//! Files of this folder are the only ones with `unsafe` in them. It has three reasons: instructions that the
+//! Files of this folder and of `gpu/cuda` are the only ones with `unsafe` in them. Here it has three reasons: instructions that the
 //! compiler has no safe words for and that a machine may lack (behind one check, in `choice`), memory that
 //! kernels walk by address (behind assertions that cover every address they form), and numbers that are seen
 //! as bytes.

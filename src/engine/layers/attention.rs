@@ -59,7 +59,7 @@ impl Heads {
 }
 
 /// Which other tokens a token sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Reach {
     /// Only itself and those before it.
     pub causal: bool,
@@ -69,7 +69,7 @@ pub struct Reach {
 
 impl Reach {
     /// What the token at `place` sees of a sequence of `tokens`.
-    fn of(self, place: usize, tokens: usize) -> Range<usize> {
+    pub fn of(self, place: usize, tokens: usize) -> Range<usize> {
         let window = self.window.unwrap_or(tokens);
         let end = if self.causal {
             place + 1

@@ -44,6 +44,12 @@ impl Distances {
         Ok(Distances { places, rows })
     }
 
+    /// The numbers of all heads, those of one behind the other, and the places.
+    #[cfg(feature = "cuda")]
+    pub fn table(&self) -> (&[f32], usize) {
+        (&self.rows, self.places)
+    }
+
     /// The numbers of `head` for a query at `query` and the keys from `first` on.
     pub fn of(&self, head: usize, query: usize, first: usize) -> &[f32] {
         let row = &self.rows[head * (2 * self.places - 1)..][..2 * self.places - 1];

@@ -3,6 +3,7 @@
 use super::matrix::{Matrix, Part};
 use crate::engine::LoadError;
 use crate::engine::folder::{Activation, DenseSpec};
+use crate::engine::gpu::{Place, Placed};
 use crate::engine::kernel::After;
 use crate::engine::weights::{Tensors, Weights};
 use pulp::Arch;
@@ -15,12 +16,14 @@ pub struct Dense {
 }
 
 impl Dense {
-    /// Reads `linear.weight` and `linear.bias` of the module's folder.
+    /// Reads `linear.weight` and `linear.bias` of the module's folder, for the CPU or a `place` on a device.
     ///
     /// # Errors
     /// A file or a tensor is missing, misshapen or damaged.
-    pub fn load(spec: &DenseSpec) -> Result<Dense, LoadError> {
-        let weights = Weights::open(&spec.dir)?;
+    pub fn load(spec: &DenseSpec, place: Option<&Place>) -> Result<Dense, LoadError> {
+        let mut weights = Weights::open(&spec.dir)?;
+        // A few rows for a text: what 32 bits cost here is not worth a rounding.
+        weights.place = place.map(Place::in_full);
         let tensors = Tensors::new(&weights, "");
         let linear = Matrix::load(
             &tensors,
@@ -46,6 +49,11 @@ impl Dense {
         };
         output.iter_mut().for_each(|v| *v = activation(*v));
         output
+    }
+
+    /// The module on its device.
+    pub fn placed(&self) -> (Placed, Activation) {
+        (self.linear.placed(), self.activation)
     }
 
     /// Components of the vector behind the module.

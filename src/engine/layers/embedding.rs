@@ -27,6 +27,18 @@ impl Places {
             Places::Behind { pad } => positions.saturating_sub(pad as usize + 1),
         }
     }
+
+    /// The row for token `id`, behind so many that were `counted`, which is counted on.
+    pub fn next(self, id: u32, counted: &mut usize) -> usize {
+        match self {
+            Places::Behind { pad } if id == pad => return pad as usize,
+            _ => *counted += 1,
+        }
+        match self {
+            Places::FromZero => *counted - 1,
+            Places::Behind { pad } => pad as usize + *counted,
+        }
+    }
 }
 
 /// A table of learned positions.
@@ -34,6 +46,16 @@ impl Places {
 struct Positions {
     places: Places,
     rows: Vec<f32>,
+}
+
+/// What an [`Embedding`] is made of.
+pub struct Tables {
+    /// A row for each token.
+    pub words: Vec<f32>,
+    /// A row for each position, and which of them a token takes.
+    pub positions: Option<(Places, Vec<f32>)>,
+    /// Behind the sum.
+    pub norm: Option<Norm>,
 }
 
 /// The tables.
@@ -127,6 +149,15 @@ impl Embedding {
         self.words.len() / self.width
     }
 
+    /// The tables by themselves.
+    pub fn tables(self) -> Tables {
+        Tables {
+            words: Arc::unwrap_or_clone(self.words),
+            positions: self.positions.map(|table| (table.places, table.rows)),
+            norm: self.norm,
+        }
+    }
+
     /// Writes a row for each token of the batch, sequence after sequence.
     pub fn run(&self, arch: Arch, batch: &[&Sequence], hidden: &mut [f32]) {
         let width = self.width;
@@ -139,17 +170,7 @@ impl Embedding {
                     row.copy_from_slice(word);
                     continue;
                 };
-                let place = match positions.places {
-                    Places::FromZero => {
-                        counted += 1;
-                        counted - 1
-                    }
-                    Places::Behind { pad } if *id == pad => pad as usize,
-                    Places::Behind { pad } => {
-                        counted += 1;
-                        pad as usize + counted
-                    }
-                };
+                let place = positions.places.next(*id, &mut counted);
                 let position = &positions.rows[place * width..][..width];
                 for ((out, word), position) in row.iter_mut().zip(word).zip(position) {
                     *out = word + position;

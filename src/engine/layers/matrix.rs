@@ -3,6 +3,7 @@
 
 use super::norm::Norm;
 use crate::engine::LoadError;
+use crate::engine::gpu::{Placed, Rows};
 use crate::engine::kernel::{self, After, Kernel, Linear, Panels};
 use crate::engine::weights::Tensors;
 use pulp::Arch;
@@ -54,7 +55,36 @@ impl<'a> Part<'a> {
 
 /// One linear layer, `input × weights + bias`.
 #[derive(Debug)]
-pub struct Matrix(Panels);
+pub struct Matrix(Form);
+
+/// All matrices of a model have the same form: it was loaded for one device.
+#[derive(Debug)]
+enum Form {
+    Packed(Panels),
+    Placed(Placed),
+}
+
+/// A matrix that is being read, output by output.
+enum Building<'a> {
+    Packed(Panels),
+    Placed(Rows<'a>),
+}
+
+impl Building<'_> {
+    fn set_column(&mut self, column: usize, values: &[f32], scale: f32) {
+        match self {
+            Building::Packed(panels) => panels.set_stored(column, values, scale),
+            Building::Placed(rows) => rows.set(column, values, scale),
+        }
+    }
+
+    fn set_bias(&mut self, column: usize, value: f32) {
+        match self {
+            Building::Packed(panels) => panels.set_bias(column, value),
+            Building::Placed(rows) => rows.set_bias(column, value),
+        }
+    }
+}
 
 impl Matrix {
     /// Reads layers that take the same `depth` inputs and lays them side by side.
@@ -79,42 +109,72 @@ impl Matrix {
             tensors.expect(&format!("{}.weight", part.name), &[part.width, depth])?;
         }
         let width = parts.iter().map(|part| part.width).sum();
-        let mut panels = Panels::packed(tensors.kernel(), depth, width);
-        if let Some(norm) = norm {
-            panels.even_out(&norm.spread());
-        }
+        let mut building = match tensors.place() {
+            Some(place) => {
+                let bias = parts.iter().any(|part| part.bias);
+                Building::Placed(place.rows(depth, width, bias))
+            }
+            None => {
+                let mut panels = Panels::packed(tensors.kernel(), depth, width);
+                if let Some(norm) = norm {
+                    panels.even_out(&norm.spread());
+                }
+                Building::Packed(panels)
+            }
+        };
         let mut first = 0;
         for part in parts {
             let scale = |row: usize| if row < part.scaled { part.scale } else { 1.0 };
             let column = |row: usize| first + (row + part.turned) % part.width;
             let name = format!("{}.weight", part.name);
             tensors.rows(&name, &[part.width, depth], &mut |row, values| {
-                panels.set_stored(column(row), values, scale(row));
+                building.set_column(column(row), values, scale(row));
             })?;
             if part.bias {
                 let bias = tensors.vector(&format!("{}.bias", part.name), part.width)?;
                 for (row, value) in bias.iter().enumerate() {
-                    panels.set_bias(column(row), value * scale(row));
+                    building.set_bias(column(row), value * scale(row));
                 }
             }
             first += part.width;
         }
-        Ok(Matrix(panels))
+        Ok(Matrix(match building {
+            Building::Packed(panels) => Form::Packed(panels),
+            Building::Placed(rows) => Form::Placed(rows.place()?),
+        }))
+    }
+
+    fn panels(&self) -> &Panels {
+        match &self.0 {
+            Form::Packed(panels) => panels,
+            Form::Placed(_) => unreachable!("the CPU's engine is made of a model that was packed for it"),
+        }
+    }
+
+    /// The matrix on its device.
+    pub fn placed(&self) -> Placed {
+        match &self.0 {
+            Form::Placed(placed) => placed.clone(),
+            Form::Packed(_) => unreachable!("a device's engine is made of a model that was placed on it"),
+        }
     }
 
     /// Numbers in a row of the product.
     pub fn width(&self) -> usize {
-        self.0.width()
+        match &self.0 {
+            Form::Packed(panels) => panels.width(),
+            Form::Placed(placed) => placed.width(),
+        }
     }
 
     /// Numbers of a row of the input that take part.
     pub fn depth(&self) -> usize {
-        self.0.depth()
+        self.panels().depth()
     }
 
     /// What products with it are computed by.
     pub fn kernel(&self) -> Kernel {
-        self.0.kernel()
+        self.panels().kernel()
     }
 
     /// `output = after(input × weights + bias)`, row by row. Rows of the input begin every `input_stride`
@@ -124,7 +184,7 @@ impl Matrix {
             input,
             input_stride,
             rows: output.len() / self.width(),
-            weights: &self.0,
+            weights: self.panels(),
             output,
             output_stride: self.width(),
             after,
@@ -142,6 +202,6 @@ impl Matrix {
         down: &Matrix,
         output: &mut [f32],
     ) {
-        kernel::feed_forward(arch, input, &self.0, wide, &down.0, output);
+        kernel::feed_forward(arch, input, self.panels(), wide, down.panels(), output);
     }
 }

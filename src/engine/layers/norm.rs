@@ -84,6 +84,11 @@ impl Norm {
         self
     }
 
+    /// The scale, the shift, which only a LayerNorm has, and what is added to the variance.
+    pub fn parts(&self) -> (&[f32], Option<&[f32]>, f32) {
+        (&self.weight, self.bias.as_deref(), self.epsilon)
+    }
+
     /// `rows = norm(rows + added)`, in place.
     pub fn run(&self, arch: Arch, rows: &mut [f32], added: Option<&[f32]>) {
         match &self.bias {

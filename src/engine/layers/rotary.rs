@@ -33,6 +33,11 @@ impl Rotary {
         }
     }
 
+    /// Cosines and sines, a row of so many numbers for each place.
+    pub fn tables(&self) -> (&[f32], &[f32], usize) {
+        (&self.cosines, &self.sines, self.half)
+    }
+
     /// Turns the first `heads` heads of each row of one sequence. Rows begin every `stride` numbers; the first
     /// is that of place 0.
     pub fn turn(&self, arch: Arch, rows: &mut [f32], stride: usize, heads: usize) {
