@@ -284,11 +284,11 @@ fn a_server_without_ranges_sends_the_whole() {
     let output = home.pull(&hub.endpoint, &[ID]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(home.installed_weights(), hub.weights());
-    assert_eq!(
-        hub.asked(WEIGHTS).last().unwrap().range,
-        None,
-        "asked for as a whole"
-    );
+    // The other connections may ask for their pieces before the first learns that there are none.
+    let asked = hub.asked(WEIGHTS);
+    let whole = asked.iter().filter(|asked| asked.range.is_none()).count();
+    assert!((1..=3).contains(&whole), "asked for as a whole {whole} times");
+    assert!(asked.len() - whole <= 3, "no piece is asked for twice");
 }
 
 /// The file is another one after the cut. No mixture of the two may come out, whatever the checksum would say of it.
