@@ -73,7 +73,7 @@ fn examine(mut inputs: Inputs, user: Option<&str>) -> anyhow::Result<(Findings, 
 
     let mut findings = Findings::default();
     let all = &mut findings.all;
-    all.extend(configuration::judge(inputs, &reading, examined, reader, hand));
+    all.extend(configuration::judge(&reading, examined, reader, hand));
     all.extend(configuration::token(config, reader, hand));
     all.push(device::threads(
         config,

@@ -458,3 +458,106 @@ fn unexpected(odd: &Refused, place: &Place) -> Finding {
         vec![log],
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Inputs, Reading};
+
+    fn told(url: &str, seen: &Seen) -> Vec<Finding> {
+        let inputs = Inputs::from_process(None, vec![format!("broker.url={url}")]);
+        let config = crate::config::examine(&inputs).loaded.config.broker;
+        let hand = Hand::new(
+            &Inputs {
+                uid: 0,
+                environment: Default::default(),
+                ..inputs
+            },
+            &Reading::default(),
+        );
+        let url = BrokerUrl::parse(&config.url).unwrap();
+        let place = Place {
+            hand: &hand,
+            config: &config,
+            url: &url,
+            url_from: Origin::Flag,
+            declare_from: Origin::Default,
+            ca_from: Origin::Default,
+        };
+        let mut found = before(&place);
+        found.extend(judge(seen, &place));
+        found
+    }
+
+    fn seen(host: &str, login: Result<(), Refused>) -> Seen {
+        let speaks = Speaks::Amqp {
+            product: "RabbitMQ".into(),
+            version: "4.0.5".into(),
+        };
+        let host = Host {
+            name: host.into(),
+            port: 5672,
+        };
+        Seen {
+            hosts: vec![(host, Reach::Answers(speaks))],
+            login: Some(login),
+            ..Seen::default()
+        }
+    }
+
+    /// Goal: a refusal that a look at the URL explains is explained so. Method: RabbitMQ's own words; a test cannot come from
+    /// another machine.
+    #[test]
+    fn guest_from_elsewhere_and_a_user_without_a_virtual_host() {
+        let refused = |code, text: &str| {
+            Err(Refused {
+                code: Some(code),
+                text: text.into(),
+            })
+        };
+        let of = |found: Vec<Finding>, id: &str| {
+            let mut found = found.into_iter().filter(|it| it.check.id == id);
+            found.next().unwrap_or_else(|| panic!("no {id}"))
+        };
+        let denied = "ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN.";
+        let found = told(
+            "amqp://guest:guest@mq.example",
+            &seen("mq.example", refused(403, denied)),
+        );
+        let guest = of(found, "broker.guest");
+        assert_eq!(guest.mend[0], "rabbitmqctl add_user embeddings");
+        assert!(
+            guest.mend[1].starts_with("rabbitmqctl set_permissions -p / embeddings "),
+            "{guest:?}"
+        );
+        let found = told(
+            "amqp://u:p@localhost/x",
+            &seen("localhost", refused(530, "NOT_ALLOWED - vhost x not found")),
+        );
+        let vhost = of(found, "broker.vhost");
+        assert_eq!(vhost.mend[0], "rabbitmqctl add_vhost x");
+        let expected = r"rabbitmqctl set_permissions -p x u '^embeddings\.' '^(embeddings\.|amq\.default$)' '^embeddings\.'";
+        assert_eq!(vhost.mend[1], expected);
+    }
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        let level = |version: &str| {
+            let mut seen = seen("localhost", Ok(()));
+            seen.hosts[0].1 = Reach::Answers(Speaks::Amqp {
+                product: "RabbitMQ".into(),
+                version: version.into(),
+            });
+            let found = told("amqp://u:p@localhost", &seen);
+            found
+                .iter()
+                .find(|it| it.check.id == "broker.version")
+                .unwrap()
+                .level
+        };
+        assert_eq!(level("3.9.29"), Level::Error);
+        for well in ["3.10.0", "3.13.7-rc.1", "4.0.5", "unknown"] {
+            assert_eq!(level(well), Level::Ok, "{well}");
+        }
+    }
+}

@@ -4,19 +4,13 @@ use super::finding::{Finding, Level};
 use super::mend::{self, Hand, place, quoted};
 use super::table;
 use super::user::{Reader, Want, is_public};
-use crate::config::{BrokerUrl, Config, ConfigError, Examined, Inputs, KEYS, Origin, Reading, keys_of};
+use crate::config::{BrokerUrl, Config, ConfigError, Examined, KEYS, Origin, Reading, keys_of};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// All of it.
-pub fn judge(
-    inputs: &Inputs,
-    reading: &Reading,
-    examined: &Examined,
-    reader: Option<&Reader>,
-    hand: &Hand,
-) -> Vec<Finding> {
-    let mut found = files(inputs, reading, examined, hand);
+pub fn judge(reading: &Reading, examined: &Examined, reader: Option<&Reader>, hand: &Hand) -> Vec<Finding> {
+    let mut found = files(reading, examined, hand);
     found.extend(
         examined
             .errors
@@ -60,7 +54,7 @@ pub fn origin(examined: &Examined, key: &str) -> Origin {
     setting.map_or(Origin::Default, |setting| setting.origin.clone())
 }
 
-fn files(inputs: &Inputs, reading: &Reading, examined: &Examined, hand: &Hand) -> Vec<Finding> {
+fn files(reading: &Reading, examined: &Examined, hand: &Hand) -> Vec<Finding> {
     let rename = |path: &PathBuf| {
         let to = PathBuf::from(format!("{}.toml", path.display()));
         let command = hand.on(path, format!("mv {} {}", mend::path(path), mend::path(&to)));
@@ -68,7 +62,7 @@ fn files(inputs: &Inputs, reading: &Reading, examined: &Examined, hand: &Hand) -
         Finding::warning(&table::CONFIG_FILES, text, vec![command])
     };
     let mut found: Vec<Finding> = reading.ignored.iter().map(rename).collect();
-    let silent = examined.errors.is_empty() && reading.files.is_empty() && inputs.file.is_none();
+    let silent = examined.errors.is_empty() && reading.files.is_empty();
     if silent && reading.folder.is_dir() {
         let file = reading.folder.join("embeddings.toml");
         let tee = hand.root(format!("tee {}", mend::path(&file)));
@@ -450,4 +444,73 @@ pub fn token(config: &Config, reader: Option<&Reader>, hand: &Hand) -> Option<Fi
                 .note("callers have to be given the new token")
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Inputs, examine, reading};
+
+    /// Goal: what is written and has no effect is told, with the command that helps. Method: files as an operator leaves them.
+    #[test]
+    fn files_without_effect_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let parts = dir.path().join("conf.d");
+        std::fs::create_dir(&parts).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(parts.join(name), text).unwrap();
+        std::fs::write(dir.path().join("embeddings.toml"), "max_queue = 5\n").unwrap();
+        write(
+            "10-a.toml",
+            "max_queue = 6\nmax_inputs = 7\n[broker]\nprefix = 'a'\n",
+        );
+        write(
+            "20-b.toml",
+            "max_queue = 8\nmax_inputs = 7\nbroker.prefix = 'b'\n",
+        );
+        for name in [
+            "broker.conf",
+            "old.toml.bak",
+            "x.toml~",
+            ".y.toml.swp",
+            "z.toml.dpkg-old",
+        ] {
+            write(name, "nonsense");
+        }
+        let inputs = Inputs {
+            etc: dir.path().to_owned(),
+            environment: BTreeMap::new(),
+            uid: 0,
+            ..Inputs::from_process(None, Vec::new())
+        };
+        let reading = reading(&inputs);
+        let judged = || {
+            let hand = Hand::new(&inputs, &reading);
+            judge(&reading, &examine(&inputs), None, &hand)
+        };
+        let found = judged();
+        let of = |id: &str| -> Vec<&Finding> {
+            let troubled = found
+                .iter()
+                .filter(|it| it.check.id == id && it.level != Level::Ok);
+            troubled.collect()
+        };
+        let ignored = of("config.files");
+        assert_eq!(ignored.len(), 1, "{ignored:?}");
+        assert!(ignored[0].mend[0].ends_with("/broker.conf.toml"), "{ignored:?}");
+        let lost = of("config.overridden");
+        assert_eq!(lost.len(), 2, "the main file is there to be overridden: {lost:?}");
+        assert!(
+            lost[0].found.contains("10-a.toml:1: max_queue has no effect"),
+            "{lost:?}"
+        );
+        assert!(lost[0].found.ends_with("20-b.toml:1 wins"), "{lost:?}");
+        for command in lost.iter().flat_map(|it| &it.mend) {
+            let done = std::process::Command::new("sh")
+                .args(["-c", command])
+                .status()
+                .unwrap();
+            assert!(done.success(), "{command}");
+        }
+        assert!(judged().iter().all(|it| it.check.id != "config.overridden"));
+    }
 }
