@@ -260,6 +260,9 @@ pub struct CheckArgs {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+    /// Judge as this user what files can be read; without it the unit's user, or `embeddings`. Only root can
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
 }
 
 /// `embeddings dead …`: exit 0 when done, 1 when failed, 3 when there is no such dead letter

@@ -6,6 +6,7 @@
 
 mod bench;
 mod caller;
+mod check;
 mod dead;
 mod faults;
 mod floods;
@@ -14,6 +15,8 @@ mod heartbeats;
 mod hostile;
 mod http;
 mod http_health;
+#[path = "../support/mended.rs"]
+mod mended;
 mod models;
 mod node;
 mod nodes;
