@@ -25,7 +25,7 @@ mod rules;
 mod types;
 mod url;
 
-pub use dirs::{ModelDirError, directories, plain_name};
+pub use dirs::{ModelDirError, directories, instance_of, plain_name};
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use keys::{KEYS, Key, Kind, MODEL_KEYS, Preset, Rule};
 pub use layers::Inputs;
@@ -175,6 +175,8 @@ pub struct Directories {
     pub cache: PathBuf,
     /// What packages install; models live in `models` below it.
     pub share: PathBuf,
+    /// The name of the unit without its ending, and of its folders: `embeddings`, of an instance `embeddings@NAME`.
+    pub unit: String,
 }
 
 impl Default for Limits {
@@ -272,6 +274,7 @@ impl Limits {
             share: PathBuf::from("/nonexistent"),
             uid: 1,
             system_state: PathBuf::from("/nonexistent"),
+            instance: None,
         };
         load(&inputs).expect("the defaults are valid").config.limits
     }
