@@ -6,6 +6,7 @@
 
 mod bench;
 mod caller;
+mod clients;
 mod dead;
 mod faults;
 mod floods;
