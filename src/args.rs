@@ -50,6 +50,9 @@ pub enum Command {
 /// Which configuration to use, the same for every command that needs one.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ConfigFlags {
+    /// Speak of embeddings@NAME.service: its configuration (/etc/embeddings/instances/NAME), its state, its socket
+    #[arg(long, value_name = "NAME", value_parser = instance)]
+    pub instance: Option<String>,
     /// Read this file instead of /etc/embeddings/embeddings.toml and its conf.d
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -356,6 +359,14 @@ pub struct DeadPurgeArgs {
     /// Do not ask before deleting with --all
     #[arg(long)]
     pub yes: bool,
+}
+
+/// The name of an instance, which is part of file names.
+fn instance(text: &str) -> Result<String, String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    let plain = (1..=100).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with(['.', '-']);
+    let wrong = "1 to 100 of the characters a-z A-Z 0-9 . _ - are expected, the first neither . nor -";
+    plain.then(|| text.to_owned()).ok_or_else(|| wrong.to_owned())
 }
 
 /// A whole number and its unit: `90s`, `15m`, `12h`, `7d`.

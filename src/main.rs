@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use embeddings::args::{Cli, Command};
-use embeddings::config::{ConfigErrors, EXIT_CONFIG, Inputs};
+use embeddings::config::{ConfigErrors, EXIT_CONFIG};
 use embeddings::{app, cli, telemetry};
 use std::process::ExitCode;
 
@@ -33,10 +33,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Config(args) => cli::config::run(&args),
         Command::Status(args) => cli::status::run(&args),
         Command::Check(args) => cli::check::run(&args),
-        Command::Serve(args) => Ok(app::serve(&Inputs::from_process(
-            args.config.config,
-            args.config.set,
-        ))),
+        Command::Serve(args) => Ok(app::serve(&cli::inputs(&args.config))),
         Command::Submit(args) => cli::submit::run(&args),
         Command::Dead(command) => cli::dead::run(&command),
         Command::Bench(args) => cli::bench::run(&args),

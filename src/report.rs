@@ -42,6 +42,8 @@ pub struct Report {
     pub conditions: Vec<Condition>,
     /// Process id.
     pub pid: Option<u32>,
+    /// Name of the unit without its ending: `embeddings`, of an instance `embeddings@NAME`.
+    pub name: String,
     /// Host's name.
     pub host: String,
     /// Version of the service that answers.

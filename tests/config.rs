@@ -326,6 +326,45 @@ fn directories_come_from_systemd_else_for_root_from_the_service_else_from_xdg() 
     );
 }
 
+/// An instance has files, folders and a name of its own, and the models of the service.
+#[test]
+fn an_instance_reads_its_own_files_and_has_its_own_folders() {
+    let machine = Machine::new()
+        .file("max_queue = 1\n")
+        .write("etc/instances/gpu0/embeddings.toml", "max_queue = 2\n")
+        .write("etc/instances/gpu0/conf.d/a.toml", "max_inputs = 3\n")
+        .write("lib/embeddings/models/shared/config.json", "{}");
+    let of = |name: &str, uid: u32| {
+        let mut inputs = machine.inputs.clone().of_instance(Some(name.to_owned()));
+        inputs.uid = uid;
+        inputs.system_state = machine.path("lib/embeddings");
+        inputs
+    };
+    let loaded = config::load(&of("gpu0", 0)).unwrap();
+    let (limits, dirs) = (loaded.config.limits, &loaded.config.dirs);
+    assert_eq!((limits.max_queue, limits.max_inputs), (2, 3));
+    assert_eq!(dirs.unit, "embeddings@gpu0");
+    assert_eq!(dirs.runtime, Path::new("/run/embeddings@gpu0"));
+    assert_eq!(dirs.state, machine.path("lib/embeddings@gpu0"));
+    assert_eq!(dirs.cache, Path::new("/var/cache/embeddings@gpu0"));
+    assert_eq!(dirs.monitor(), Path::new("/run/embeddings-monitor"));
+    assert_eq!(
+        loaded.config.installed_dir("shared").unwrap(),
+        machine.path("lib/embeddings/models/shared")
+    );
+    let own = config::load(&of("gpu0", 1000)).unwrap().config.dirs;
+    assert_eq!(own.state, Path::new("/home/someone/.local/state/embeddings@gpu0"));
+    let nobody = config::load(&of("gpu1", 0)).unwrap_err().to_string();
+    assert!(
+        nobody.contains("instances/gpu1/embeddings.toml: failed to read"),
+        "{nobody}"
+    );
+    assert_eq!(config::instance_of(&dirs.unit), Some("gpu0"));
+    for unit in ["embeddings", "embeddings@", "embeddings@../x", "other@gpu0"] {
+        assert_eq!(config::instance_of(unit), None, "{unit}");
+    }
+}
+
 #[test]
 fn a_model_is_found_by_its_path_else_in_state_else_in_share() {
     let machine = Machine::new()

@@ -25,6 +25,7 @@ pub struct Pulse {
     clock: Clock,
     interval: Duration,
     monitor: Sender,
+    name: String,
     host: String,
     model: String,
     device: String,
@@ -46,6 +47,7 @@ impl Pulse {
             clock,
             interval: interval(limits),
             monitor: Sender::new(dirs.heartbeat_socket()),
+            name: dirs.unit.clone(),
             host,
             model: entry.name.clone(),
             device: entry.recipe.info.device.name(),
@@ -92,7 +94,7 @@ impl Pulse {
     fn beat(&self, truth: &Snapshot) -> Heartbeat {
         Heartbeat {
             pid: std::process::id(),
-            name: heartbeat::NAME.to_owned(),
+            name: self.name.clone(),
             host: self.host.clone(),
             connected: truth.connected,
             ready: truth.readiness.is_ok(),

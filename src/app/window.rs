@@ -57,6 +57,7 @@ pub struct Window {
     clock: Clock,
     phase: Arc<Mutex<Phase>>,
     host: Arc<str>,
+    unit: Arc<str>,
     address: Arc<str>,
     model: Arc<str>,
     state_dir: PathBuf,
@@ -73,6 +74,7 @@ impl Window {
                 at: clock.now(),
             })),
             host: host.into(),
+            unit: config.dirs.unit.as_str().into(),
             address: address(&config.broker.shown()).into(),
             model: config.default_model.as_str().into(),
             state_dir: config.dirs.state.clone(),
@@ -143,6 +145,7 @@ impl Window {
         let mut report = self.ask()?;
         let now = self.clock.now();
         report.pid = Some(std::process::id());
+        report.name = self.unit.to_string();
         report.host = self.host.to_string();
         report.version = env!("CARGO_PKG_VERSION").into();
         report.uptime_ms = Some(now.as_millis());

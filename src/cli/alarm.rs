@@ -21,8 +21,9 @@ use std::time::Duration;
 
 /// How long the journal is asked to take the alarm.
 const JOURNAL_MAX: Duration = Duration::from_secs(10);
-/// Exit status of a configuration that cannot work: a new try would end in the same.
-const CONFIG_ERROR: &str = "78";
+/// Exit status of a configuration that cannot work, and of a command line that cannot, such as an instance with an
+/// impossible name: a new try would end in the same.
+const FINAL: [&str; 2] = ["78", "2"];
 /// Tries to start the unit again, and the pause between them: systemd itself may be busy starting anew.
 const TRIES: u32 = 30;
 /// How often the unit is looked at while the alarm waits.
@@ -64,7 +65,7 @@ pub fn run(name: &str) -> anyhow::Result<ExitCode> {
         let deaths = recent_deaths(&unit);
         let deaths: Vec<&Death> = deaths.iter().collect();
         // The newest comes first; what ended it last is why systemd gave up.
-        let final_end = unit.result == "exit-code" && unit.exit_status == CONFIG_ERROR;
+        let final_end = unit.result == "exit-code" && FINAL.contains(&unit.exit_status.as_str());
         let pause = (!final_end).then(|| {
             let count = count_alarm(Clock::start().unix_ms());
             if storm::is_outage(&deaths) {

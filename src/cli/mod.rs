@@ -27,7 +27,12 @@ use unicode_width::UnicodeWidthStr;
 /// # Errors
 /// Everything that is wrong with it; the process then ends with [`crate::config::EXIT_CONFIG`].
 pub fn configuration(flags: &ConfigFlags) -> Result<Loaded, ConfigErrors> {
-    crate::config::load(&Inputs::from_process(flags.config.clone(), flags.set.clone()))
+    crate::config::load(&inputs(flags))
+}
+
+/// What the flags choose, with this process's environment.
+pub fn inputs(flags: &ConfigFlags) -> Inputs {
+    Inputs::from_process(flags.config.clone(), flags.set.clone()).of_instance(flags.instance.clone())
 }
 
 /// Writes to stdout. A reader that has gone away (`| head`) is no failure.

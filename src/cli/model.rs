@@ -103,10 +103,11 @@ fn remove(name: &str, flags: &ConfigFlags) -> anyhow::Result<ExitCode> {
     let models = config.dirs.state.join("models");
     let found = config.installed_dir(name)?;
     if found.parent() != Some(models.as_path()) {
-        bail!(
-            "model {name} in {} belongs to a package; remove that with apt",
-            found.display()
-        );
+        let owner = match found.starts_with(&config.dirs.share) {
+            true => "belongs to a package; remove that with apt",
+            false => "is the service's own and not this instance's; remove it without --instance",
+        };
+        bail!("model {name} in {} {owner}", found.display());
     }
     install::remove(&models, name)?;
     print(&format!("removed {name} from {}\n", models.display()))?;

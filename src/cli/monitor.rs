@@ -52,7 +52,8 @@ pub fn run(args: &MonitorArgs) -> anyhow::Result<ExitCode> {
     // The last flag wins: the monitor needs no secret, and must not fail because it may not read one.
     let mut set = args.config.set.clone();
     set.push("broker.password_file=".to_owned());
-    let inputs = Inputs::from_process(args.config.config.clone(), set);
+    let inputs =
+        Inputs::from_process(args.config.config.clone(), set).of_instance(args.config.instance.clone());
     let config = config::load(&inputs)?.config;
     telemetry::init(&config.log.level)?;
     let flag = |signal| {
@@ -61,7 +62,12 @@ pub fn run(args: &MonitorArgs) -> anyhow::Result<ExitCode> {
     };
     let (stop, interrupt, reload) = (flag(SIGTERM)?, flag(SIGINT)?, flag(SIGHUP)?);
 
-    let mut post = Post::open(clock, config.dirs.clone(), Bounds::new(&config.limits))?;
+    let mut post = Post::open(
+        clock,
+        config.dirs.clone(),
+        inputs.clone(),
+        Bounds::new(&config.limits),
+    )?;
     info!(
         silence_ms = config.limits.heartbeat_timeout.as_millis() as u64,
         "listening for heartbeats"
@@ -74,6 +80,7 @@ pub fn run(args: &MonitorArgs) -> anyhow::Result<ExitCode> {
                 Ok(loaded) => post.logic.reload(Bounds::new(&loaded.config.limits)),
                 Err(errors) => error!("configuration kept as it was: {errors}"),
             }
+            post.bind_instances();
             notify::ready(&post.status_line());
         }
         post.turn()?;
@@ -92,6 +99,8 @@ struct Worker {
 struct Post {
     clock: Clock,
     dirs: Directories,
+    /// What the bounds are read from.
+    inputs: Inputs,
     listener: Listener,
     logic: Monitor,
     workers: BTreeMap<u32, Worker>,
@@ -104,7 +113,7 @@ struct Post {
 }
 
 impl Post {
-    fn open(clock: Clock, dirs: Directories, bounds: Bounds) -> anyhow::Result<Post> {
+    fn open(clock: Clock, dirs: Directories, inputs: Inputs, bounds: Bounds) -> anyhow::Result<Post> {
         let (dir, path) = (dirs.monitor(), dirs.heartbeat_socket());
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -121,6 +130,7 @@ impl Post {
         Ok(Post {
             clock,
             dirs,
+            inputs,
             listener,
             logic: Monitor::new(bounds, clock.now()),
             workers: BTreeMap::new(),
@@ -256,7 +266,30 @@ impl Post {
         if std::fs::metadata(&path).is_ok_and(|metadata| self.age_ms(&metadata) >= SENTENCE_FRESH_MS) {
             let _ = std::fs::remove_file(path);
         }
+        self.bind(pid, &beat.name);
         self.workers.insert(pid, Worker { process, beat });
+    }
+
+    /// An instance is held to its own configuration. One that cannot be read now is held to the monitor's.
+    fn bind(&mut self, pid: u32, unit: &str) {
+        let Some(name) = config::instance_of(unit) else {
+            return;
+        };
+        match config::load(&self.inputs.clone().of_instance(Some(name.to_owned()))) {
+            Ok(loaded) => self.logic.bind(pid, Some(Bounds::new(&loaded.config.limits))),
+            Err(errors) => warn!(worker_pid = pid, "the limits of {unit} are not known: {errors}"),
+        }
+    }
+
+    /// Reads the limits of the instances anew; where that fails they are kept.
+    fn bind_instances(&mut self) {
+        let units = self
+            .workers
+            .iter()
+            .map(|(&pid, worker)| (pid, worker.beat.name.clone()));
+        for (pid, unit) in units.collect::<Vec<_>>() {
+            self.bind(pid, &unit);
+        }
     }
 
     fn carry_out(&self, verdict: Verdict) {

@@ -17,14 +17,12 @@ use crate::config::{self, ConfigErrors, Inputs, Limits};
 use crate::control::{self, Asked, SOCKET};
 use crate::report::{Report, State};
 use crate::telemetry::history;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// Who does not answer in this time hangs: a loop in health answers within milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(3);
-/// Where systemd puts the runtime directory of the service.
-const SYSTEM_RUNTIME: &str = "/run/embeddings";
 /// Deaths told of.
 const KILLS_MAX: usize = 5;
 /// Exit status of an init script that cannot know (Linux Standard Base, "Init Script Actions").
@@ -35,7 +33,7 @@ const EXIT_UNKNOWN: u8 = 4;
 /// # Errors
 /// Stdout that cannot be written.
 pub fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    let inputs = Inputs::from_process(args.config.config.clone(), args.config.set.clone());
+    let inputs = super::inputs(&args.config);
     let report = match look(&inputs) {
         Ok(report) => report,
         Err(why) => {
@@ -84,14 +82,15 @@ fn look(inputs: &Inputs) -> Result<Report, String> {
             let mut report: Report = serde_json::from_slice(&answer)
                 .map_err(|error| format!("{}: no report: {error}", socket.display()))?;
             report.hints = hints::of_answer(&report);
+            hints::name_instance(&mut report.hints, inputs.instance.as_deref());
             return Ok(report);
         }
         Asked::Unanswered { pid } => (pid, "hung", "takes questions and does not answer: its loop hangs"),
         Asked::Silent { pid } => (pid, "hung", "not a word in 3 s: nothing in the process runs"),
         Asked::Nobody => (None, "stopped", "no process answers"),
     };
-    let system = socket.starts_with(SYSTEM_RUNTIME);
-    let unit = system.then(unit::ask).flatten();
+    let system = socket.starts_with(inputs.unit_runtime());
+    let unit = system.then(|| unit::ask(&inputs.unit())).flatten();
     // By systemd's account there may be a process that could not open its socket.
     let there = pid.is_some()
         || activity == "hung"
@@ -107,10 +106,11 @@ fn look(inputs: &Inputs) -> Result<Report, String> {
         wrong,
     };
     let state_dir = match unit {
-        Some(_) => inputs.system_state.clone(),
+        Some(_) => inputs.unit_state(),
         None => config::directories(inputs).state,
     };
     let mut report = Report {
+        name: inputs.unit(),
         state: if there { State::Degraded } else { State::Stopped },
         activity: if there && activity == "stopped" {
             "hung"
@@ -129,6 +129,7 @@ fn look(inputs: &Inputs) -> Result<Report, String> {
         Err(why) => report.kills_unknown = Some(why),
     }
     report.hints = hints::of_silence(&report, &around);
+    hints::name_instance(&mut report.hints, inputs.instance.as_deref());
     Ok(report)
 }
 
@@ -136,8 +137,8 @@ fn look(inputs: &Inputs) -> Result<Report, String> {
 fn runtimes(inputs: &Inputs) -> Vec<PathBuf> {
     let own = config::directories(inputs).runtime;
     let told = inputs.environment.contains_key("RUNTIME_DIRECTORY");
-    let system = Path::new(SYSTEM_RUNTIME);
-    let system = (!told && own != system).then(|| system.to_owned());
+    let system = inputs.unit_runtime();
+    let system = (!told && own != system).then_some(system);
     [own].into_iter().chain(system).collect()
 }
 

@@ -21,7 +21,7 @@ mod target;
 
 use crate::args::{LaneArg, SubmitArgs};
 use crate::clock::Clock;
-use crate::config::{self, BrokerConfig, EXIT_CONFIG, Inputs};
+use crate::config::{self, BrokerConfig, EXIT_CONFIG};
 use crate::job::Lane;
 use anyhow::Context;
 use board::Board;
@@ -74,7 +74,7 @@ pub fn run(args: &SubmitArgs) -> anyhow::Result<ExitCode> {
         eprintln!("error: --timeout is 0, must be at least 1 second");
         return Ok(ExitCode::from(EXIT_USAGE));
     }
-    let inputs = Inputs::from_process(args.config.config.clone(), args.config.set.clone());
+    let inputs = super::inputs(&args.config);
     let config = match config::load(&inputs) {
         Ok(loaded) => loaded.config,
         Err(errors) => {

@@ -29,6 +29,39 @@ pub enum ModelDirError {
     },
 }
 
+/// The name of the unit of the service itself, without its ending, and of its folders.
+const UNIT: &str = "embeddings";
+
+/// The instance that a unit is: `gpu0` of `embeddings@gpu0`; none of the service itself, and of names that are neither.
+pub fn instance_of(unit: &str) -> Option<&str> {
+    let name = unit.strip_prefix(UNIT)?.strip_prefix('@')?;
+    plain_name(name).then_some(name)
+}
+
+impl Inputs {
+    /// The name of the unit without its ending, and of its folders.
+    pub fn unit(&self) -> String {
+        match &self.instance {
+            Some(name) => format!("{UNIT}@{name}"),
+            None => UNIT.to_owned(),
+        }
+    }
+
+    /// Where systemd puts the unit's runtime directory.
+    pub fn unit_runtime(&self) -> PathBuf {
+        Path::new("/run").join(self.unit())
+    }
+
+    /// Where systemd puts the unit's state directory.
+    pub fn unit_state(&self) -> PathBuf {
+        match &self.instance {
+            // Beside that of the service and not in it: systemd hands a unit's folder over with all that is inside.
+            Some(_) => self.system_state.with_file_name(self.unit()),
+            None => self.system_state.clone(),
+        }
+    }
+}
+
 impl Directories {
     /// Where the heartbeat monitor has its socket and its sentences: beside the runtime directory, and the same
     /// place for every unit of the system.
@@ -65,9 +98,14 @@ impl Config {
             .map(|(name, _)| name.as_str())
     }
 
-    /// Folders whose children are installed models, in the order in which they are searched.
+    /// Folders whose children are installed models, in the order in which they are searched. Instances share those of
+    /// the service itself.
     pub fn model_dirs(&self) -> Vec<PathBuf> {
-        vec![self.dirs.state.join("models"), self.dirs.share.join("models")]
+        let (state, unit) = (&self.dirs.state, self.dirs.unit.as_str());
+        let shares = instance_of(unit).is_some() && state.file_name().is_some_and(|name| name == unit);
+        let common = shares.then(|| state.with_file_name(UNIT));
+        let all = [Some(state.clone()), common, Some(self.dirs.share.clone())];
+        all.into_iter().flatten().map(|dir| dir.join("models")).collect()
     }
 
     /// The folder of a configured model, given its name or an alias.
@@ -120,7 +158,9 @@ pub fn directories(inputs: &Inputs) -> Directories {
 /// Chooses the directories: systemd's variable, else for root the service's own place where the package
 /// is installed (so that `sudo embeddings model add` serves the service), else XDG's places.
 pub(super) fn choose(inputs: &Inputs) -> (Directories, [(&'static str, Origin); 3]) {
-    let system = inputs.uid == 0 && inputs.system_state.is_dir();
+    let unit = inputs.unit();
+    let unit_state = inputs.unit_state();
+    let system = inputs.uid == 0 && (inputs.system_state.is_dir() || unit_state.is_dir());
     let pick = |systemd: &str, own: &Path, xdg: &str, home: &str| -> (PathBuf, Origin) {
         // Several directories of one kind are separated by colons; the first is the main one.
         if let Some(first) = inputs
@@ -134,34 +174,24 @@ pub(super) fn choose(inputs: &Inputs) -> (Directories, [(&'static str, Origin); 
         }
         // XDG's specification has relative paths ignored.
         if let Some(base) = inputs.var(xdg).filter(|base| base.starts_with('/')) {
-            return (Path::new(base).join("embeddings"), Origin::Env(xdg.to_owned()));
+            return (Path::new(base).join(&unit), Origin::Env(xdg.to_owned()));
         }
         match inputs.var("HOME") {
             Some(base) if !home.is_empty() => (
-                Path::new(base).join(home).join("embeddings"),
+                Path::new(base).join(home).join(&unit),
                 Origin::Env("HOME".to_owned()),
             ),
             _ => (
-                PathBuf::from(format!("/tmp/embeddings-{}", inputs.uid)),
+                PathBuf::from(format!("/tmp/{unit}-{}", inputs.uid)),
                 Origin::Default,
             ),
         }
     };
-    let (runtime, runtime_from) = pick(
-        "RUNTIME_DIRECTORY",
-        Path::new("/run/embeddings"),
-        "XDG_RUNTIME_DIR",
-        "",
-    );
-    let (state, state_from) = pick(
-        "STATE_DIRECTORY",
-        &inputs.system_state,
-        "XDG_STATE_HOME",
-        ".local/state",
-    );
+    let (runtime, runtime_from) = pick("RUNTIME_DIRECTORY", &inputs.unit_runtime(), "XDG_RUNTIME_DIR", "");
+    let (state, state_from) = pick("STATE_DIRECTORY", &unit_state, "XDG_STATE_HOME", ".local/state");
     let (cache, cache_from) = pick(
         "CACHE_DIRECTORY",
-        Path::new("/var/cache/embeddings"),
+        &Path::new("/var/cache").join(&unit),
         "XDG_CACHE_HOME",
         ".cache",
     );
@@ -176,6 +206,7 @@ pub(super) fn choose(inputs: &Inputs) -> (Directories, [(&'static str, Origin); 
             state,
             cache,
             share: inputs.share.clone(),
+            unit,
         },
         origins,
     )

@@ -26,6 +26,8 @@ pub struct Inputs {
     pub uid: u32,
     /// The service's own state folder, which root uses without systemd where it exists.
     pub system_state: PathBuf,
+    /// `--instance`: the service is `embeddings@NAME.service`, with files of its own; none is `embeddings.service`.
+    pub instance: Option<String>,
 }
 
 impl std::fmt::Debug for Inputs {
@@ -54,6 +56,21 @@ impl Inputs {
             // The owner of /proc/self is the effective user; where there is no /proc, assume an ordinary one.
             uid: std::fs::metadata("/proc/self").map_or(u32::MAX, |of| of.uid()),
             system_state: PathBuf::from("/var/lib/embeddings"),
+            instance: None,
+        }
+    }
+
+    /// The same for an instance, or for the service itself if none is named.
+    pub fn of_instance(mut self, name: Option<String>) -> Inputs {
+        self.instance = name;
+        self
+    }
+
+    /// Holds the files that are read: `embeddings.toml` and `conf.d`.
+    fn folder(&self) -> PathBuf {
+        match &self.instance {
+            Some(name) => self.etc.join("instances").join(name),
+            None => self.etc.clone(),
         }
     }
 
@@ -174,8 +191,10 @@ fn files(inputs: &Inputs, errors: &mut Vec<ConfigError>, ignored: &mut Vec<PathB
     if let Some(file) = &inputs.file {
         return vec![(file.clone(), true)];
     }
-    let mut files = vec![(inputs.etc.join("embeddings.toml"), false)];
-    let folder = inputs.etc.join("conf.d");
+    // The defaults would make a second service beside the first: an instance that nobody has configured is a slip.
+    let must_exist = inputs.instance.is_some();
+    let mut files = vec![(inputs.folder().join("embeddings.toml"), must_exist)];
+    let folder = inputs.folder().join("conf.d");
     match std::fs::read_dir(&folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>) {
         Ok(entries) => {
             let mut parts: Vec<PathBuf> = entries.iter().map(std::fs::DirEntry::path).collect();

@@ -26,7 +26,7 @@ mod rules;
 mod types;
 mod url;
 
-pub use dirs::{ModelDirError, directories, plain_name};
+pub use dirs::{ModelDirError, directories, instance_of, plain_name};
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use keys::{KEYS, Key, Kind, MODEL_KEYS, Preset, Rule, similar};
 pub use layers::{Inputs, Reading, reading};
@@ -179,6 +179,8 @@ pub struct Directories {
     pub cache: PathBuf,
     /// What packages install; models live in `models` below it.
     pub share: PathBuf,
+    /// The name of the unit without its ending, and of its folders: `embeddings`, of an instance `embeddings@NAME`.
+    pub unit: String,
 }
 
 impl Default for Limits {
@@ -276,6 +278,7 @@ impl Limits {
             share: PathBuf::from("/nonexistent"),
             uid: 1,
             system_state: PathBuf::from("/nonexistent"),
+            instance: None,
         };
         load(&inputs).expect("the defaults are valid").config.limits
     }

@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-/// `name` of every heartbeat.
-pub const NAME: &str = "embeddings";
 /// AMQP `type` of a heartbeat.
 pub const TYPE_HEARTBEAT: &str = "embeddings.heartbeat";
 
@@ -14,7 +12,7 @@ pub const TYPE_HEARTBEAT: &str = "embeddings.heartbeat";
 pub struct Heartbeat {
     /// Process id as the worker knows it; the monitor asks the kernel.
     pub pid: u32,
-    /// [`NAME`]
+    /// Name of the unit without its ending: `embeddings`, of an instance `embeddings@NAME`.
     pub name: String,
     /// The machine.
     pub host: String,
@@ -61,7 +59,7 @@ mod tests {
     fn a_heartbeat_has_the_contracts_fields() {
         let beat = Heartbeat {
             pid: 7,
-            name: NAME.into(),
+            name: "embeddings".into(),
             avg_job_ms: Some(37),
             ..Default::default()
         };

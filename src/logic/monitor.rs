@@ -121,6 +121,8 @@ struct Worker {
     stalled: Option<(Stage, Moment)>,
     draining: bool,
     fate: Fate,
+    /// Of its own, if it has any.
+    bounds: Option<Bounds>,
 }
 
 /// The machine.
@@ -162,6 +164,7 @@ impl Monitor {
             stalled: None,
             draining: false,
             fate: Fate::Watched,
+            bounds: None,
         });
         worker.heard = now;
         // One that is degraded was ready once, and had a broker, also if this monitor is younger than that.
@@ -181,6 +184,13 @@ impl Monitor {
         if known { Heard::Again } else { Heard::First }
     }
 
+    /// A known worker has bounds of its own from now on, or none.
+    pub fn bind(&mut self, pid: u32, bounds: Option<Bounds>) {
+        if let Some(worker) = self.workers.get_mut(&pid) {
+            worker.bounds = bounds;
+        }
+    }
+
     /// Its process has ended.
     pub fn ended(&mut self, pid: u32) {
         self.workers.remove(&pid);
@@ -195,7 +205,7 @@ impl Monitor {
             worker.excuse(asleep, now);
             match worker.fate {
                 Fate::Watched => {
-                    let (cause, lasted) = worker.overdue(&bounds, now)?;
+                    let (cause, lasted) = worker.overdue(&worker.bounds.unwrap_or(bounds), now)?;
                     worker.fate = Fate::Terminated(now);
                     let silent = now.since(worker.heard);
                     Some(Verdict::Terminate {
@@ -219,7 +229,7 @@ impl Monitor {
     pub fn next_check(&self) -> Option<Moment> {
         self.workers
             .values()
-            .filter_map(|worker| worker.deadline(&self.bounds))
+            .filter_map(|worker| worker.deadline(&worker.bounds.unwrap_or(self.bounds)))
             .min()
     }
 
@@ -355,6 +365,28 @@ mod tests {
         assert_eq!(watch.monitor.workers(), 0);
         assert_eq!(watch.hears(7, &beat(true, State::Idle, None)), Heard::First);
         assert_eq!(watch.pass(44_500, None), []);
+    }
+
+    #[test]
+    fn a_worker_with_bounds_of_its_own_is_held_to_them_and_no_other_is() {
+        let mut watch = Watch::new();
+        let idle = beat(true, State::Idle, None);
+        (watch.hears(7, &idle), watch.hears(8, &idle));
+        let own = Bounds {
+            silence: Duration::from_secs(6),
+            ..BOUNDS
+        };
+        watch.monitor.bind(7, Some(own));
+        assert_eq!(watch.monitor.next_check(), Some(Moment::from_millis(6000)));
+        let first = terminate(7, Cause::Silent, 6000, 6000);
+        let second = terminate(8, Cause::Silent, 45_000, 45_000);
+        let verdicts = watch.pass(46_000, None);
+        let expected = [
+            (6000, first),
+            (11_000, Verdict::Kill { pid: 7 }),
+            (45_000, second),
+        ];
+        assert_eq!(verdicts, expected);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod bench;
 mod caller;
 mod check;
+mod clients;
 mod dead;
 mod faults;
 mod floods;

@@ -24,6 +24,7 @@ impl Machine {
             share: root.path().join("share"),
             uid: 1000,
             system_state: root.path().join("absent"),
+            instance: None,
         };
         Machine { root, inputs }
     }

@@ -70,7 +70,10 @@ inside() {
 # Runs a command as a unit of the container's own systemd and passes its exit code on.
 job() { inside systemd-run --quiet --pipe --wait --setenv=DEBIAN_FRONTEND=noninteractive "$@"; }
 
-# A property of the service, as `systemctl show` knows it.
-property() { inside systemctl show --value -p "$1" embeddings.service; }
+# The unit that is spoken of, without its ending; a case about an instance has a local one. So are its folders called.
+unit=embeddings
 
-journal() { inside journalctl -u embeddings.service --no-pager -o short-precise "$@"; }
+# A property of the service, as `systemctl show` knows it.
+property() { inside systemctl show --value -p "$1" "$unit.service"; }
+
+journal() { inside journalctl -u "$unit.service" --no-pager -o short-precise "$@"; }

@@ -12,17 +12,17 @@ status_matches() { [[ $(property StatusText) =~ $1 ]]; }
 ready() { active_state_is active && status_matches "$READY_LINE"; }
 start_broker() { job systemctl start rabbitmq-server.service; }
 
-signal_service() { job systemctl kill --kill-whom=main --signal="$1" embeddings; }
+signal_service() { job systemctl kill --kill-whom=main --signal="$1" "$unit"; }
 
 # As an administrator does who may do so more often than the start limit allows.
 restart() {
-  inside systemctl reset-failed embeddings
-  job systemctl restart "$@" embeddings
+  inside systemctl reset-failed "$unit"
+  job systemctl restart "$@" "$unit"
 }
 
 # A drop-in of this name with the lines of stdin, as `systemctl edit` would make it.
 drop_in() {
-  inside mkdir -p /etc/systemd/system/embeddings.service.d
-  inside tee "/etc/systemd/system/embeddings.service.d/$1.conf" >/dev/null
+  inside mkdir -p "/etc/systemd/system/$unit.service.d"
+  inside tee "/etc/systemd/system/$unit.service.d/$1.conf" >/dev/null
   inside systemctl daemon-reload
 }

@@ -37,6 +37,22 @@ pub fn of_answer(report: &Report) -> Vec<String> {
     vec![hint]
 }
 
+/// What is to be done to an instance is done to its unit, and its files are its own. (`restart` ends like `start`.)
+pub fn name_instance(hints: &mut [String], instance: Option<&str>) {
+    let Some(name) = instance else { return };
+    for hint in hints {
+        for before in ["start", "enable", "reset-failed", "-u"] {
+            *hint = hint.replace(
+                &format!("{before} embeddings"),
+                &format!("{before} embeddings@{name}"),
+            );
+        }
+        for command in ["embeddings check", "embeddings serve"] {
+            *hint = hint.replace(command, &format!("{command} --instance {name}"));
+        }
+    }
+}
+
 /// For one that does not answer.
 pub fn of_silence(report: &Report, around: &Around) -> Vec<String> {
     match report.state {
@@ -162,6 +178,22 @@ mod tests {
     }
 
     /// A loop that hangs is ended by the process itself, a frozen process only from outside.
+    #[test]
+    fn an_instance_is_told_of_by_its_unit() {
+        let mut hints = stopped(Some(&unit("failed", "exit-code", 78)), &around());
+        hints.extend(stopped(Some(&unit("failed", "signal", 0)), &around()));
+        name_instance(&mut hints, Some("gpu0"));
+        let said = hints.join("\n");
+        for part in [
+            "`sudo embeddings check --instance gpu0`",
+            "restart embeddings@gpu0`",
+            "-u embeddings@gpu0 -n",
+        ] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+        assert!(!said.contains("embeddings@gpu0@gpu0"), "{said}");
+    }
+
     #[test]
     fn whoever_finds_it_hung_is_told_which_ring_ends_it() {
         let report = |line: &str, systemd| Report {

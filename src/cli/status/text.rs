@@ -48,7 +48,12 @@ fn head(report: &Report, paint: Paint) -> String {
         (State::Degraded, _) => "degraded",
         (State::Stopped, _) => "stopped",
     };
-    let opening = format!("{symbol} embeddings is {word}");
+    // A service of an older version does not say its name.
+    let name = match report.name.as_str() {
+        "" => "embeddings",
+        name => name,
+    };
+    let opening = format!("{symbol} {name} is {word}");
     // The line's first word says the same as ours.
     let said = ["ready", "degraded", "draining", "starting"];
     let parts: Vec<&str> = report.line.split(SEPARATOR).collect();

@@ -5,20 +5,34 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-const UNIT: &str = "embeddings.service";
 const PROPERTIES: &str = "LoadState,ActiveState,SubState,Result,ExecMainStatus,StateChangeTimestamp,\
                           StatusText,NRestarts,UnitFileState,MainPID,WatchdogUSec";
 /// systemd that does not answer in this time is left out.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Asks systemd, where it runs and knows the unit.
-pub fn ask() -> Option<Unit> {
+/// Asks systemd, where it runs and knows the unit, whose name comes without its ending.
+pub fn ask(unit: &str) -> Option<Unit> {
     if !Path::new("/run/systemd/system").is_dir() {
         return None;
     }
+<<<<<<< HEAD
     let mut show = Command::new("systemctl");
     show.args(["show", "--timestamp=utc", "--property", PROPERTIES, UNIT]);
     let shown = super::super::ask::ask(show, PATIENCE)?;
+=======
+    let unit = format!("{unit}.service");
+    let (answer, answered) = mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        let shown = Command::new("systemctl")
+            .args(["show", "--timestamp=utc", "--property", PROPERTIES, "--", &unit])
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output();
+        let _ = answer.send(shown);
+    });
+    let shown = answered.recv_timeout(PATIENCE).ok()?.ok()?;
+>>>>>>> papers
     parse(&String::from_utf8_lossy(&shown.stdout))
 }
 
