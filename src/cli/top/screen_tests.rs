@@ -1,0 +1,1 @@
+//! The screen as text, in windows of several sizes.
