@@ -289,7 +289,8 @@ impl Session {
         if end.is_ok() {
             // What was said last says that this is a good-bye.
             drop(notices);
-            let last_words = async { while !announcing.is_finished() && tasks.join_next().await.is_some() {} };
+            let last_words =
+                async { while !announcing.is_finished() && tasks.join_next().await.is_some() {} };
             let _ = tokio::time::timeout(LAST_WORDS_MAX, last_words).await;
         }
         tasks.shutdown().await;

@@ -22,7 +22,13 @@ const GRACE: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// The terminal.
-pub async fn show(mut line: Line, mut fleet: Fleet, mut ui: Ui, theme: Theme, clock: Clock) -> io::Result<u8> {
+pub async fn show(
+    mut line: Line,
+    mut fleet: Fleet,
+    mut ui: Ui,
+    theme: Theme,
+    clock: Clock,
+) -> io::Result<u8> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     let (ending, mut ended) = tokio::sync::watch::channel(None);
     let mut screen = Screen::take()?;

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Columns of the table, by their rank.
-const RANK_MAX: usize = 12;
+const RANK_MAX: usize = 13;
 /// Machines that are named as those to look at.
 const NAMED_MAX: usize = 8;
 
@@ -86,7 +86,11 @@ pub fn people(fleet: &Fleet, look: &Look, paint: Paint, now: Moment) -> String {
 /// Where somebody should go, and what to ask there.
 fn where_to_look(rows: &[View<'_>]) -> Option<String> {
     let bad = |view: &&View<'_>| view.health.is_bad() && view.health != Health::Unknown;
-    let hosts: BTreeSet<&str> = rows.iter().filter(bad).map(|view| view.beat.host.as_str()).collect();
+    let hosts: BTreeSet<&str> = rows
+        .iter()
+        .filter(bad)
+        .map(|view| view.beat.host.as_str())
+        .collect();
     if hosts.is_empty() {
         return None;
     }

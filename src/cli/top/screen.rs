@@ -17,23 +17,32 @@ const WIDE: u16 = 110;
 const FRAME_LINES: u16 = 4;
 /// Width of the names in the detail.
 const NAME_WIDTH: usize = 14;
-/// Lines of the chart of rates, and what fits above it at least.
+/// Lines of the chart of rates, where they are not needed for words.
 const CHART_LINES: u16 = 4;
 
 const KEYS: &str = "q end  ? help  / filter  s sort  Enter detail  x forget";
 const HELP: [(&str, &str); 12] = [
     ("↑ ↓  k j", "choose a worker; PgUp, PgDn, Home, End"),
     ("Enter", "all that is known of it; again: back"),
-    ("s", "next order: state, host, queue, inflight, rate, progress, last kill"),
+    (
+        "s",
+        "next order: state, host, queue, inflight, rate, progress, kill",
+    ),
     ("/", "filter; Enter keeps it, Esc drops it"),
-    ("x", "take the chosen one out of the list; it comes back when it is heard"),
+    ("x", "take the chosen one out of the list, until it is heard"),
     ("q  Ctrl-C", "end"),
     ("● idle, working", "ready"),
-    ("◐ degraded", "takes no new work, says why; starting, draining, stalled likewise"),
+    (
+        "◐ degraded",
+        "takes no new work; starting, draining, stalled likewise",
+    ),
     ("✗ silent", "no heartbeat for as long as it promised at most"),
     ("? unknown", "this side cannot hear, so nobody is to blame"),
     ("○ stopped", "has said good-bye"),
-    ("PROGRESS HEARD", "since it got on with any work; since its last heartbeat"),
+    (
+        "PROGRESS HEARD",
+        "since it got on with any work; since its last heartbeat",
+    ),
 ];
 
 /// What the whole is drawn with.
@@ -160,7 +169,9 @@ fn fitting(rows: &[View<'_>], width: usize, gap: usize) -> Vec<(Column, usize)> 
     for column in ranked {
         let natural = natural(column);
         let least = match column {
-            Column::Host | Column::Kill | Column::Model | Column::Instance => natural.min(10),
+            Column::Host => natural.min(12),
+            Column::Kill => natural.min(17),
+            Column::Model | Column::Instance => natural.min(16),
             _ => natural,
         };
         let more = least + if chosen.is_empty() { 0 } else { gap };
@@ -202,17 +213,25 @@ fn cell(column: Column, text: &str, width: usize) -> String {
 
 fn detail(frame: &mut Frame<'_>, view: &View<'_>, theme: &Theme, area: Rect) {
     let fields = fields(view);
-    let chart = area.height.saturating_sub(2).min(CHART_LINES);
+    // Words before pictures.
+    let wanted = u16::try_from(fields.len()).unwrap_or(u16::MAX);
+    let chart = area.height.saturating_sub(wanted).min(CHART_LINES);
     let above = area.height - chart;
     let line = |(at, (name, value)): (usize, &(&str, String))| {
         let style = match at {
-            0 => theme.style(words::colour(view.health)).add_modifier(Modifier::BOLD),
+            0 => theme
+                .style(words::colour(view.health))
+                .add_modifier(Modifier::BOLD),
             _ => Style::new(),
         };
         let name = Span::styled(format!("{name:<NAME_WIDTH$}"), theme.style(Colour::Dim));
         Line::from(vec![name, Span::styled(value.clone(), style)])
     };
-    put(frame, fields.iter().enumerate().map(line).collect(), rect(area, 0, above));
+    put(
+        frame,
+        fields.iter().enumerate().map(line).collect(),
+        rect(area, 0, above),
+    );
     if chart < 2 {
         return;
     }
@@ -224,7 +243,11 @@ fn detail(frame: &mut Frame<'_>, view: &View<'_>, theme: &Theme, area: Rect) {
         words::age(view.known.min(std::time::Duration::from_secs(600))),
         words::rate(highest as f64 / 10.0)
     );
-    put(frame, vec![Line::styled(title, theme.style(Colour::Dim))], rect(area, above, 1));
+    put(
+        frame,
+        vec![Line::styled(title, theme.style(Colour::Dim))],
+        rect(area, above, 1),
+    );
     let bars = Sparkline::default()
         .data(newest)
         .max(highest.max(1))
@@ -235,7 +258,9 @@ fn detail(frame: &mut Frame<'_>, view: &View<'_>, theme: &Theme, area: Rect) {
 /// All that is known of a worker.
 fn fields(view: &View<'_>) -> Vec<(&'static str, String)> {
     let beat = view.beat;
-    let ago = |age: Option<std::time::Duration>| age.map_or("?".to_owned(), |age| format!("{} ago", words::age(age)));
+    let ago = |age: Option<std::time::Duration>| {
+        age.map_or("?".to_owned(), |age| format!("{} ago", words::age(age)))
+    };
     let ms = |ms: Option<u64>| ms.map_or("-".to_owned(), |ms| format!("{ms} ms"));
     let mut state = format!("{} {}", words::sign(view.health), view.health.name());
     if let Some(stage) = &beat.stalled_stage {
@@ -252,7 +277,12 @@ fn fields(view: &View<'_>) -> Vec<(&'static str, String)> {
             "" => String::new(),
             stage => format!(" at {stage}"),
         };
-        format!("{}{stage} · {} · process {}", kill.reason, ago(view.kill_age), kill.pid)
+        format!(
+            "{}{stage} · {} · process {}",
+            kill.reason,
+            ago(view.kill_age),
+            kill.pid
+        )
     });
     let queue = match beat.queue_max {
         0 => beat.queue.to_string(),
@@ -261,18 +291,44 @@ fn fields(view: &View<'_>) -> Vec<(&'static str, String)> {
     vec![
         ("state", state),
         ("host", format!("{} · process {}", beat.host, beat.pid)),
-        ("instance", if beat.instance.is_empty() { "?".into() } else { beat.instance.clone() }),
-        ("broker", if beat.connected { "connected" } else { "not connected" }.into()),
+        (
+            "instance",
+            if beat.instance.is_empty() {
+                "?".into()
+            } else {
+                beat.instance.clone()
+            },
+        ),
+        (
+            "broker",
+            if beat.connected {
+                "connected"
+            } else {
+                "not connected"
+            }
+            .into(),
+        ),
         ("queue", format!("{queue} · inflight {}", beat.inflight)),
-        ("rate", format!("{} inputs/s", words::rate(beat.inputs_per_second))),
+        (
+            "rate",
+            format!("{} inputs/s", words::rate(beat.inputs_per_second)),
+        ),
         (
             "jobs",
-            format!("last took {} · mean {}", ms(beat.last_job_latency_ms), ms(beat.avg_job_ms)),
+            format!(
+                "last took {} · mean {}",
+                ms(beat.last_job_latency_ms),
+                ms(beat.avg_job_ms)
+            ),
         ),
         ("progress", ago(view.progress_age)),
         (
             "heard",
-            format!("{} ago · promised within {}", words::age(view.age), words::age(view.promise)),
+            format!(
+                "{} ago · promised within {}",
+                words::age(view.age),
+                words::age(view.promise)
+            ),
         ),
         ("last kill", kill),
         (

@@ -212,7 +212,10 @@ mod tests {
         assert_eq!((ui.filter.as_str(), ui.typing), ("qs?x", true));
         ui.press(Press::Back, &few);
         ui.press(Press::Enter, &few);
-        assert_eq!((ui.filter.as_str(), ui.typing, ui.order), ("qs?", false, Order::Health));
+        assert_eq!(
+            (ui.filter.as_str(), ui.typing, ui.order),
+            ("qs?", false, Order::Health)
+        );
         ui.press(Press::Escape, &few);
         assert_eq!(ui.filter, "");
         ui.press(Press::Char('/'), &few);

@@ -3,8 +3,8 @@
 use crate::cli::Colour;
 use crate::cli::count;
 use crate::cli::status::span;
-use crate::logic::fleet::{Fleet, Health, Totals, View};
 use crate::clock::Moment;
+use crate::logic::fleet::{Fleet, Health, Totals, View};
 use std::time::Duration;
 
 /// One column of the table.
@@ -24,6 +24,8 @@ pub enum Column {
     Inflight,
     /// Inputs a second.
     Rate,
+    /// Why it takes no new work, or which stage is stalled.
+    Why,
     /// Since something last left a stage.
     Progress,
     /// Since the last heartbeat.
@@ -48,10 +50,11 @@ pub enum Column {
 
 impl Column {
     /// All of them from left to right.
-    pub const ALL: [Column; 17] = [
+    pub const ALL: [Column; 18] = [
         Column::State,
         Column::Host,
         Column::Pid,
+        Column::Why,
         Column::Broker,
         Column::Queue,
         Column::Inflight,
@@ -70,25 +73,30 @@ impl Column {
 
     /// How soon it goes where there is no room: the highest first.
     pub fn rank(self) -> usize {
-        match self {
-            Column::State => 0,
-            Column::Host => 1,
-            Column::Queue => 2,
-            Column::Inflight => 3,
-            Column::Rate => 4,
-            Column::Progress => 5,
-            Column::Kill => 6,
-            Column::Broker => 7,
-            Column::Heard => 8,
-            Column::Pid => 9,
-            Column::Restarts => 10,
-            Column::Instance => 11,
-            Column::Model => 12,
-            Column::Uptime => 13,
-            Column::Memory => 14,
-            Column::Device => 15,
-            Column::Version => 16,
-        }
+        const RANKED: [Column; 18] = [
+            Column::State,
+            Column::Host,
+            Column::Queue,
+            Column::Inflight,
+            Column::Rate,
+            Column::Progress,
+            Column::Kill,
+            Column::Broker,
+            Column::Why,
+            Column::Heard,
+            Column::Pid,
+            Column::Restarts,
+            Column::Instance,
+            Column::Model,
+            Column::Uptime,
+            Column::Memory,
+            Column::Device,
+            Column::Version,
+        ];
+        RANKED
+            .iter()
+            .position(|&column| column == self)
+            .unwrap_or(RANKED.len())
     }
 
     /// Its title.
@@ -100,7 +108,8 @@ impl Column {
             Column::Broker => "BROKER",
             Column::Queue => "QUEUE",
             Column::Inflight => "INFLIGHT",
-            Column::Rate => "INPUTS/S",
+            Column::Rate => "RATE/S",
+            Column::Why => "WHY",
             Column::Progress => "PROGRESS",
             Column::Heard => "HEARD",
             Column::Kill => "LAST KILL",
@@ -142,6 +151,7 @@ impl Column {
             Column::Queue => format!("{}/{}", beat.queue, beat.queue_max),
             Column::Inflight => beat.inflight.to_string(),
             Column::Rate => rate(beat.inputs_per_second),
+            Column::Why => why(view),
             Column::Progress => view.progress_age.map_or("?".to_owned(), age),
             Column::Heard => age(view.age),
             Column::Kill => match (&beat.last_kill, view.kill_age) {
@@ -158,6 +168,17 @@ impl Column {
             Column::Version => beat.version.clone(),
         }
     }
+}
+
+/// Why it is not as it should be, in a word of its own.
+fn why(view: &View<'_>) -> String {
+    let beat = view.beat;
+    let why = match (&beat.stalled_stage, &beat.not_ready) {
+        _ if view.health == Health::Silent => None,
+        (Some(stage), _) => Some(stage),
+        (None, why) => why.as_ref().filter(|why| **why != beat.state),
+    };
+    why.map_or("-".to_owned(), |why| (*why).clone())
 }
 
 /// The shape that goes with a state: whoever sees no colours sees this.
@@ -223,7 +244,7 @@ pub fn answer(fleet: &Fleet, totals: &Totals, now: Moment) -> (Colour, String) {
     }
     if workers > 0 {
         line.push_str(&format!(
-            " · queue {} · inflight {} · {} inputs/s",
+            " · queue {} · inflight {} · {}/s",
             totals.queue,
             totals.inflight,
             rate(totals.rate)
@@ -297,7 +318,10 @@ mod tests {
         let mut ranks: Vec<_> = Column::ALL.map(Column::rank).to_vec();
         ranks.sort_unstable();
         assert_eq!(ranks, (0..Column::ALL.len()).collect::<Vec<_>>());
-        assert_eq!((rate(0.0), rate(0.26), rate(812.4)), ("0".into(), "0.3".into(), "812".into()));
+        assert_eq!(
+            (rate(0.0), rate(0.26), rate(812.4)),
+            ("0".into(), "0.3".into(), "812".into())
+        );
         assert_eq!(instance("/run/embeddings@gpu0/"), "embeddings@gpu0");
         assert_eq!((instance(""), instance("/")), ("-", "-"));
         assert_eq!(mebibytes(200 << 20), "200 MiB");

@@ -293,12 +293,17 @@ impl Fleet {
         }
         let fits = |(_, row): &(&Key, &Row)| self.is_before(row, beat, now);
         let fitting = self.rows.range(of_host(key)).filter(fits);
-        fitting.max_by_key(|(_, row)| row.heard).map(|(key, _)| key.clone())
+        fitting
+            .max_by_key(|(_, row)| row.heard)
+            .map(|(key, _)| key.clone())
     }
 
     /// Whether this row is of a process that has ended, and of the instance that speaks now.
     fn is_before(&self, row: &Row, beat: &Heartbeat, now: Moment) -> bool {
-        let killed = beat.last_kill.as_ref().is_some_and(|kill| kill.pid == row.beat.pid);
+        let killed = beat
+            .last_kill
+            .as_ref()
+            .is_some_and(|kill| kill.pid == row.beat.pid);
         (killed || row.leaving || row.silent) && may_follow(row, beat, now)
     }
 
@@ -350,7 +355,8 @@ impl Row {
         if self.notes.len() == NOTES_MAX {
             self.notes.pop_front();
         }
-        self.notes.push_back(if rate.is_finite() { rate.max(0.0) } else { 0.0 });
+        self.notes
+            .push_back(if rate.is_finite() { rate.max(0.0) } else { 0.0 });
     }
 }
 
@@ -367,9 +373,10 @@ fn of_host(key: &Key) -> RangeInclusive<Key> {
     (key.0.clone(), 0)..=(key.0.clone(), u32::MAX)
 }
 
-/// When the process began, on our clock; `None` where it does not say.
+/// When the process began, on our clock; `None` where it does not say, or that was before we did.
 fn began(beat: &Heartbeat, heard: Moment) -> Option<Moment> {
-    beat.uptime_ms.map(|ms| heard - Duration::from_millis(ms))
+    let uptime_ms = beat.uptime_ms?;
+    heard.as_millis().checked_sub(uptime_ms).map(Moment::from_millis)
 }
 
 /// Text from elsewhere: nothing that steers a terminal, and not for ever.

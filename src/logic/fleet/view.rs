@@ -201,7 +201,10 @@ impl Totals {
 
     /// Whether nobody need look at anything.
     pub fn is_well(&self) -> bool {
-        self.unheard == 0 && !Health::ALL.iter().any(|&health| health.is_bad() && self.count(health) > 0)
+        self.unheard == 0
+            && !Health::ALL
+                .iter()
+                .any(|&health| health.is_bad() && self.count(health) > 0)
     }
 }
 
