@@ -16,6 +16,7 @@ pub mod monitor;
 pub mod postmortem;
 pub mod status;
 pub mod submit;
+pub mod top;
 
 use crate::args::ConfigFlags;
 use crate::config::{ConfigErrors, Inputs, Loaded};
@@ -74,11 +75,7 @@ pub struct Paint {
 impl Paint {
     /// For stdout: on if it is a terminal that knows colours and nobody asked for none (no-color.org).
     pub fn stdout() -> Paint {
-        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        let dumb = set("TERM").is_none_or(|term| term == "dumb");
-        Paint {
-            on: set("NO_COLOR").is_none() && !dumb && std::io::stdout().is_terminal(),
-        }
+        Paint { on: is_coloured() }
     }
 
     /// For what is read by no terminal.
@@ -100,6 +97,13 @@ impl Paint {
             text.to_owned()
         }
     }
+}
+
+/// Whether stdout is a terminal that knows colours, and nobody asked for none (no-color.org).
+fn is_coloured() -> bool {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let dumb = set("TERM").is_none_or(|term| term == "dumb");
+    set("NO_COLOR").is_none() && !dumb && std::io::stdout().is_terminal()
 }
 
 /// Rows with aligned columns, two blanks between them, none at the end of a line.

@@ -14,6 +14,7 @@ mod compute;
 mod endings;
 pub mod event;
 pub mod faults;
+pub mod fleet;
 pub mod health;
 mod intake;
 pub mod lane;
