@@ -15,6 +15,7 @@ mod endings;
 pub mod event;
 pub mod faults;
 pub mod health;
+pub mod hour;
 mod intake;
 pub mod lane;
 pub mod ledger;

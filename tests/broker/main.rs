@@ -19,6 +19,7 @@ mod node;
 mod nodes;
 mod openai;
 mod overload;
+mod page;
 mod pika;
 mod private;
 mod proxy;

@@ -2,6 +2,7 @@
 
 use super::super::{Colour, Paint, table};
 use crate::report::{Kill, Report, State};
+pub use crate::report::advice::span;
 use std::collections::BTreeMap;
 
 const COLUMNS: usize = 80;
@@ -305,19 +306,6 @@ fn push_wrapped<'a>(
     }
     out.push_str(line.trim_end());
     out.push('\n');
-}
-
-/// A span as people say it.
-pub fn span(ms: u64) -> String {
-    let seconds = ms / 1000;
-    let (minutes, hours) = (seconds / 60, seconds / 3600);
-    match seconds {
-        0..10 => format!("{:.1} s", ms as f64 / 1000.0),
-        10..120 => format!("{seconds} s"),
-        120..7200 => format!("{minutes} min"),
-        7200..172_800 => format!("{hours} h {} min", minutes % 60),
-        _ => format!("{} days", hours / 24),
-    }
 }
 
 /// A moment of the wall clock, in UTC.
