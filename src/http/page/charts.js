@@ -60,15 +60,19 @@ function top(max) {
   return [1, 2, 4, 6, 8, 10].map((n) => n * unit).find((n) => n >= max) ?? 10 * unit;
 }
 
-/** The path through the values; it breaks where there is none, and a value that stands alone is a point. */
+/** The path through the values; it breaks where there is none. */
 function path(values, x, y) {
   let drawn = "", open = false;
   values.forEach((value, at) => {
-    if (value != null) drawn += `${open ? "L" : "M"}${x(at)} ${y(value)}${open || values[at + 1] != null ? "" : "h.01"}`;
+    if (value != null) drawn += `${open ? "L" : "M"}${x(at)} ${y(value)}`;
     open = value != null;
   });
   return drawn;
 }
+
+/** Points, where a value stands alone. */
+const dots = (values, x, y) => values.map((value, at) =>
+  (value != null && values[at - 1] == null && values[at + 1] == null ? `M${x(at)} ${y(value)}h.01` : "")).join("");
 
 function area(values, x, y) {
   let drawn = "", from = null;
@@ -103,7 +107,10 @@ function drawChart(chart, { slots, end, now, at, momentOf }) {
     drawn.push(el("svg:text", { x: place.toFixed(1), y: height - 3, "text-anchor": minutes ? "middle" : "end" }, label));
   }
   drawn.push(el("svg:path", { class: "area", d: area(series[0], x, y) }));
-  series.forEach((values, n) => drawn.push(el("svg:path", { class: `line line${n}`, d: path(values, x, y) })));
+  series.forEach((values, n) => {
+    drawn.push(el("svg:path", { class: `line line${n}`, d: path(values, x, y) }));
+    drawn.push(el("svg:path", { class: `line line${n} dot`, d: dots(values, x, y) }));
+  });
   if (!now) drawn.push(el("svg:path", { class: "cursor", d: `M${x(at)} ${high - 4}V${low}` }));
   chart.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   fill(chart.svg, drawn);

@@ -209,6 +209,7 @@ async function look() {
       }
     } else throw new Error(`status ${status}`);
     [heard, heardUnix, failures, contact] = [performance.now(), Date.now(), 0, "live"];
+    $("page").classList.remove("blank");
     showContact();
     if (status !== 200) return;
     if (isOutdated(body)) {
