@@ -78,7 +78,9 @@ impl History {
             inputs_per_second: rate(|slot| slot.inputs),
             tokens_per_second: rate(|slot| slot.tokens),
             jobs_per_second: lanes(|lane| {
-                column(&slots, |slot| Some(rounded(slot.jobs[lane] as f64 / STEP.as_secs_f64())))
+                column(&slots, |slot| {
+                    Some(rounded(slot.jobs[lane] as f64 / STEP.as_secs_f64()))
+                })
             }),
             job_ms: lanes(|lane| Times {
                 mean: time(lane, |latency| latency.mean),
@@ -98,7 +100,11 @@ fn column<T>(slots: &[Option<&Slot>], value: impl Fn(&Slot) -> Option<T>) -> Col
 }
 
 fn lanes<T>(of: impl Fn(usize) -> T) -> Lanes<T> {
-    LANES.iter().enumerate().map(|(at, lane)| (lane.name(), of(at))).collect()
+    LANES
+        .iter()
+        .enumerate()
+        .map(|(at, lane)| (lane.name(), of(at)))
+        .collect()
 }
 
 /// A tenth of a unit is finer than anyone draws, and an hour stays some kilobytes.
@@ -126,7 +132,10 @@ mod tests {
         assert_eq!(history["since_unix_ms"], 10_000_000 - 52_000 + 20_000);
         assert_eq!(history["inputs_per_second"], serde_json::json!([0.0, null, 5.0]));
         assert_eq!(history["not_ready"], serde_json::json!(["", null, ""]));
-        assert_eq!(history["job_ms"]["bulk"]["p99"], serde_json::json!([null, null, null]));
+        assert_eq!(
+            history["job_ms"]["bulk"]["p99"],
+            serde_json::json!([null, null, null])
+        );
         assert_eq!(history["queue"]["interactive"], serde_json::json!([0, null, 0]));
         let mut later = told(13_600_000);
         assert_eq!(later["since_unix_ms"], 13_600_000 - 32_000);

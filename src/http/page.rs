@@ -24,7 +24,11 @@ static PAGE: LazyLock<String> = LazyLock::new(|| {
         let (open, close) = (format!("<{element}>"), format!("</{element}>"));
         page.replacen(&format!("{open}{close}"), &format!("{open}{inside}{close}"), 1)
     };
-    put(&put(include_str!("page/page.html"), "style", STYLE), "script", SCRIPT)
+    put(
+        &put(include_str!("page/page.html"), "style", STYLE),
+        "script",
+        SCRIPT,
+    )
 });
 
 /// What the page may do: its own style and its own script, known by their hashes, and questions to whoever served it. It needs
@@ -72,7 +76,15 @@ mod tests {
             assert_eq!(PAGE.matches(&format!("<{element}")).count(), 1, "{element}");
         }
         let page = PAGE.replace("http://www.w3.org/2000/svg", "");
-        for never in [" style=", " onclick=", "innerHTML", "outerHTML", "insertAdjacentHTML", "http:", "https:"] {
+        for never in [
+            " style=",
+            " onclick=",
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "http:",
+            "https:",
+        ] {
             assert!(!page.contains(never), "{never}");
         }
     }

@@ -156,7 +156,10 @@ impl Hour {
         let first = oldest.max(end.saturating_sub(SLOTS_MAX as u64)).min(end);
         let mut slots = vec![None; usize::try_from(end - first).unwrap_or_default()];
         for slot in &self.slots {
-            let at = slot.number.checked_sub(first).and_then(|at| usize::try_from(at).ok());
+            let at = slot
+                .number
+                .checked_sub(first)
+                .and_then(|at| usize::try_from(at).ok());
             if let Some(place) = at.and_then(|at| slots.get_mut(at)) {
                 *place = Some(slot);
             }

@@ -222,7 +222,10 @@ mod tests {
         histogram.observe(900.0);
         let since = histogram.since(&before);
         assert_eq!((since.count(), since.sum()), (2, 903.0));
-        assert_eq!((since.quantile(0.5), since.quantile(0.99)), (Some(4.0), Some(4.0)));
+        assert_eq!(
+            (since.quantile(0.5), since.quantile(0.99)),
+            (Some(4.0), Some(4.0))
+        );
     }
 
     /// Goal: a loss is one, however often it is told; before the first session there is nothing to lose.

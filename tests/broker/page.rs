@@ -32,7 +32,10 @@ impl Judge {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let tools = root.join(".cache/page");
         if !Path::new(CHROMIUM).exists() || !tools.join("node_modules/playwright-core").is_dir() {
-            eprintln!("skipped: no {CHROMIUM}, or no driver in {} (scripts/get-chromium)", tools.display());
+            eprintln!(
+                "skipped: no {CHROMIUM}, or no driver in {} (scripts/get-chromium)",
+                tools.display()
+            );
             return None;
         }
         let shots = root.join("target/page");

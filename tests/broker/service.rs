@@ -143,7 +143,11 @@ impl Service {
     /// Starts it with what it was given, in the same directories; what ran before has ended.
     pub fn again(&mut self) {
         self.forget_told();
-        let log = File::options().append(true).create(true).open(self.log_path()).unwrap();
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.log_path())
+            .unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_embeddings"))
             .args(["serve", "--config"])
             .arg(&self.config)

@@ -1,8 +1,8 @@
 //! The report for people: the first line is the answer, then aligned sections, 80 columns wide.
 
 use super::super::{Colour, Paint, table};
-use crate::report::{Kill, Report, State};
 pub use crate::report::advice::span;
+use crate::report::{Kill, Report, State};
 use std::collections::BTreeMap;
 
 const COLUMNS: usize = 80;

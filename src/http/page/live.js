@@ -5,6 +5,15 @@ const EVERY = 1000, PATIENCE = 2500;
 /** Without an answer for so long contact is lost, and at once after two failures in a row. */
 const LOST = 3500;
 const KEY = "embeddings-token";
+/** The tab's own store, or this page's memory in a browser that keeps nothing. */
+const kept = (() => {
+  try {
+    return sessionStorage;
+  } catch {
+    const memory = new Map();
+    return { getItem: (key) => memory.get(key), setItem: (key, value) => memory.set(key, value), removeItem: (key) => memory.delete(key) };
+  }
+})();
 
 const STAGES = {
   received: ["on its way here from the broker", "jobs"],
@@ -154,7 +163,7 @@ function showHealth(health) {
 function open(isOpen, why) {
   document.body.classList.toggle("shut", !isOpen);
   $("ask").hidden = isOpen;
-  $("forget").hidden = !isOpen || !sessionStorage.getItem(KEY);
+  $("forget").hidden = !isOpen || !kept.getItem(KEY);
   if (isOpen) say($("wrong"), "");
   if (why) say($("why"), why);
 }
@@ -182,14 +191,14 @@ function isOutdated({ pid, at_unix_ms: now }) {
 }
 
 async function ask(path) {
-  const token = sessionStorage.getItem(KEY);
+  const token = kept.getItem(KEY);
   const answer = await fetch(path, { headers: token ? { authorization: `Bearer ${token}` } : {}, cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
   return { status: answer.status, body: await answer.json() };
 }
 
 /** One question and what follows from it. */
 async function look() {
-  const token = sessionStorage.getItem(KEY);
+  const token = kept.getItem(KEY);
   // What was refused is not asked for again without a reason.
   const known = refused === 421 || (refused === 401 && !token);
   try {
@@ -205,7 +214,7 @@ async function look() {
       $("ask").querySelector("form").hidden = status === 421;
       if (status === 401 && token) {
         say($("wrong"), "That is not the token of this service.");
-        sessionStorage.removeItem(KEY);
+        kept.removeItem(KEY);
       }
     } else throw new Error(`status ${status}`);
     [heard, heardUnix, failures, contact] = [performance.now(), Date.now(), 0, "live"];
@@ -241,11 +250,11 @@ $("page").hidden = false;
 document.addEventListener("visibilitychange", () => wake());
 $("ask").querySelector("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(KEY, $("token").value.trim());
+  kept.setItem(KEY, $("token").value.trim());
   $("token").value = "";
   say($("wrong"), "");
   wake();
 });
-$("forget").addEventListener("click", () => { sessionStorage.removeItem(KEY); wake(); });
+$("forget").addEventListener("click", () => { kept.removeItem(KEY); wake(); });
 makeCharts();
 watch();
