@@ -16,6 +16,7 @@ pub mod event;
 pub mod faults;
 pub mod fleet;
 pub mod health;
+pub mod hour;
 mod intake;
 pub mod lane;
 pub mod ledger;

@@ -23,6 +23,7 @@ mod node;
 mod nodes;
 mod openai;
 mod overload;
+mod page;
 mod pika;
 mod private;
 mod proxy;

@@ -15,24 +15,10 @@ pub fn ask(unit: &str) -> Option<Unit> {
     if !Path::new("/run/systemd/system").is_dir() {
         return None;
     }
-<<<<<<< HEAD
     let mut show = Command::new("systemctl");
-    show.args(["show", "--timestamp=utc", "--property", PROPERTIES, UNIT]);
-    let shown = super::super::ask::ask(show, PATIENCE)?;
-=======
     let unit = format!("{unit}.service");
-    let (answer, answered) = mpsc::sync_channel(1);
-    std::thread::spawn(move || {
-        let shown = Command::new("systemctl")
-            .args(["show", "--timestamp=utc", "--property", PROPERTIES, "--", &unit])
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .output();
-        let _ = answer.send(shown);
-    });
-    let shown = answered.recv_timeout(PATIENCE).ok()?.ok()?;
->>>>>>> papers
+    show.args(["show", "--timestamp=utc", "--property", PROPERTIES, "--", &unit]);
+    let shown = super::super::ask::ask(show, PATIENCE)?;
     parse(&String::from_utf8_lossy(&shown.stdout))
 }
 
