@@ -47,11 +47,10 @@ impl Private {
         }
     }
 
-    /// Runs `rabbitmqctl` on it.
+    /// Runs `rabbitmqctl` on the node.
     pub fn ctl(&self, arguments: &str) {
         let script = format!(". ./env && exec /usr/lib/rabbitmq/bin/rabbitmqctl -q {arguments}");
-        let mut shell = Command::new("sh");
-        let output = shell
+        let output = Command::new("sh")
             .args(["-c", &script])
             .current_dir(&self.dir)
             .output()
