@@ -179,6 +179,9 @@ pub enum ModelCommand {
         /// Replace a model that is installed under this name
         #[arg(long)]
         replace: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         #[allow(missing_docs, reason = "documented on the type")]
         config: ConfigFlags,
@@ -217,6 +220,9 @@ pub enum ModelCommand {
         /// Replace a model that is installed under this name
         #[arg(long)]
         replace: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         #[allow(missing_docs, reason = "documented on the type")]
         config: ConfigFlags,
@@ -225,6 +231,9 @@ pub enum ModelCommand {
     Rm {
         /// Name of an installed model
         name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         #[allow(missing_docs, reason = "documented on the type")]
         config: ConfigFlags,
@@ -245,8 +254,13 @@ pub struct ConfigArgs {
     pub default_file: bool,
 }
 
+/// What `embeddings status --help` says behind its options.
+const STATUS_HELP: &str = "\
+Exit: 0 running · 1 degraded, starting, stopping or hung · 3 stopped · 4 it cannot be known, such as for want of permission";
+
 /// `embeddings status`
 #[derive(Debug, Args)]
+#[command(after_long_help = STATUS_HELP)]
 pub struct StatusArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "documented on the type")]
@@ -308,8 +322,16 @@ pub struct TopArgs {
     pub filter: String,
 }
 
+/// What `embeddings check --help` says behind its options.
+const CHECK_HELP: &str = "\
+Nothing is changed, here or on the broker, and every step has a limit. Each finding has an id (broker.login), says what was
+found and, unless it is well, why that matters and which commands mend it.
+
+Exit: 0 no error, there may be warnings · 1 an error beyond the configuration · 78 an error in the configuration";
+
 /// `embeddings check`
 #[derive(Debug, Args)]
+#[command(after_long_help = CHECK_HELP)]
 pub struct CheckArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "documented on the type")]
@@ -389,6 +411,9 @@ pub struct DeadRequeueArgs {
     /// At most this many
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `embeddings dead purge`
@@ -413,6 +438,9 @@ pub struct DeadPurgeArgs {
     /// Do not ask before deleting with --all
     #[arg(long)]
     pub yes: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// The name of an instance, which is part of file names.

@@ -497,6 +497,7 @@ fn people_get_the_answer_the_reason_and_the_command() {
         .iter()
         .find(|it| it["id"] == "config.value")
         .unwrap();
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
     for part in [&found["found"], &found["why"], &found["mend"][0]] {
         assert!(said.contains(part.as_str().unwrap()), "{part} is not in\n{said}");
     }

@@ -15,8 +15,11 @@ mod device;
 mod finding;
 mod mend;
 mod model;
+mod secrets;
 mod system;
 pub mod table;
+mod topology;
+mod units;
 mod user;
 
 use super::{Paint, print};
@@ -27,7 +30,7 @@ use anyhow::Context;
 use finding::{Finding, Findings, Skipped};
 use mend::Hand;
 use std::process::ExitCode;
-use system::Units;
+use units::Units;
 use user::Reader;
 
 /// Runs the command: 0 if there is no error, 78 if there is one in the configuration, else 1.
@@ -55,10 +58,10 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
 /// Looks at everything; and whether loading the configuration refused anything.
 fn examine(mut inputs: Inputs, user: Option<&str>) -> anyhow::Result<(Findings, bool)> {
     let reading = config::reading(&inputs);
-    let hand = &Hand::new(&inputs, &reading);
-    let units = Units::ask(hand);
-    as_the_unit_would(&mut inputs, &units);
-    let inputs = &inputs;
+    let mut hand = Hand::new(&inputs, &reading);
+    let units = Units::ask(&hand);
+    as_the_unit_would(&mut inputs, &units, &mut hand);
+    let (inputs, hand) = (&inputs, &hand);
     let examined = &config::examine(inputs);
     let config = &examined.loaded.config;
     let told = user.map(str::to_owned).or_else(|| units.user());
@@ -74,7 +77,7 @@ fn examine(mut inputs: Inputs, user: Option<&str>) -> anyhow::Result<(Findings, 
     let mut findings = Findings::default();
     let all = &mut findings.all;
     all.extend(configuration::judge(&reading, examined, reader, hand));
-    all.extend(configuration::token(config, reader, hand));
+    all.extend(secrets::token(config, reader, hand));
     all.push(device::threads(
         config,
         &configuration::origin(examined, "engine.threads"),
@@ -128,7 +131,7 @@ fn examine(mut inputs: Inputs, user: Option<&str>) -> anyhow::Result<(Findings, 
 }
 
 /// What systemd hands to the service and not to a shell: its ring, and the credential with the password.
-fn as_the_unit_would(inputs: &mut Inputs, units: &Units) {
+fn as_the_unit_would(inputs: &mut Inputs, units: &Units, hand: &mut Hand) {
     if let Some(ring) = units.watchdog_us() {
         let ring = ring.to_string();
         inputs
@@ -136,13 +139,13 @@ fn as_the_unit_would(inputs: &mut Inputs, units: &Units) {
             .entry("WATCHDOG_USEC".to_owned())
             .or_insert(ring);
     }
-    if let Some(path) = units
-        .password_file()
-        .filter(|_| !inputs.environment.contains_key("CREDENTIALS_DIRECTORY"))
-    {
+    // Another file's broker is another one, with a password of its own.
+    let by_hand = inputs.file.is_none() && !inputs.environment.contains_key("CREDENTIALS_DIRECTORY");
+    if let Some(path) = units.password_file().filter(|_| by_hand) {
         inputs
             .set
             .push(format!("broker.password_file={}", path.display()));
+        hand.credential = Some(path);
     }
 }
 

@@ -241,11 +241,7 @@ async fn requeue(args: &DeadRequeueArgs, letters: &mut Letters) -> anyhow::Resul
         done.count(summary);
         *to.entry(queue).or_default() += 1;
     }
-    let places: Vec<String> = to
-        .iter()
-        .map(|(queue, number)| format!("{number} to {queue}"))
-        .collect();
-    Ok(done.end(&args.ids, &names.dead, "requeued", &places.join(", ")))
+    Ok(done.end(&args.ids, &names.dead, "requeued", &to, args.json))
 }
 
 async fn purge(args: &DeadPurgeArgs, letters: &mut Letters) -> anyhow::Result<End> {
@@ -287,7 +283,7 @@ async fn purge(args: &DeadPurgeArgs, letters: &mut Letters) -> anyhow::Result<En
     if ageless > 0 {
         eprintln!("{} of unknown age kept", count(ageless, "dead letter"));
     }
-    Ok(done.end(&args.ids, &queue, "deleted", ""))
+    Ok(done.end(&args.ids, &queue, "deleted", &BTreeMap::new(), args.json))
 }
 
 /// What a command has done so far.
@@ -308,19 +304,33 @@ impl Done {
     }
 
     /// The answer; ids that no letter had are named.
-    fn end(&self, ids: &[String], queue: &str, how: &str, places: &str) -> End {
-        let mut missing = ids.iter().filter(|id| !self.ids.contains(*id)).peekable();
-        let incomplete = missing.peek().is_some() || self.number == 0;
-        for id in missing {
+    fn end(
+        &self,
+        ids: &[String],
+        queue: &str,
+        how: &str,
+        places: &BTreeMap<&str, usize>,
+        as_json: bool,
+    ) -> End {
+        let missing: Vec<&String> = ids.iter().filter(|id| !self.ids.contains(*id)).collect();
+        let incomplete = !missing.is_empty() || self.number == 0;
+        for id in &missing {
             eprintln!("error: {}", none(id, queue));
         }
-        let places = if places.is_empty() {
-            String::new()
+        let said = if as_json {
+            let answer =
+                json!({"queue": queue, "done": how, "number": self.number, "to": places, "missing": missing});
+            format!("{answer:#}\n")
         } else {
-            format!(": {places}")
+            let places: Vec<String> = places
+                .iter()
+                .map(|(queue, number)| format!("{number} to {queue}"))
+                .collect();
+            let colon = if places.is_empty() { "" } else { ": " };
+            format!("{}{colon}{}\n", self.so_far(how), places.join(", "))
         };
         End {
-            said: format!("{}{places}\n", self.so_far(how)),
+            said,
             code: if incomplete { EXIT_NONE } else { 0 },
             ..End::default()
         }
@@ -375,15 +385,19 @@ mod tests {
     #[test]
     fn whoever_asks_for_what_is_not_there_is_told() {
         let mut done = Done::default();
-        assert_eq!(done.end(&[], "q", "deleted", "").code, EXIT_NONE);
+        let none = BTreeMap::new();
+        assert_eq!(done.end(&[], "q", "deleted", &none, false).code, EXIT_NONE);
         done.count(summary::read(&summary::tests::refused()).0);
         let ids = ["job-7".to_owned(), "job-8".to_owned()];
-        let end = done.end(&ids[..1], "q", "requeued", "1 to q");
+        let end = done.end(&ids[..1], "q", "requeued", &BTreeMap::from([("q", 1)]), false);
         assert_eq!(
             (end.said.as_str(), end.code),
             ("1 dead letter requeued: 1 to q\n", 0)
         );
-        assert_eq!(done.end(&ids, "q", "deleted", "").code, EXIT_NONE);
+        let end = done.end(&ids, "q", "deleted", &none, true);
+        assert_eq!(end.code, EXIT_NONE);
+        let said: serde_json::Value = serde_json::from_str(&end.said).unwrap();
+        assert_eq!(said["missing"], json!(["job-8"]), "{said}");
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::args::{ConfigFlags, ModelCommand};
 use crate::engine::Model;
 use anyhow::{Context, bail};
 use indicatif::HumanBytes;
+use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -40,8 +41,9 @@ pub fn run(command: &ModelCommand) -> anyhow::Result<ExitCode> {
             dir,
             name,
             replace,
+            json,
             config,
-        } => add(dir, name.as_deref(), *replace, config),
+        } => add(dir, name.as_deref(), *replace, *json, config),
         ModelCommand::List { json, config } => list::run(config, *json),
         ModelCommand::Check { model, json, config } => trial::run(model, *json, config),
         ModelCommand::Pull {
@@ -49,13 +51,20 @@ pub fn run(command: &ModelCommand) -> anyhow::Result<ExitCode> {
             sha256,
             name,
             replace,
+            json,
             config,
-        } => pull::run(id, sha256.as_deref(), name.as_deref(), *replace, config),
-        ModelCommand::Rm { name, config } => remove(name, config),
+        } => pull::run(id, sha256.as_deref(), name.as_deref(), *replace, *json, config),
+        ModelCommand::Rm { name, json, config } => remove(name, *json, config),
     }
 }
 
-fn add(dir: &Path, name: Option<&str>, replace: bool, flags: &ConfigFlags) -> anyhow::Result<ExitCode> {
+fn add(
+    dir: &Path,
+    name: Option<&str>,
+    replace: bool,
+    as_json: bool,
+    flags: &ConfigFlags,
+) -> anyhow::Result<ExitCode> {
     let config = configuration(flags)?.config;
     // Made absolute first, so that `.` has a name too.
     let dir = dir
@@ -75,7 +84,7 @@ fn add(dir: &Path, name: Option<&str>, replace: bool, flags: &ConfigFlags) -> an
         commit: None,
     };
     let target = install::install(&dir, &facts.files, &models, name, replace, &source)?;
-    print(&installed(name, &facts, &target))?;
+    print(&installed(name, &facts, &target, &source, as_json))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -85,7 +94,19 @@ fn vet(dir: &Path) -> anyhow::Result<()> {
 }
 
 /// The answer after installing: what, how large, where, and how to go on.
-fn installed(name: &str, facts: &Facts, target: &Path) -> String {
+fn installed(name: &str, facts: &Facts, target: &Path, source: &Source, as_json: bool) -> String {
+    if as_json {
+        let answer = json!({
+            "name": name,
+            "installed": true,
+            "path": target,
+            "type": facts.architecture,
+            "dimensions": facts.dimensions,
+            "bytes": facts.bytes,
+            "source": source,
+        });
+        return format!("{answer:#}\n");
+    }
     let dimensions = facts
         .dimensions
         .map(|n| format!(", {n} dimensions"))
@@ -98,7 +119,7 @@ fn installed(name: &str, facts: &Facts, target: &Path) -> String {
     )
 }
 
-fn remove(name: &str, flags: &ConfigFlags) -> anyhow::Result<ExitCode> {
+fn remove(name: &str, as_json: bool, flags: &ConfigFlags) -> anyhow::Result<ExitCode> {
     let config = configuration(flags)?.config;
     let models = config.dirs.state.join("models");
     let found = config.installed_dir(name)?;
@@ -110,8 +131,15 @@ fn remove(name: &str, flags: &ConfigFlags) -> anyhow::Result<ExitCode> {
         bail!("model {name} in {} {owner}", found.display());
     }
     install::remove(&models, name)?;
-    print(&format!("removed {name} from {}\n", models.display()))?;
-    if config.models.contains_key(name) && config.model_dir(name).is_err() {
+    let needed = config.models.contains_key(name) && config.model_dir(name).is_err();
+    print(&match as_json {
+        true => format!(
+            "{:#}\n",
+            json!({"name": name, "removed": true, "path": found, "still_configured": needed})
+        ),
+        false => format!("removed {name} from {}\n", models.display()),
+    })?;
+    if needed {
         eprintln!(
             "warning: the configuration still names {name}; the service will not find it at its next start"
         );

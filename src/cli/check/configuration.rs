@@ -1,10 +1,10 @@
-//! Judges the configuration: every error of loading it, its risks, and who can read what it names.
+//! Judges the configuration: every error of loading it, its risks, and what stands in vain.
 
 use super::finding::{Finding, Level};
 use super::mend::{self, Hand, place, quoted};
-use super::table;
-use super::user::{Reader, Want, is_public};
-use crate::config::{BrokerUrl, Config, ConfigError, Examined, KEYS, Origin, Reading, keys_of};
+use super::user::Reader;
+use super::{secrets, table};
+use crate::config::{ConfigError, Examined, KEYS, Origin, Reading, keys_of};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -25,11 +25,13 @@ pub fn judge(reading: &Reading, examined: &Examined, reader: Option<&Reader>, ha
             .map(|text| risk(text, examined, hand)),
     );
     found.extend(overridden(reading, hand));
-    let named = named(reading, &examined.loaded.config, &examined.errors);
-    found.extend(named.iter().filter_map(|file| secret(file, reader, hand)));
-    if let Some(reader) = reader {
-        found.extend(named.iter().filter_map(|file| unreadable(file, reader, hand)));
-    }
+    found.extend(secrets::judge(
+        reading,
+        &examined.loaded.config,
+        &examined.errors,
+        reader,
+        hand,
+    ));
     if !found.iter().any(|it| it.level == Level::Error) {
         let (sources, set) = (&examined.loaded.sources, |key: &&str| {
             origin(examined, key) != Origin::Default
@@ -188,21 +190,15 @@ fn password(text: String, examined: &Examined, reader: Option<&Reader>, hand: &H
         return Finding::error(check, text, commands).note("the user stands before the @ of broker.url");
     }
     // The path stands in the message; the value itself was refused and stands nowhere else.
-    let path = text.split('"').nth(1).unwrap_or_default();
-    let commands = vec![install_secret(Path::new(path), reader, hand)];
+    let path = text.split('"').nth(1).unwrap_or_default().to_owned();
+    let text = match &hand.credential {
+        Some(file) if *file == Path::new(&path) => {
+            text.replacen("flag --set", &format!("LoadCredential= of {}", hand.service()), 1)
+        }
+        _ => text,
+    };
+    let commands = vec![secrets::install(Path::new(&path), reader, hand)];
     Finding::error(check, text, commands).note("type the password, Enter, and Ctrl-D")
-}
-
-/// A file that the service alone can read, from what is typed.
-fn install_secret(path: &Path, reader: Option<&Reader>, hand: &Hand) -> String {
-    let group = reader
-        .map(|reader| format!("-g {} ", reader.group))
-        .unwrap_or_default();
-    let above = path.parent().unwrap_or(path);
-    hand.on(
-        above,
-        format!("install -D -m 640 {group}/dev/stdin {}", mend::path(path)),
-    )
 }
 
 fn combination(
@@ -223,7 +219,7 @@ fn combination(
         };
         let make = format!(
             "head -c 32 /dev/urandom | base64 | {}",
-            install_secret(&token, reader, hand)
+            secrets::install(&token, reader, hand)
         );
         let mut commands = vec![make];
         commands.extend(hand.set(
@@ -339,111 +335,6 @@ fn overridden(reading: &Reading, hand: &Hand) -> Vec<Finding> {
         }
     }
     found
-}
-
-/// A file that the configuration reads or names.
-struct Named {
-    path: PathBuf,
-    /// The key that names it; the configuration's own files have none.
-    key: Option<&'static str>,
-    /// Whether there is a password or token in it.
-    secret: bool,
-}
-
-fn named(reading: &Reading, config: &Config, errors: &[ConfigError]) -> Vec<Named> {
-    let mut all = Vec::new();
-    for path in reading.files.iter().filter(|path| path.is_file()) {
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        let url = text.lines().filter(|line| !line.trim_start().starts_with('#'));
-        let secret = url.flat_map(|line| line.split(['"', '\''])).any(|word| {
-            let ours = |url: &BrokerUrl| url.has_password() && !url.secret().contains("://guest:guest@");
-            BrokerUrl::parse(word).is_ok_and(|url| ours(&url))
-        });
-        all.push(Named {
-            path: path.clone(),
-            key: None,
-            secret,
-        });
-    }
-    for (key, path, secret) in [
-        ("broker.password_file", &config.broker.password_file, true),
-        ("broker.ca_file", &config.broker.ca_file, false),
-        ("http.token_file", &config.http.token_file, true),
-    ] {
-        let refused =
-            |error: &ConfigError| matches!(error, ConfigError::Value { key: refused, .. } if refused == key);
-        if let Some(path) = path
-            .clone()
-            .filter(|path| path.is_file() && !errors.iter().any(refused))
-        {
-            all.push(Named {
-                path,
-                key: Some(key),
-                secret,
-            });
-        }
-    }
-    all
-}
-
-impl Named {
-    fn shown(&self) -> String {
-        match self.key {
-            Some(key) => format!("{key} = {:?}", self.path.display().to_string()),
-            None => self.path.display().to_string(),
-        }
-    }
-}
-
-fn secret(file: &Named, reader: Option<&Reader>, hand: &Hand) -> Option<Finding> {
-    if !file.secret || !is_public(&file.path) {
-        return None;
-    }
-    let path = mend::path(&file.path);
-    // Without its group the service could not read it any more.
-    let mut commands: Vec<String> = reader
-        .map(|reader| hand.root(format!("chgrp {} {path}", reader.group)))
-        .into_iter()
-        .collect();
-    let group = if reader.is_some() { "g+r," } else { "" };
-    commands.push(hand.on(&file.path, format!("chmod {group}o-rwx {path}")));
-    let text = format!(
-        "{}: holds a secret, and everybody on this machine can read it",
-        file.shown()
-    );
-    Some(Finding::warning(&table::CONFIG_SECRET, text, commands))
-}
-
-fn unreadable(file: &Named, reader: &Reader, hand: &Hand) -> Option<Finding> {
-    if reader.may(Want::Read, &file.path) != Some(false) {
-        return None;
-    }
-    let text = format!(
-        "{}: the service's user {} cannot read it",
-        file.shown(),
-        reader.name
-    );
-    Some(Finding::error(
-        &table::CONFIG_USER,
-        text,
-        reader.open(hand, &file.path),
-    ))
-}
-
-/// The token's file is read when the service starts; here it is seen whether that will work.
-pub fn token(config: &Config, reader: Option<&Reader>, hand: &Hand) -> Option<Finding> {
-    config.http.listen?;
-    let path = config.http.token_file.as_deref()?;
-    Some(match config.http.read_token() {
-        Ok(_) => Finding::ok(&table::CONFIG_HTTP, format!("a token in {}", path.display())),
-        Err(problem) => {
-            let install = install_secret(path, reader, hand);
-            let command = format!("head -c 32 /dev/urandom | base64 | {install}");
-            let text = format!("http.token_file = {problem}");
-            Finding::error(&table::CONFIG_HTTP, text, vec![command])
-                .note("callers have to be given the new token")
-        }
-    })
 }
 
 #[cfg(test)]

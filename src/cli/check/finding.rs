@@ -3,6 +3,10 @@
 use super::super::{Colour, Paint, count};
 use super::table::{Check, Effect, GROUPS};
 use serde_json::{Value, json};
+use unicode_width::UnicodeWidthStr;
+
+/// Width of reasons and notes, behind their indentation.
+const COLUMNS: usize = 88;
 
 /// How good a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -179,21 +183,44 @@ fn colour(level: Level) -> Colour {
 fn push(out: &mut String, finding: &Finding, width: usize, paint: Paint) {
     let level = format!("{:<7}", finding.level.word());
     let level = paint.paint(colour(finding.level), &level);
-    let found = finding.found.replace('\n', " ");
+    let found = plain(&finding.found);
     out.push_str(&format!("  {level}  {:<width$}  {found}\n", finding.check.id));
     if finding.level == Level::Ok {
         return;
     }
-    out.push_str(&format!(
-        "           {}\n",
-        paint.paint(Colour::Dim, finding.check.why)
-    ));
-    if let Some(note) = &finding.note {
-        out.push_str(&format!("           {note}\n"));
+    for line in wrapped(finding.check.why) {
+        out.push_str(&format!("           {}\n", paint.paint(Colour::Dim, &line)));
+    }
+    for line in finding.note.iter().flat_map(|note| wrapped(note)) {
+        out.push_str(&format!("           {line}\n"));
     }
     for command in &finding.mend {
         out.push_str(&format!("         $ {command}\n"));
     }
+}
+
+/// Text from elsewhere for a terminal: what steers it is left out.
+fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+/// Words in lines; what is there to be copied is never broken.
+fn wrapped(text: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let last = lines.last_mut().expect("there is one from the beginning");
+        if !last.is_empty() && last.width() + 1 + word.width() > COLUMNS {
+            lines.push(word.to_owned());
+        } else {
+            if !last.is_empty() {
+                last.push(' ');
+            }
+            last.push_str(word);
+        }
+    }
+    lines
 }
 
 fn machine(finding: &Finding) -> Value {
@@ -245,6 +272,12 @@ mod tests {
         assert!(
             said.starts_with("3 errors") && said.contains("\n         $ true\n"),
             "{said}"
+        );
+        assert_eq!(
+            wrapped(&"ab ".repeat(60)).len(),
+            3,
+            "{:?}",
+            wrapped(&"ab ".repeat(60))
         );
         assert!(findings.fails(Some("config")) && !findings.fails(Some("model")));
         assert_eq!(findings.machine()["checks"][0]["why"], Value::Null);

@@ -29,6 +29,8 @@ pub struct Hand {
     file: PathBuf,
     /// The service's unit, without its ending.
     pub unit: String,
+    /// The file that the unit hands over as the credential `broker-password`.
+    pub credential: Option<PathBuf>,
 }
 
 impl Hand {
@@ -42,6 +44,7 @@ impl Hand {
                 .clone()
                 .unwrap_or_else(|| reading.folder.join("embeddings.toml")),
             unit: "embeddings".to_owned(),
+            credential: None,
         }
     }
 
@@ -187,6 +190,7 @@ mod tests {
             uid: 0,
             file: file.to_owned(),
             unit: "embeddings".to_owned(),
+            credential: None,
         }
     }
 
@@ -247,6 +251,7 @@ mod tests {
             uid: 0,
             file: PathBuf::new(),
             unit: String::new(),
+            credential: None,
         };
         assert_eq!(hand.root("systemctl start x"), "sudo systemctl start x");
         assert_eq!(quoted("o'neil"), r"'o'\''neil'");

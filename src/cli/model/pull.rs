@@ -26,6 +26,7 @@ pub fn run(
     wanted_sha256: Option<&str>,
     name: Option<&str>,
     replace: bool,
+    as_json: bool,
     flags: &ConfigFlags,
 ) -> anyhow::Result<ExitCode> {
     let (id, revision) = parse(id)?;
@@ -59,17 +60,21 @@ pub fn run(
     if !replace && Source::read(&target).as_ref() == Some(&source) {
         check_all(&target, &listing, wanted_sha256.as_deref())
             .with_context(|| format!("{name} is installed already, and damaged; --replace replaces it"))?;
-        print(&format!(
+        let answer = format!(
             "{name} is installed already, from commit {}, in {}\n",
             listing.commit,
             target.display()
-        ))?;
+        );
+        print(&match as_json {
+            true => installed(name, &inspect(&target)?, &target, &source, true),
+            false => answer,
+        })?;
         return Ok(ExitCode::SUCCESS);
     }
     let facts = inspect(&folder)?;
     vet(&folder)?;
     let target = install::install(&folder, &facts.files, &models, name, replace, &source)?;
-    print(&installed(name, &facts, &target))?;
+    print(&installed(name, &facts, &target, &source, as_json))?;
     Ok(ExitCode::SUCCESS)
 }
 

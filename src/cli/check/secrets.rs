@@ -1,0 +1,144 @@
+//! Judges the files that the configuration names: who can read them, and whether everybody can.
+
+use super::finding::Finding;
+use super::mend::{self, Hand};
+use super::table;
+use super::user::{Reader, Want, is_public};
+use crate::config::{BrokerUrl, Config, ConfigError, Reading};
+use std::path::{Path, PathBuf};
+
+/// All of them.
+pub fn judge(
+    reading: &Reading,
+    config: &Config,
+    errors: &[ConfigError],
+    reader: Option<&Reader>,
+    hand: &Hand,
+) -> Vec<Finding> {
+    let named = named(reading, config, errors);
+    let mut found: Vec<Finding> = named
+        .iter()
+        .filter_map(|file| secret(file, reader, hand))
+        .collect();
+    if let Some(reader) = reader {
+        found.extend(named.iter().filter_map(|file| unreadable(file, reader, hand)));
+    }
+    found
+}
+
+/// A file that the service alone can read, from what is typed.
+pub fn install(path: &Path, reader: Option<&Reader>, hand: &Hand) -> String {
+    let group = reader
+        .map(|reader| format!("-g {} ", reader.group))
+        .unwrap_or_default();
+    let above = path.parent().unwrap_or(path);
+    hand.on(
+        above,
+        format!("install -D -m 640 {group}/dev/stdin {}", mend::path(path)),
+    )
+}
+
+/// A file that the configuration reads or names.
+struct Named {
+    path: PathBuf,
+    /// The key that names it; the configuration's own files have none.
+    key: Option<&'static str>,
+    /// Whether there is a password or token in it.
+    secret: bool,
+}
+
+fn named(reading: &Reading, config: &Config, errors: &[ConfigError]) -> Vec<Named> {
+    let mut all = Vec::new();
+    for path in reading.files.iter().filter(|path| path.is_file()) {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let url = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+        let secret = url.flat_map(|line| line.split(['"', '\''])).any(|word| {
+            let ours = |url: &BrokerUrl| url.has_password() && !url.secret().contains("://guest:guest@");
+            BrokerUrl::parse(word).is_ok_and(|url| ours(&url))
+        });
+        all.push(Named {
+            path: path.clone(),
+            key: None,
+            secret,
+        });
+    }
+    for (key, path, secret) in [
+        ("broker.password_file", &config.broker.password_file, true),
+        ("broker.ca_file", &config.broker.ca_file, false),
+        ("http.token_file", &config.http.token_file, true),
+    ] {
+        let refused =
+            |error: &ConfigError| matches!(error, ConfigError::Value { key: refused, .. } if refused == key);
+        if let Some(path) = path
+            .clone()
+            .filter(|path| path.is_file() && !errors.iter().any(refused))
+        {
+            all.push(Named {
+                path,
+                key: Some(key),
+                secret,
+            });
+        }
+    }
+    all
+}
+
+impl Named {
+    fn shown(&self) -> String {
+        match self.key {
+            Some(key) => format!("{key} = {:?}", self.path.display().to_string()),
+            None => self.path.display().to_string(),
+        }
+    }
+}
+
+fn secret(file: &Named, reader: Option<&Reader>, hand: &Hand) -> Option<Finding> {
+    if !file.secret || !is_public(&file.path) {
+        return None;
+    }
+    let path = mend::path(&file.path);
+    // Without its group the service could not read it any more.
+    let mut commands: Vec<String> = reader
+        .map(|reader| hand.root(format!("chgrp {} {path}", reader.group)))
+        .into_iter()
+        .collect();
+    let group = if reader.is_some() { "g+r," } else { "" };
+    commands.push(hand.on(&file.path, format!("chmod {group}o-rwx {path}")));
+    let text = format!(
+        "{}: holds a secret, and everybody on this machine can read it",
+        file.shown()
+    );
+    Some(Finding::warning(&table::CONFIG_SECRET, text, commands))
+}
+
+fn unreadable(file: &Named, reader: &Reader, hand: &Hand) -> Option<Finding> {
+    if reader.may(Want::Read, &file.path) != Some(false) {
+        return None;
+    }
+    let text = format!(
+        "{}: the service's user {} cannot read it",
+        file.shown(),
+        reader.name
+    );
+    Some(Finding::error(
+        &table::CONFIG_USER,
+        text,
+        reader.open(hand, &file.path),
+    ))
+}
+
+/// The token's file is read when the service starts; here it is seen whether that will work.
+pub fn token(config: &Config, reader: Option<&Reader>, hand: &Hand) -> Option<Finding> {
+    config.http.listen?;
+    let path = config.http.token_file.as_deref()?;
+    Some(match config.http.read_token() {
+        Ok(_) => Finding::ok(&table::CONFIG_HTTP, format!("a token in {}", path.display())),
+        Err(problem) => {
+            let install = install(path, reader, hand);
+            let command = format!("head -c 32 /dev/urandom | base64 | {install}");
+            let text = format!("http.token_file = {problem}");
+            Finding::error(&table::CONFIG_HTTP, text, vec![command])
+                .note("callers have to be given the new token")
+        }
+    })
+}
