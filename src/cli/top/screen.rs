@@ -26,7 +26,7 @@ const HELP: [(&str, &str); 12] = [
     ("Enter", "all that is known of it; again: back"),
     (
         "s",
-        "next order: state, host, queue, inflight, rate, progress, kill",
+        "order by state, host, queue, inflight, rate, progress, kill",
     ),
     ("/", "filter; Enter keeps it, Esc drops it"),
     ("x", "take the chosen one out of the list, until it is heard"),
