@@ -157,7 +157,8 @@ fn peaks() {
 
 #[cfg(target_arch = "x86_64")]
 mod registers {
-    use pulp::{Arch, Simd, WithSimd};
+    use super::engine::kernel::{Arch, mul_add};
+    use pulp::{Simd, WithSimd};
 
     struct Fused(u32);
     impl WithSimd for Fused {
@@ -168,7 +169,7 @@ mod registers {
             let (x, y) = (simd.splat_f32s(std::hint::black_box(1e-9)), simd.splat_f32s(1.0));
             for _ in 0..self.0 {
                 for sum in &mut sums {
-                    *sum = simd.mul_add_f32s(x, y, *sum);
+                    *sum = mul_add(simd, x, y, *sum);
                 }
             }
             std::hint::black_box(sums);

@@ -29,6 +29,8 @@ pub enum Command {
     Config(ConfigArgs),
     /// Ask the service how it is: ● running (exit 0), ◐ degraded (1), ○ stopped (3)
     Status(StatusArgs),
+    /// Watch all workers of this broker by their heartbeats: live on a terminal, else one look
+    Top(TopArgs),
     /// Test configuration, broker, permissions, topology, model and device; say what to mend
     Check(CheckArgs),
     /// List, show, requeue and purge dead letters: jobs that could not be answered
@@ -254,6 +256,58 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
+/// By what the rows of `embeddings top` are ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SortArg {
+    /// The worst first
+    State,
+    /// By machine
+    Host,
+    /// The longest queue first
+    Queue,
+    /// The most jobs in flight first
+    Inflight,
+    /// The fastest first
+    Rate,
+    /// Whoever has got on least lately first
+    Progress,
+    /// The latest death first
+    Kill,
+}
+
+/// What `embeddings top --help` says behind its options.
+const TOP_HELP: &str = "\
+A worker is silent when no heartbeat of it came for as long as it promised at most: its heartbeat_interval_ms.
+It is unknown while this side cannot hear: no connection, or a broker that takes no messages (alarm).
+One look takes as long as the longest promise, 5 seconds by default.
+
+Keys: arrows choose · Enter all of a worker · s next order · / filter · x take out of the list · ? help · q end
+
+Exit: 0 all well · 1 a worker is silent, stalled, degraded or starting, or takes jobs and is not heard · 2 wrong use
+  3 no worker · 69 no broker, or no service has run there · 78 bad configuration
+  The live table ends with 0; ended by a signal with 129, 130 or 143.";
+
+/// `embeddings top`
+#[derive(Debug, Args)]
+#[command(after_long_help = TOP_HELP)]
+pub struct TopArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented on the type")]
+    pub config: ConfigFlags,
+    /// One look as plain text, also on a terminal
+    #[arg(long)]
+    pub once: bool,
+    /// One look as one JSON document
+    #[arg(long)]
+    pub json: bool,
+    /// Order of the rows
+    #[arg(long, value_enum, default_value = "state")]
+    pub sort: SortArg,
+    /// Only workers with this in host, instance, process id, state, model, device, version or last kill; in any case
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub filter: String,
+}
+
 /// `embeddings check`
 #[derive(Debug, Args)]
 pub struct CheckArgs {
@@ -263,6 +317,9 @@ pub struct CheckArgs {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+    /// Judge as this user what files can be read; without it the unit's user, or `embeddings`. Only root can
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
 }
 
 /// `embeddings dead …`: exit 0 when done, 1 when failed, 3 when there is no such dead letter

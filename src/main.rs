@@ -32,6 +32,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Model(command) => cli::model::run(&command),
         Command::Config(args) => cli::config::run(&args),
         Command::Status(args) => cli::status::run(&args),
+        Command::Top(args) => cli::top::run(&args),
         Command::Check(args) => cli::check::run(&args),
         Command::Serve(args) => Ok(app::serve(&cli::inputs(&args.config))),
         Command::Submit(args) => cli::submit::run(&args),

@@ -5,6 +5,8 @@
 //! milliseconds, `null` where there is none yet. A field that is missing reads as its default, so that a
 //! command and a service of different versions understand each other.
 
+pub mod advice;
+
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -100,7 +102,7 @@ pub struct Report {
     pub kills_unknown: Option<String>,
     /// What systemd knows, where the service does not answer for itself.
     pub systemd: Option<Unit>,
-    /// What this means, and what to do next, where the service does not answer for itself.
+    /// What this means, and what to do next.
     pub hints: Vec<String>,
 }
 
@@ -141,6 +143,8 @@ pub struct Stage {
     pub inside: u64,
     /// How long something has been inside without anything leaving.
     pub waiting_ms: u64,
+    /// Since something last left it; `null` before the first.
+    pub progress_age_ms: Option<u64>,
 }
 
 /// The broker, as the service sees it.
@@ -213,6 +217,8 @@ pub struct Kill {
     pub uptime_ms: Option<u64>,
     /// More, for people.
     pub detail: Option<String>,
+    /// What helps against this kind of death.
+    pub hint: Option<String>,
     /// Everything else that the record holds.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,

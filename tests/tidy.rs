@@ -28,6 +28,8 @@ const BROKER: (&[&str], &str) = (&["lapin"], "broker");
 /// The tensor library, and the one place that knows it.
 const ENGINE: (&[&str], &str) = (&["candle_core", "candle_nn", "candle_transformers"], "engine");
 
+/// The screen's libraries, and the one place that knows them.
+const SCREEN: (&[&str], &str) = (&["ratatui", "crossterm"], "cli");
 /// The web server's libraries, and the one place that knows them.
 const HTTP: (&[&str], &str) = (&["axum", "hyper", "hyper_util"], "http");
 
@@ -204,7 +206,7 @@ fn decisions_are_pure_and_the_ground_is_plain_data() {
 #[test]
 fn one_module_alone_names_each_big_library() {
     for source in sources("src") {
-        for (words, home) in [BROKER, ENGINE, HTTP] {
+        for (words, home) in [BROKER, ENGINE, SCREEN, HTTP] {
             if source.module != home {
                 source.must_not_name(words, &format!("only {home} may"));
             }

@@ -118,11 +118,11 @@ impl Client {
         std::iter::from_fn(|| self.answers.try_recv().ok()).collect()
     }
 
-    /// Sends a job and waits for its answer, which must be vectors.
-    pub async fn ask(&mut self, queue: &str, id: usize, body: &[u8]) -> Duration {
+    /// Sends a job and waits for its answer, which must be of this kind.
+    pub async fn ask(&mut self, queue: &str, id: usize, body: &[u8], kind: &str) -> Duration {
         let sent = self.send(queue, id, body).await;
         let answer = self.answer().await;
-        let is_ours = answer.id == id && answer.kind == "embeddings.result";
+        let is_ours = answer.id == id && answer.kind == kind;
         assert!(
             is_ours,
             "{} for job {}: {}",

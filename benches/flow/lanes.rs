@@ -2,7 +2,7 @@
 //! keep every engine busy; beside the time that one bulk batch takes. And what is left to bulk under a steady
 //! interactive load.
 
-use crate::client::Client;
+use crate::client::{Client, Plain, plain_consumer};
 use crate::figures::{Table, ms, percentile, short, tell};
 use crate::service::Bench;
 use crate::{knob, long_text, short_text};
@@ -13,6 +13,8 @@ use tokio::task::JoinHandle;
 
 /// `engine.batch_tokens`, as it is set below.
 const BATCH_TOKENS: usize = 512;
+/// The size of an answer with one vector in base64.
+const ECHO_BYTES: usize = 2300;
 /// Inputs of one bulk job, each of 256 tokens, unless it is set otherwise.
 const BULK_INPUTS: usize = 32;
 /// The bulk queue is kept at this many jobs at least: a minute of work for a fast machine.
@@ -38,8 +40,12 @@ pub async fn run() {
     let _service = bench.serve(&settings);
     let clock = Clock::start();
     let mut caller = Client::connect(bench, clock).await;
+    let plain = format!("{}.plain", bench.prefix);
+    caller.declare_quorum(&plain).await;
+    let echo = Plain::Echo(ECHO_BYTES);
+    let _echoing = plain_consumer(&bench.node.url, &plain, 8, echo, clock).await;
     ask(&mut caller, 20).await;
-    let (mut alone, mut under) = (Vec::new(), Vec::new());
+    let (mut alone, mut under) = (Asked::default(), Asked::default());
     let (mut tokens, mut seconds) = (0, 0.0);
     for _ in 0..rounds {
         alone.extend(ask(&mut caller, asks / rounds).await);
@@ -49,7 +55,7 @@ pub async fn run() {
         under.extend(ask(&mut caller, asks / rounds).await);
         assert!(bulk.since_then() > 0, "no bulk job was computed meanwhile");
         bulk.stop().await;
-        note(&alone, &under, tokens as f64 / seconds / engines as f64);
+        note(&alone.jobs, &under.jobs, tokens as f64 / seconds / engines as f64);
     }
     let rate = tokens as f64 / seconds;
     let batch_ms = 1000.0 * BATCH_TOKENS as f64 / (rate / engines as f64);
@@ -66,7 +72,7 @@ pub async fn run() {
     let share = bulk_tokens as f64 / (bulk_tokens + interactive_tokens) as f64;
 
     let p99 = |values: &[f64]| percentile(values, 0.99);
-    let bound = batch_ms + 2.0 * p99(&alone);
+    let bound = batch_ms + 2.0 * p99(&alone.jobs);
     let columns = [
         "interactive, one short text at a time",
         "p50 ms",
@@ -78,7 +84,13 @@ pub async fn run() {
         &format!("Lanes: {asks} jobs each, {engines} engine threads"),
         &columns,
     );
-    for (name, values) in [("alone", &alone), ("under full bulk", &under)] {
+    let rows = [
+        ("alone", &alone.jobs),
+        ("a plain echo, alone", &alone.echoes),
+        ("under full bulk", &under.jobs),
+        ("a plain echo, under full bulk", &under.echoes),
+    ];
+    for (name, values) in rows {
         let parts = [0.5, 0.9, 0.99, 1.0].map(|part| short(percentile(values, part)));
         table.row(&[[name.to_owned()].as_slice(), &parts].concat());
     }
@@ -86,8 +98,12 @@ pub async fn run() {
     eprintln!("bulk alone {rate:.0} tokens/s, so one batch of {BATCH_TOKENS} tokens takes {batch_ms:.0} ms");
     eprintln!(
         "p99 under bulk {:.0} ms, bound (one batch + 2 × p99 alone) {bound:.0} ms: {}",
-        p99(&under),
-        if p99(&under) <= bound { "kept" } else { "MISSED" }
+        p99(&under.jobs),
+        if p99(&under.jobs) <= bound {
+            "kept"
+        } else {
+            "MISSED"
+        }
     );
     eprintln!(
         "bulk under {STEADY_JOBS} interactive jobs at any time: {:.0} tokens/s, share {share:.3}, at least {BULK_SHARE:.3} stated",
@@ -96,9 +112,9 @@ pub async fn run() {
     tell(
         "lanes",
         json!({
-            "asks": asks, "engines": engines, "alone_p50_ms": percentile(&alone, 0.5), "alone_p99_ms": p99(&alone),
-            "bulk_p50_ms": percentile(&under, 0.5), "bulk_p99_ms": p99(&under), "bulk_tokens_s": rate,
-            "batch_ms": batch_ms, "bound_ms": bound, "kept": p99(&under) <= bound, "bulk_share": share,
+            "asks": asks, "engines": engines, "alone_p50_ms": percentile(&alone.jobs, 0.5), "alone_p99_ms": p99(&alone.jobs),
+            "bulk_p50_ms": percentile(&under.jobs, 0.5), "bulk_p99_ms": p99(&under.jobs), "bulk_tokens_s": rate,
+            "batch_ms": batch_ms, "bound_ms": bound, "kept": p99(&under.jobs) <= bound, "bulk_share": share,
         }),
     );
 }
@@ -118,17 +134,36 @@ fn note(alone: &[f64], under: &[f64], rate: f64) {
     );
 }
 
-/// Latencies of so many jobs, one after the other, in milliseconds.
-async fn ask(caller: &mut Client, count: usize) -> Vec<f64> {
+/// Latencies in milliseconds: of jobs, and of messages that a plain consumer sends straight back.
+#[derive(Default)]
+struct Asked {
+    jobs: Vec<f64>,
+    echoes: Vec<f64>,
+}
+
+impl Asked {
+    fn extend(&mut self, other: Asked) {
+        self.jobs.extend(other.jobs);
+        self.echoes.extend(other.echoes);
+    }
+}
+
+/// So many jobs and as many echoes, one after the other.
+async fn ask(caller: &mut Client, count: usize) -> Asked {
     let queue = caller.names.interactive.clone();
-    let mut latencies = Vec::new();
+    let plain = queue.replace(".interactive", ".plain");
+    let mut asked = Asked::default();
     for id in 0..count {
         let body = json!({"input": short_text(id), "encoding_format": "base64"}).to_string();
-        latencies.push(ms(caller.ask(&queue, id, body.as_bytes()).await));
+        let took = caller.ask(&queue, id, body.as_bytes(), "embeddings.result").await;
+        asked.jobs.push(ms(took));
         // So that not every job begins just when the one before has made room for a bulk batch.
         tokio::time::sleep(Duration::from_millis((id * 7 % 40) as u64)).await;
+        asked
+            .echoes
+            .push(ms(caller.ask(&plain, id, body.as_bytes(), "echo").await));
     }
-    latencies
+    asked
 }
 
 /// A backlog that never ends.

@@ -5,17 +5,23 @@ use super::catalogue::Catalogue;
 use crate::broker::Command;
 use crate::clock::{Clock, Moment};
 use crate::config::{Directories, Limits};
-use crate::job::heartbeat::{self, Heartbeat};
+use crate::job::heartbeat::{self, Heartbeat, LastKill};
 use crate::logic::Logic;
 use crate::logic::ledger::Stage;
 use crate::logic::status::{Snapshot, State};
-use crate::telemetry;
+use crate::telemetry::{self, history};
 use crate::watchdog::heartbeat::Sender;
 use std::time::Duration;
 use tracing::debug;
 
 /// How often the truth is looked at for a change, which is told at once.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// The loop turns at least this often, so a heartbeat may come so much after it is due.
+const TURN_MAX: Duration = Duration::from_millis(500);
+/// What a heartbeat may need beyond that, on a busy machine and on its way.
+const SLACK: Duration = Duration::from_millis(750);
+/// Longest name that a heartbeat repeats from a record.
+const NAME_CHARS_MAX: usize = 64;
 
 /// What is worth a heartbeat out of turn.
 type Told = (State, bool, bool, Option<Stage>);
@@ -29,6 +35,8 @@ pub struct Pulse {
     host: String,
     model: String,
     device: String,
+    instance: String,
+    last_kill: Option<LastKill>,
     looked: Option<Moment>,
     sent: Option<(Moment, Told)>,
 }
@@ -51,6 +59,13 @@ impl Pulse {
             host,
             model: entry.name.clone(),
             device: entry.recipe.info.device.name(),
+            instance: dirs.runtime.display().to_string(),
+            last_kill: history::last(&dirs.state, 1).first().map(|death| LastKill {
+                reason: death.kill_reason.chars().take(NAME_CHARS_MAX).collect(),
+                stage: death.stage.chars().take(NAME_CHARS_MAX).collect(),
+                at_ts: death.unix_ms,
+                pid: death.pid,
+            }),
             looked: None,
             sent: None,
         }
@@ -61,10 +76,17 @@ impl Pulse {
         self.interval = interval(limits);
     }
 
+    /// The next turn looks, however long ago the last look was: there may be no other before the end.
+    pub fn hurry(&mut self) {
+        self.looked = None;
+    }
+
     /// The loop has turned: sends a heartbeat to the monitor if it is time, and returns the one for the broker.
     pub fn turned(&mut self, logic: &Logic, now: Moment) -> Option<Command> {
-        let look = LOOK_INTERVAL.min(self.interval);
-        if self.looked.is_some_and(|last| now.since(last) < look) {
+        let due = due(self.interval);
+        let is_due = self.sent.is_none_or(|(last, _)| now.since(last) >= due);
+        let look = LOOK_INTERVAL.min(due);
+        if !is_due && self.looked.is_some_and(|last| now.since(last) < look) {
             return None;
         }
         self.looked = Some(now);
@@ -75,12 +97,11 @@ impl Pulse {
             truth.readiness.is_ok(),
             truth.stalled,
         );
-        let is_news = |&(last, before): &(Moment, Told)| before != told || now.since(last) >= self.interval;
-        if !self.sent.as_ref().is_none_or(is_news) {
+        if !is_due && self.sent.is_some_and(|(_, before)| before == told) {
             return None;
         }
         self.sent = Some((now, told));
-        let body = serde_json::to_vec(&self.beat(&truth)).expect("plain data is always JSON");
+        let body = serde_json::to_vec(&self.beat(&truth, now)).expect("plain data is always JSON");
         if let Err(error) = self.monitor.send(&body) {
             debug!(%error, "no monitor takes the heartbeat");
         }
@@ -91,7 +112,8 @@ impl Pulse {
         })
     }
 
-    fn beat(&self, truth: &Snapshot) -> Heartbeat {
+    fn beat(&self, truth: &Snapshot, now: Moment) -> Heartbeat {
+        let unix_ms = self.clock.unix_ms();
         Heartbeat {
             pid: std::process::id(),
             name: self.name.clone(),
@@ -100,7 +122,7 @@ impl Pulse {
             ready: truth.readiness.is_ok(),
             queue: truth.figures.queue,
             inflight: truth.figures.inflight,
-            last_progress_ts: self.clock.unix_ms().saturating_sub(millis(truth.progress_age)),
+            last_progress_ts: unix_ms.saturating_sub(millis(truth.progress_age)),
             last_job_latency_ms: truth.last_latency.map(millis),
             avg_job_ms: truth.service_time.map(millis),
             state: truth.state.name().to_owned(),
@@ -109,16 +131,53 @@ impl Pulse {
             device: self.device.clone(),
             rss_bytes: telemetry::rss_bytes().unwrap_or(0),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            interval_ms: millis(promised(self.interval)),
+            sent_ts: unix_ms,
+            uptime_ms: Some(now.as_millis()),
+            instance: self.instance.clone(),
+            inputs_per_second: (truth.figures.inputs_per_second * 10.0).round() / 10.0,
+            queue_max: truth.figures.queue_max,
+            not_ready: truth.readiness.err().map(|why| why.name().to_owned()),
+            last_kill: self.last_kill.clone(),
         }
     }
 }
 
-/// The configured interval, and never so long that a late beat could be taken for silence: the loop turns
-/// at least twice a second, and so beats up to half a second late.
+/// The configured interval, and never so long that a late beat could be taken for silence.
 fn interval(limits: &Limits) -> Duration {
     limits.heartbeat_interval.min(limits.heartbeat_timeout / 3)
 }
 
+/// When the next heartbeat is due: so much before the interval is over that, with what may hold it up, it comes
+/// within the interval. So one that does not come tells of itself when the interval is over, and no later.
+fn due(interval: Duration) -> Duration {
+    interval * 3 / 4
+}
+
+/// Within which time the next heartbeat comes, whatever holds it up on a machine in health: the interval, where it
+/// is not so short that the loop cannot keep it.
+fn promised(interval: Duration) -> Duration {
+    interval.max(due(interval) + TURN_MAX + SLACK)
+}
+
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: what is promised is the configured interval wherever that can be kept, and is kept always.
+    #[test]
+    fn promises_can_be_kept() {
+        let seconds = Duration::from_secs;
+        assert_eq!(promised(seconds(5)), seconds(5));
+        assert_eq!(promised(seconds(60)), seconds(60));
+        assert_eq!(promised(Duration::from_millis(500)), Duration::from_millis(1625));
+        for ms in 100..20_000 {
+            let interval = Duration::from_millis(ms);
+            assert!(due(interval) < interval && due(interval) + TURN_MAX + SLACK <= promised(interval));
+        }
+    }
 }

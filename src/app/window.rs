@@ -250,6 +250,7 @@ pub fn report(logic: &Logic, line: String, now: Moment) -> Report {
                 name: view.stage.name().into(),
                 inside: view.inside as u64,
                 waiting_ms: millis(view.waiting),
+                progress_age_ms: view.left_age.map(millis),
             })
             .collect(),
         stalled_stage: seen.stalled.map(|stage| stage.name().into()),

@@ -9,6 +9,7 @@ mod announce;
 pub mod client;
 mod connect;
 pub mod dead;
+pub mod hear;
 mod intake;
 pub mod probe;
 mod publish;

@@ -25,6 +25,8 @@ use tracing::warn;
 const STEP_MAX: Duration = Duration::from_secs(5);
 /// Longest time for saying good-bye.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
+/// Longest time for publishing the notices that are left when the session ends.
+const LAST_WORDS_MAX: Duration = Duration::from_millis(250);
 /// Longest wait for the broker to answer that a connection is closed that was given up: it may be busy with what was
 /// asked before. The close itself is on its way at once.
 const GIVE_UP_MAX: Duration = Duration::from_secs(30);
@@ -211,7 +213,7 @@ impl Session {
         };
         tasks.spawn(publish::run(press, queue, events.clone()));
         let (notices, queue) = mpsc::channel(announce::NOTICES);
-        tasks.spawn(announce::run(
+        let announcing = tasks.spawn(announce::run(
             self.announcer.clone(),
             self.publishing.clone(),
             self.names.clone(),
@@ -284,6 +286,13 @@ impl Session {
                 },
             }
         };
+        if end.is_ok() {
+            // What was said last says that this is a good-bye.
+            drop(notices);
+            let last_words =
+                async { while !announcing.is_finished() && tasks.join_next().await.is_some() {} };
+            let _ = tokio::time::timeout(LAST_WORDS_MAX, last_words).await;
+        }
         tasks.shutdown().await;
         let farewell = async {
             let _ = self.publishing.close(200, "bye".into()).await;

@@ -29,15 +29,23 @@ pub async fn ensure(channel: &Channel, names: &Names, declare: bool) -> Result<(
         passive: !declare,
         ..QueueDeclareOptions::durable()
     };
-    for (queue, arguments) in [
-        (&names.dead, dead_arguments()),
-        (&names.interactive, lane_arguments(names)),
-        (&names.bulk, lane_arguments(names)),
-    ] {
+    for (queue, arguments, _) in queues(names).into_iter().filter(|(.., needed)| *needed) {
         let answer = channel.queue_declare(queue.as_str().into(), options, arguments);
         within("declaring a queue", DECLARE_MAX, answer).await?;
     }
     events(channel, names, declare).await
+}
+
+/// Every queue with its arguments, and whether the service needs it, in the order in which they are declared.
+pub fn queues(names: &Names) -> Vec<(String, FieldTable, bool)> {
+    let mut all = vec![
+        (names.dead.clone(), dead_arguments(), true),
+        (names.interactive.clone(), lane_arguments(names), true),
+        (names.bulk.clone(), lane_arguments(names), true),
+        (names.resumed.clone(), lane_arguments(names), false),
+    ];
+    all.extend(PAUSES.map(|pause| (names.later(pause), later_arguments(names, pause), false)));
+    all
 }
 
 /// Declares the queues of jobs that go on, or tells whether they are there. Without them each delivery has to be
@@ -47,9 +55,7 @@ pub async fn resuming(channel: &Channel, names: &Names, declare: bool) -> Result
         passive: !declare,
         ..QueueDeclareOptions::durable()
     };
-    let resumed = (names.resumed.clone(), lane_arguments(names));
-    let later = PAUSES.map(|pause| (names.later(pause), later_arguments(names, pause)));
-    for (queue, arguments) in [resumed].into_iter().chain(later) {
+    for (queue, arguments, _) in queues(names).into_iter().filter(|(.., needed)| !*needed) {
         let answer = channel.queue_declare(queue.as_str().into(), options, arguments);
         match within("declaring a queue", DECLARE_MAX, answer).await {
             Ok(_) => {}

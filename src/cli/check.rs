@@ -1,191 +1,190 @@
-//! `embeddings check`: configuration, device, models, folders and broker, each a line with what to mend.
+//! `embeddings check`: finds in one run whatever is wrong, and says the command that mends it.
+//!
+//! ```text
+//!   configuration ──┬─▶ permissions of files, directories, port, units      all that does not need what is wrong
+//!                   ├─▶ models and device ──┐ side by side                  is looked at; the rest is named
+//!                   └─▶ broker ─────────────┴─▶ findings ─▶ people, JSON
+//! ```
+//!
+//! Nothing is changed, here or on the broker, and every step has a limit. [`table`] has a row for each thing that is
+//! looked at; the rest of the modules judge one group each.
 
-use super::model::trial;
-use super::{Colour, Paint, configuration, count, print};
+mod broker;
+mod configuration;
+mod device;
+mod finding;
+mod mend;
+mod model;
+mod system;
+pub mod table;
+mod user;
+
+use super::{Paint, print};
 use crate::args::CheckArgs;
-use crate::broker::probe::{Finding, Level, probe};
-use crate::config::{Config, ConfigErrors, EXIT_CONFIG, Loaded};
-use crate::engine::device;
+use crate::broker::probe;
+use crate::config::{self, BrokerUrl, ConfigError, EXIT_CONFIG, Examined, Inputs};
 use anyhow::Context;
-use serde_json::json;
+use finding::{Finding, Findings, Skipped};
+use mend::Hand;
 use std::process::ExitCode;
+use system::Units;
+use user::Reader;
 
-/// Runs the command: 0 if nothing fails, 1 if something does, 78 for the configuration.
+/// Runs the command: 0 if there is no error, 78 if there is one in the configuration, else 1.
 ///
 /// # Errors
 /// Stdout that cannot be written.
 pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
-    let (findings, bad_config) = match configuration(&args.config) {
-        Ok(loaded) => (examine(&loaded)?, false),
-        Err(errors) => (refused(&errors), true),
-    };
-    let failed = findings.iter().any(|finding| finding.level == Level::Fail);
+    let inputs = Inputs::from_process(args.config.config.clone(), args.config.set.clone());
+    let (findings, refused) = examine(inputs, args.user.as_deref())?;
     let text = if args.json {
-        format!("{:#}\n", machine(&findings))
+        format!("{:#}\n", findings.machine())
     } else {
-        people(&findings, Paint::stdout())
+        findings.people(Paint::stdout())
     };
     print(&text)?;
-    Ok(match (bad_config, failed) {
-        (true, _) => ExitCode::from(EXIT_CONFIG),
-        (false, true) => ExitCode::FAILURE,
-        (false, false) => ExitCode::SUCCESS,
+    Ok(
+        match (findings.fails(Some("config")) || refused, findings.fails(None)) {
+            (true, _) => ExitCode::from(EXIT_CONFIG),
+            (false, true) => ExitCode::FAILURE,
+            (false, false) => ExitCode::SUCCESS,
+        },
+    )
+}
+
+/// Looks at everything; and whether loading the configuration refused anything.
+fn examine(mut inputs: Inputs, user: Option<&str>) -> anyhow::Result<(Findings, bool)> {
+    let reading = config::reading(&inputs);
+    let hand = &Hand::new(&inputs, &reading);
+    let units = Units::ask(hand);
+    as_the_unit_would(&mut inputs, &units);
+    let inputs = &inputs;
+    let examined = &config::examine(inputs);
+    let config = &examined.loaded.config;
+    let told = user.map(str::to_owned).or_else(|| units.user());
+    let reader = told.as_deref().unwrap_or("embeddings");
+    let reader = Reader::find(reader, inputs.uid);
+    if let (Some(user), None) = (user, &reader) {
+        anyhow::bail!(
+            "--user {user}: there must be such a user other than root, and only root can look as another user"
+        );
+    }
+    let reader = reader.as_ref();
+
+    let mut findings = Findings::default();
+    let all = &mut findings.all;
+    all.extend(configuration::judge(&reading, examined, reader, hand));
+    all.extend(configuration::token(config, reader, hand));
+    all.push(device::threads(
+        config,
+        &configuration::origin(examined, "engine.threads"),
+        hand,
+    ));
+    all.extend(system::directories(&config.dirs, reader, hand));
+    let (running, report) = system::running(&config.dirs, inputs, hand);
+    all.extend(running);
+    all.extend(system::port(examined, report.as_ref(), hand));
+    all.extend(units.judge(hand));
+    all.extend(units.hidden(&reading, config, hand));
+
+    let models = model::Models {
+        inputs,
+        examined,
+        reader,
+        hand,
+        memory: units.memory(),
+    };
+    let hindered = |keys: &[&str]| hindrance(&examined.errors, keys);
+    let no_models = hindered(&["default_model"]);
+    let no_broker = hindered(&["broker."]);
+    let (of_models, of_broker) = std::thread::scope(|scope| {
+        let work = || {
+            no_broker
+                .is_none()
+                .then(|| ask_broker(examined, hand))
+                .transpose()
+        };
+        let asked = scope.spawn(work);
+        let of_models = no_models.is_none().then(|| models.judge());
+        (of_models, asked.join().expect("a panic ends the process"))
+    });
+    findings.all.extend(of_models.into_iter().flatten());
+    findings.all.extend(of_broker?.into_iter().flatten());
+    for (groups, because) in [
+        (&["broker", "permissions", "topology"][..], no_broker),
+        (&["model"], no_models),
+    ] {
+        let because = because.into_iter();
+        findings.skipped.extend(because.flat_map(|because| {
+            groups.iter().map(move |group| Skipped {
+                group,
+                because: because.clone(),
+            })
+        }));
+    }
+    let place = |finding: &Finding| table::ALL.iter().position(|check| **check == *finding.check);
+    findings.all.sort_by_key(place);
+    Ok((findings, !examined.errors.is_empty()))
+}
+
+/// What systemd hands to the service and not to a shell: its ring, and the credential with the password.
+fn as_the_unit_would(inputs: &mut Inputs, units: &Units) {
+    if let Some(ring) = units.watchdog_us() {
+        let ring = ring.to_string();
+        inputs
+            .environment
+            .entry("WATCHDOG_USEC".to_owned())
+            .or_insert(ring);
+    }
+    if let Some(path) = units
+        .password_file()
+        .filter(|_| !inputs.environment.contains_key("CREDENTIALS_DIRECTORY"))
+    {
+        inputs
+            .set
+            .push(format!("broker.password_file={}", path.display()));
+    }
+}
+
+/// What has to be mended before the keys that begin so can be believed; a file that is not read may hold any key.
+fn hindrance(errors: &[ConfigError], keys: &[&str]) -> Option<String> {
+    let begins = |key: &str| keys.iter().any(|begin| key.starts_with(begin));
+    errors.iter().find_map(|error| match error {
+        ConfigError::Unreadable { path, .. } | ConfigError::Syntax { path, .. } => Some(format!(
+            "mend {} first: what it says of this is not known",
+            path.display()
+        )),
+        ConfigError::Unknown { key, .. }
+        | ConfigError::Value { key, .. }
+        | ConfigError::Combination { key, .. }
+            if begins(key) =>
+        {
+            Some(format!("mend {key} first"))
+        }
+        _ => None,
     })
 }
 
-fn refused(errors: &ConfigErrors) -> Vec<Finding> {
-    let mend = "change that value; `embeddings config --default-file` shows every key with its range";
-    errors
-        .0
-        .iter()
-        .map(|error| Finding::fail("configuration", error.to_string(), mend))
-        .collect()
-}
-
-fn examine(loaded: &Loaded) -> anyhow::Result<Vec<Finding>> {
-    let config = &loaded.config;
-    let mut findings = vec![Finding::ok("configuration", count(loaded.sources.len(), "key"))];
-    for warning in &loaded.warnings {
-        findings.push(Finding::warn(
-            "configuration",
-            warning.clone(),
-            "see embeddings.toml(5)",
-        ));
-    }
-    findings.push(threads(config));
-    for name in config.models.keys() {
-        findings.push(model(config, name));
-    }
-    findings.extend(token(config));
+fn ask_broker(examined: &Examined, hand: &Hand) -> anyhow::Result<Vec<Finding>> {
+    let config = &examined.loaded.config.broker;
+    let url = BrokerUrl::parse(&config.url).map_err(anyhow::Error::msg)?;
+    let from = |key| configuration::origin(examined, key);
+    let place = broker::Place {
+        hand,
+        config,
+        url: &url,
+        url_from: from("broker.url"),
+        declare_from: from("broker.declare"),
+        ca_from: from("broker.ca_file"),
+    };
+    let mut found = broker::before(&place);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("failed to start a runtime")?;
-    findings.extend(runtime.block_on(probe(&config.broker)));
-    Ok(findings)
-}
-
-fn threads(config: &Config) -> Finding {
-    let allowed = device::threads();
-    match config.engine.threads {
-        0 => Finding::ok(
-            "device",
-            format!("{allowed} threads, as affinity and cgroup allow"),
-        ),
-        wanted if wanted > allowed => Finding::warn(
-            "device",
-            format!("engine.threads = {wanted}, and affinity and cgroup allow {allowed}"),
-            format!("set engine.threads to 0 (automatic) or to at most {allowed}"),
-        ),
-        wanted => Finding::ok("device", format!("{wanted} of {allowed} threads")),
-    }
-}
-
-fn model(config: &Config, name: &str) -> Finding {
-    let what = format!("model {name}");
-    let own = &config.models[name];
-    let dir = match config.model_dir(name) {
-        Ok(dir) => dir,
-        Err(error) if own.path.is_some() => {
-            return Finding::fail(
-                what,
-                error.to_string(),
-                format!("change path in [models.{name:?}]"),
-            );
-        }
-        Err(error) => {
-            let package = format!("embeddings-model-{}", name.to_lowercase());
-            let mend = format!(
-                "apt install {package}, embeddings model pull ID --name {name}, or embeddings model add DIR --name {name}"
-            );
-            return Finding::fail(what, error.to_string(), mend);
-        }
-    };
-    match trial::attempt(&dir, own.device, own.precision) {
-        Ok(trial) => {
-            let info = trial.model.info();
-            let found = format!(
-                "{} dimensions on {} in {}, loaded in {} ms, one sentence in {} ms",
-                info.dimensions,
-                info.device.name(),
-                info.precision.name(),
-                trial.load_ms,
-                trial.embed_ms
-            );
-            Finding::ok(what, found)
-        }
-        Err(error) => {
-            let mend = format!("install it anew, or change device or precision in [models.{name:?}]");
-            Finding::fail(what, format!("{error:#}"), mend)
-        }
-    }
-}
-
-/// The token's file is read when the service starts; here it is seen whether that will work.
-fn token(config: &Config) -> Option<Finding> {
-    config.http.listen?;
-    let path = config.http.token_file.as_deref()?;
-    Some(match config.http.read_token() {
-        Ok(_) => Finding::ok("http token", path.display().to_string()),
-        Err(problem) => Finding::fail(
-            "http token",
-            problem,
-            "write the token into its first line, readable by the service's user, or change http.token_file",
-        ),
-    })
-}
-
-fn people(findings: &[Finding], paint: Paint) -> String {
-    let number = |level| findings.iter().filter(|finding| finding.level == level).count();
-    let (failed, warned) = (number(Level::Fail), number(Level::Warn));
-    let mut out = match failed {
-        0 => format!(
-            "all is well: {}, {}\n\n",
-            count(findings.len(), "check"),
-            count(warned, "warning")
-        ),
-        _ => format!(
-            "{failed} of {} failed, {}\n\n",
-            count(findings.len(), "check"),
-            count(warned, "warning")
-        ),
-    };
-    let width = findings
-        .iter()
-        .map(|finding| finding.what.chars().count())
-        .max()
-        .unwrap_or(0);
-    for finding in findings {
-        let (word, colour) = match finding.level {
-            Level::Ok => ("ok  ", Colour::Green),
-            Level::Warn => ("warn", Colour::Yellow),
-            Level::Fail => ("FAIL", Colour::Red),
-        };
-        let line = format!(
-            "{}  {:<width$}  {}\n",
-            paint.paint(colour, word),
-            finding.what,
-            finding.found
-        );
-        out.push_str(&line);
-        if let Some(mend) = &finding.mend {
-            out.push_str(&format!("{:indent$}-> {mend}\n", "", indent = width + 8));
-        }
-    }
-    out
-}
-
-fn machine(findings: &[Finding]) -> serde_json::Value {
-    let checks: Vec<serde_json::Value> = findings
-        .iter()
-        .map(|finding| {
-            let level = match finding.level {
-                Level::Ok => "ok",
-                Level::Warn => "warn",
-                Level::Fail => "fail",
-            };
-            json!({"level": level, "what": finding.what, "found": finding.found, "mend": finding.mend})
-        })
-        .collect();
-    json!({"ok": findings.iter().all(|finding| finding.level != Level::Fail), "checks": checks})
+    let seen = runtime.block_on(probe::look(config));
+    // A resolver that does not answer still waits on a thread of the runtime.
+    runtime.shutdown_background();
+    found.extend(broker::judge(&seen, &place));
+    Ok(found)
 }

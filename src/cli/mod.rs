@@ -4,6 +4,7 @@
 //! colour is for terminals only and never with `NO_COLOR`, errors go to stderr.
 
 pub mod alarm;
+mod ask;
 pub mod bench;
 pub mod check;
 pub mod config;
@@ -15,10 +16,12 @@ pub mod monitor;
 pub mod postmortem;
 pub mod status;
 pub mod submit;
+pub mod top;
 
 use crate::args::ConfigFlags;
 use crate::config::{ConfigErrors, Inputs, Loaded};
 use std::io::{IsTerminal, Write};
+use unicode_width::UnicodeWidthStr;
 
 /// Loads the configuration that the flags choose, from this process's environment.
 ///
@@ -72,11 +75,12 @@ pub struct Paint {
 impl Paint {
     /// For stdout: on if it is a terminal that knows colours and nobody asked for none (no-color.org).
     pub fn stdout() -> Paint {
-        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        let dumb = set("TERM").is_none_or(|term| term == "dumb");
-        Paint {
-            on: set("NO_COLOR").is_none() && !dumb && std::io::stdout().is_terminal(),
-        }
+        Paint { on: is_coloured() }
+    }
+
+    /// For what is read by no terminal.
+    pub fn off() -> Paint {
+        Paint { on: false }
     }
 
     /// The text in the colour.
@@ -95,12 +99,19 @@ impl Paint {
     }
 }
 
+/// Whether stdout is a terminal that knows colours, and nobody asked for none (no-color.org).
+fn is_coloured() -> bool {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let dumb = set("TERM").is_none_or(|term| term == "dumb");
+    set("NO_COLOR").is_none() && !dumb && std::io::stdout().is_terminal()
+}
+
 /// Rows with aligned columns, two blanks between them, none at the end of a line.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        cells.map(|cell| cell.width()).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
@@ -108,7 +119,7 @@ pub fn table(rows: &[Vec<String>]) -> String {
         let cells: Vec<String> = row
             .iter()
             .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
+            .map(|(cell, width)| format!("{cell}{}", " ".repeat(width - cell.width())))
             .collect();
         out.push_str(cells.join("  ").trim_end());
         out.push('\n');
@@ -131,6 +142,10 @@ mod tests {
         assert_eq!(
             table(&[row("a", "1"), row("ämter", ""), row("bb", "22")]),
             "a      1\nämter\nbb     22\n"
+        );
+        assert_eq!(
+            table(&[row("日本", "1"), row("e\u{301}x", "2")]),
+            "日本  1\ne\u{301}x    2\n"
         );
         assert_eq!(Paint { on: true }.paint(Colour::Red, "x"), "\x1b[31mx\x1b[0m");
         assert_eq!(Paint { on: false }.paint(Colour::Red, "x"), "x");

@@ -24,11 +24,11 @@ use crate::args::{ConfigFlags, ModelCommand};
 use crate::engine::Model;
 use anyhow::{Context, bail};
 use indicatif::HumanBytes;
-use install::Source;
 use std::path::Path;
 use std::process::ExitCode;
 
 pub use folder::{Facts, inspect};
+pub use install::Source;
 
 /// Runs the command.
 ///

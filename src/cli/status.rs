@@ -8,6 +8,7 @@ mod text;
 mod unit;
 
 pub(super) use text::{moment, span};
+pub(super) use unit::span_ms;
 
 use super::{Paint, print};
 use crate::args::StatusArgs;

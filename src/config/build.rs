@@ -30,6 +30,7 @@ pub(super) fn build(
             prefix: values.text("broker.prefix"),
             declare: values.flag("broker.declare"),
             ca_file: values.path("broker.ca_file"),
+            password_file: values.path("broker.password_file"),
             max_message_bytes: values.size("broker.max_message_bytes"),
         },
         engine: EngineConfig {

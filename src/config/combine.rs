@@ -34,7 +34,7 @@ pub(super) fn judge(
     let mut refuse = |keys: &[&str], value: String, problem: String| {
         if sound(keys) {
             let (origin, key) = blame(keys);
-            errors.push(ConfigError::Value {
+            errors.push(ConfigError::Combination {
                 origin,
                 key,
                 value,
@@ -98,7 +98,7 @@ fn models(values: &Values, config: &Config, errors: &mut Vec<ConfigError>) {
         };
         let mut refuse = |key: &str, value: String, problem: String| {
             let (origin, key) = (origin(key), format!("models.{name:?}.{key}"));
-            errors.push(ConfigError::Value {
+            errors.push(ConfigError::Combination {
                 origin,
                 key,
                 value,

@@ -57,10 +57,24 @@ pub enum ConfigError {
         key: String,
         /// What was probably meant, with a leading separator, or nothing.
         hint: String,
+        /// The key that was probably meant.
+        nearest: Option<&'static str>,
     },
-    /// A value of the wrong type, out of range, or in conflict with another.
+    /// A value of the wrong type or out of range, or a secret that cannot be read.
     #[error("{origin}: {key} = {value}: {problem}")]
     Value {
+        /// Who set it.
+        origin: Origin,
+        /// The key.
+        key: String,
+        /// The value as written, without secrets.
+        value: String,
+        /// What is wrong and what is allowed.
+        problem: String,
+    },
+    /// A value that is allowed by itself, and not beside the others.
+    #[error("{origin}: {key} = {value}: {problem}")]
+    Combination {
         /// Who set it.
         origin: Origin,
         /// The key.

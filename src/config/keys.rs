@@ -435,6 +435,13 @@ pub fn nearest(wrong: &str, keys: &'static [Key]) -> Option<&'static str> {
     (best.0 <= 1 + wrong.len() / 4).then_some(best.1)
 }
 
+/// The name nearest to one that leads nowhere, if any is near enough to be meant; case counts for nothing.
+pub fn similar(wrong: &str, names: Vec<String>) -> Option<String> {
+    let far = |name: &String| distance(&wrong.to_lowercase(), &name.to_lowercase());
+    let best = names.into_iter().map(|name| (far(&name), name)).min()?;
+    (best.0 <= 1 + wrong.len() / 4).then_some(best.1)
+}
+
 /// Edits (insert, delete, replace) between two strings.
 fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();

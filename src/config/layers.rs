@@ -109,7 +109,7 @@ impl Merged {
 pub(super) fn read(inputs: &Inputs, errors: &mut Vec<ConfigError>) -> Merged {
     let mut figment = Figment::new();
     let mut model_names = Vec::new();
-    for (path, must_exist) in files(inputs, errors) {
+    for (path, must_exist) in files(inputs, errors, &mut Vec::new()) {
         if let Some(dict) = read_file(&path, must_exist, errors) {
             if let Some(Value::Dict(_, models)) = dict.get("models") {
                 model_names.extend(models.keys().cloned());
@@ -163,8 +163,31 @@ pub(super) fn read(inputs: &Inputs, errors: &mut Vec<ConfigError>) -> Merged {
     Merged { dict, figment }
 }
 
+/// Which files are read, and which lie beside them.
+#[derive(Debug, Clone, Default)]
+pub struct Reading {
+    /// Holds the files that are read without `--config`.
+    pub folder: PathBuf,
+    /// Read in this order; later ones win.
+    pub files: Vec<PathBuf>,
+    /// In `conf.d`, and not read, as their names do not end in `.toml`; those of editors and of dpkg are left out.
+    pub ignored: Vec<PathBuf>,
+}
+
+/// Which files loading reads, those that are there.
+pub fn reading(inputs: &Inputs) -> Reading {
+    let mut ignored = Vec::new();
+    let files = files(inputs, &mut Vec::new(), &mut ignored);
+    let files = files.into_iter().map(|(path, _)| path);
+    Reading {
+        folder: inputs.etc.clone(),
+        files: files.filter(|path| path.exists()).collect(),
+        ignored,
+    }
+}
+
 /// The files to read, in order, and whether each must exist.
-fn files(inputs: &Inputs, errors: &mut Vec<ConfigError>) -> Vec<(PathBuf, bool)> {
+fn files(inputs: &Inputs, errors: &mut Vec<ConfigError>, ignored: &mut Vec<PathBuf>) -> Vec<(PathBuf, bool)> {
     if let Some(file) = &inputs.file {
         return vec![(file.clone(), true)];
     }
@@ -175,15 +198,21 @@ fn files(inputs: &Inputs, errors: &mut Vec<ConfigError>) -> Vec<(PathBuf, bool)>
     match std::fs::read_dir(&folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>) {
         Ok(entries) => {
             let mut parts: Vec<PathBuf> = entries.iter().map(std::fs::DirEntry::path).collect();
-            // Names with a leading dot are an editor's or dpkg's, not an operator's.
-            parts.retain(|path| path.extension().is_some_and(|end| end == "toml"));
-            parts.retain(|path| {
-                !path
-                    .file_name()
-                    .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
-            });
             parts.sort();
-            files.extend(parts.into_iter().map(|path| (path, true)));
+            for path in parts {
+                let name = path
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
+                if name.starts_with('.') {
+                    // An editor's or dpkg's, not an operator's.
+                } else if name.ends_with(".toml") {
+                    files.push((path, true));
+                } else if !is_leftover(&name) {
+                    ignored.push(path);
+                }
+            }
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => errors.push(ConfigError::Unreadable {
@@ -192,6 +221,22 @@ fn files(inputs: &Inputs, errors: &mut Vec<ConfigError>) -> Vec<(PathBuf, bool)>
         }),
     }
     files
+}
+
+/// Files that editors, dpkg and people who put something aside leave; nobody expects them to be read.
+fn is_leftover(name: &str) -> bool {
+    const ENDS: [&str; 9] = [
+        "~",
+        ".bak",
+        ".orig",
+        ".old",
+        ".save",
+        ".rej",
+        ".swp",
+        ".disabled",
+        ".off",
+    ];
+    name == "README" || name.contains(".dpkg-") || ENDS.iter().any(|end| name.ends_with(end))
 }
 
 fn read_file(path: &Path, must_exist: bool, errors: &mut Vec<ConfigError>) -> Option<Dict> {

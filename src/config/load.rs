@@ -42,8 +42,26 @@ pub(super) struct Values {
     pub refused: Vec<String>,
 }
 
+/// Everything that loading finds, also where something is wrong.
+#[derive(Debug, Clone)]
+pub struct Examined {
+    /// All settings. Where a value was refused its default stands in for it.
+    pub loaded: Loaded,
+    /// Everything that is wrong; the service starts only if nothing is.
+    pub errors: Vec<ConfigError>,
+}
+
 /// Loads the configuration, or lists everything that is wrong with it.
 pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigErrors> {
+    let Examined { loaded, errors } = examine(inputs);
+    match errors.is_empty() {
+        true => Ok(loaded),
+        false => Err(ConfigErrors(errors)),
+    }
+}
+
+/// Loads what can be loaded, for whoever wants to look on behind the first error.
+pub fn examine(inputs: &Inputs) -> Examined {
     let mut errors = Vec::new();
     let merged = layers::read(inputs, &mut errors);
     let mut values = Values {
@@ -55,16 +73,14 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigErrors> {
     let (directories, directories_from) = dirs::choose(inputs);
     let mut warnings = Vec::new();
     let config = build::build(&values, inputs, directories, &mut errors, &mut warnings);
-    match errors.is_empty() {
-        true => {
-            let sources = settings(&values, &config, &directories_from);
-            Ok(Loaded {
-                config,
-                warnings,
-                sources,
-            })
-        }
-        false => Err(ConfigErrors(errors)),
+    let sources = settings(&values, &config, &directories_from);
+    Examined {
+        loaded: Loaded {
+            config,
+            warnings,
+            sources,
+        },
+        errors,
     }
 }
 
@@ -168,7 +184,7 @@ fn wrong(merged: &Merged, kind: Option<Kind>, key: &str, value: &Value, problem:
     }
 }
 
-fn unknown(merged: &Merged, key: &str, value: &Value, nearest: Option<&str>) -> ConfigError {
+fn unknown(merged: &Merged, key: &str, value: &Value, nearest: Option<&'static str>) -> ConfigError {
     let hint = match (key, nearest) {
         (key, _) if key.starts_with("broker.pass") => {
             "; a password belongs into broker.password_file or the systemd credential broker-password"
@@ -187,6 +203,7 @@ fn unknown(merged: &Merged, key: &str, value: &Value, nearest: Option<&str>) -> 
         origin: origin_of(merged, value),
         key,
         hint,
+        nearest,
     }
 }
 

@@ -20,6 +20,7 @@ mod error;
 mod keys;
 mod layers;
 mod load;
+mod locate;
 mod paper;
 mod rules;
 mod types;
@@ -27,9 +28,10 @@ mod url;
 
 pub use dirs::{ModelDirError, directories, instance_of, plain_name};
 pub use error::{ConfigError, ConfigErrors, Origin};
-pub use keys::{KEYS, Key, Kind, MODEL_KEYS, Preset, Rule};
-pub use layers::Inputs;
-pub use load::{Loaded, Setting, load};
+pub use keys::{KEYS, Key, Kind, MODEL_KEYS, Preset, Rule, similar};
+pub use layers::{Inputs, Reading, reading};
+pub use load::{Examined, Loaded, Setting, examine, load};
+pub use locate::{Line, keys_of, locate};
 pub use paper::{default_file, manual};
 pub use types::{Device, Precision, missing};
 pub use url::{BrokerUrl, Host};
@@ -135,6 +137,8 @@ pub struct BrokerConfig {
     pub declare: bool,
     /// Roots for `amqps://` instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// File that the password was read from; it stands in `url` already.
+    pub password_file: Option<PathBuf>,
     /// Largest message the broker takes; a larger reply is refused at admission.
     pub max_message_bytes: usize,
 }

@@ -12,7 +12,7 @@ use super::layers::feed_forward::FeedForward;
 use super::layers::norm::Norm;
 use super::pooling::{self, Pooling};
 use super::{Engine, EngineError, Sequence, VectorFault};
-use pulp::Arch;
+use crate::engine::kernel::Arch;
 use std::sync::Arc;
 
 /// Where the norms of a layer stand.

@@ -3,7 +3,8 @@
 //! The polynomials are good to the last places of a 32-bit number; the tests below compare them with
 //! 64-bit arithmetic.
 
-use pulp::{Arch, Simd, WithSimd};
+use crate::engine::kernel::{Arch, mul_add};
+use pulp::{Simd, WithSimd};
 
 /// `erf(x/√2)` is `x` times this polynomial in `x²/ERF_HALF − 1`, lowest power first. A Chebyshev fit of
 /// degree 15 over |x| ≤ [`ERF_END`], weighted by |x|: the error is below 2·10⁻⁷.
@@ -53,34 +54,40 @@ fn erf<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let end = simd.splat_f32s(ERF_END);
     let x = simd.min_f32s(simd.max_f32s(x, simd.neg_f32s(end)), end);
     let t = simd.mul_f32s(x, x);
-    let s = simd.mul_add_f32s(t, simd.splat_f32s(1.0 / ERF_HALF), simd.splat_f32s(-1.0));
+    let s = mul_add(simd, t, simd.splat_f32s(1.0 / ERF_HALF), simd.splat_f32s(-1.0));
     // Two chains, of the even and the odd powers, so that one need not wait for the other.
     let s2 = simd.mul_f32s(s, s);
     let mut even = simd.splat_f32s(ERF[14]);
     let mut odd = simd.splat_f32s(ERF[15]);
     for i in (0..7).rev() {
-        even = simd.mul_add_f32s(even, s2, simd.splat_f32s(ERF[2 * i]));
-        odd = simd.mul_add_f32s(odd, s2, simd.splat_f32s(ERF[2 * i + 1]));
+        even = mul_add(simd, even, s2, simd.splat_f32s(ERF[2 * i]));
+        odd = mul_add(simd, odd, s2, simd.splat_f32s(ERF[2 * i + 1]));
     }
-    simd.mul_f32s(x, simd.mul_add_f32s(odd, s, even))
+    simd.mul_f32s(x, mul_add(simd, odd, s, even))
 }
 
 #[inline(always)]
 fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let x = simd.max_f32s(x, simd.splat_f32s(EXP_LEAST));
-    let shifted = simd.mul_add_f32s(
+    let shifted = mul_add(
+        simd,
         x,
         simd.splat_f32s(std::f32::consts::LOG2_E),
         simd.splat_f32s(ROUND),
     );
     let n = simd.sub_f32s(shifted, simd.splat_f32s(ROUND));
-    let r = simd.mul_add_f32s(n, simd.splat_f32s(-LN2_HIGH), x);
-    let r = simd.mul_add_f32s(n, simd.splat_f32s(-LN2_LOW), r);
+    let r = mul_add(simd, n, simd.splat_f32s(-LN2_HIGH), x);
+    let r = mul_add(simd, n, simd.splat_f32s(-LN2_LOW), r);
     let mut p = simd.splat_f32s(EXP[0]);
     for c in &EXP[1..] {
-        p = simd.mul_add_f32s(p, r, simd.splat_f32s(*c));
+        p = mul_add(simd, p, r, simd.splat_f32s(*c));
     }
-    let y = simd.mul_add_f32s(p, simd.mul_f32s(r, r), simd.add_f32s(r, simd.splat_f32s(1.0)));
+    let y = mul_add(
+        simd,
+        p,
+        simd.mul_f32s(r, r),
+        simd.add_f32s(r, simd.splat_f32s(1.0)),
+    );
     // The low bits of `shifted` are n; with the bias of 127 they become the exponent.
     let exponent = simd.add_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(127));
     let scale = simd.wrapping_dyn_shl_u32s(exponent, simd.splat_u32s(23));
@@ -106,7 +113,7 @@ pub(super) fn gelu<S: Simd>(simd: S, row: &mut [f32]) {
 #[inline(always)]
 fn gelu_of<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let half = simd.mul_f32s(x, simd.splat_f32s(0.5));
-    simd.mul_add_f32s(half, erf(simd, x), half)
+    mul_add(simd, half, erf(simd, x), half)
 }
 
 /// The GELU by the hyperbolic tangent in place: `x·sigmoid(2·√(2/π)·(x + 0.044715·x³))`.
@@ -125,7 +132,7 @@ pub(super) fn gelu_tanh<S: Simd>(simd: S, row: &mut [f32]) {
 #[inline(always)]
 fn gelu_tanh_of<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let cube = simd.mul_f32s(simd.mul_f32s(x, x), simd.splat_f32s(0.044_715));
-    let inner = simd.mul_add_f32s(cube, x, x);
+    let inner = mul_add(simd, cube, x, x);
     // (1 + tanh z)/2 is the sigmoid of 2z.
     let twice = simd.splat_f32s(2.0 * std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2);
     simd.mul_f32s(x, sigmoid(simd, simd.mul_f32s(inner, twice)))
@@ -272,7 +279,7 @@ impl WithSimd for LayerNorm<'_> {
             let mut squares = simd.splat_f32s(0.0);
             for v in head.iter() {
                 let d = simd.sub_f32s(*v, centre);
-                squares = simd.mul_add_f32s(d, d, squares);
+                squares = mul_add(simd, d, d, squares);
             }
             let rest: f32 = tail.iter().map(|v| (v - mean) * (v - mean)).sum();
             let variance = (simd.reduce_sum_f32s(squares) + rest) / width as f32;
@@ -280,7 +287,7 @@ impl WithSimd for LayerNorm<'_> {
             let factor = simd.splat_f32s(scale);
             for ((v, w), b) in head.iter_mut().zip(weight).zip(bias) {
                 let d = simd.mul_f32s(simd.sub_f32s(*v, centre), factor);
-                *v = simd.mul_add_f32s(d, *w, *b);
+                *v = mul_add(simd, d, *w, *b);
             }
             for ((v, w), b) in tail.iter_mut().zip(weight_tail).zip(bias_tail) {
                 *v = (*v - mean) * scale * w + b;

@@ -1,7 +1,6 @@
 //! What an engine thread computes when it is asked whether it still can and has no model to show it by.
 
-use super::kernel::{After, Kernel, Linear, Panels};
-use pulp::Arch;
+use super::kernel::{After, Arch, Kernel, Linear, Panels};
 
 /// Rows, depth and width of the product: more than one tile and panel each way, and over in microseconds.
 const SHAPE: (usize, usize, usize) = (13, 40, 48);
@@ -43,6 +42,7 @@ mod tests {
     #[test]
     fn this_processor_computes() {
         assert!(computes(Arch::new()));
-        assert!(computes(Arch::Scalar));
+        assert!(computes(Arch::least()));
+        assert!(computes(Arch::Usual(pulp::Arch::Scalar)));
     }
 }

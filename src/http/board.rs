@@ -2,6 +2,7 @@
 //! waits for nobody who reads it.
 
 use crate::clock::{Clock, Moment};
+use crate::logic::hour::Hour;
 use crate::logic::tally::Tally;
 use crate::report::{Http, Kill, Report};
 use std::fmt;
@@ -28,6 +29,7 @@ pub struct Posted {
 pub struct Board {
     clock: Clock,
     posted: Mutex<Arc<Posted>>,
+    hour: Mutex<Hour>,
     http: Mutex<Http>,
 }
 
@@ -37,12 +39,16 @@ impl Board {
         Board {
             clock,
             posted: Mutex::default(),
+            hour: Mutex::default(),
             http: Mutex::default(),
         }
     }
 
     /// Says how things are.
     pub fn post(&self, posted: Posted) {
+        if let Some(tally) = &posted.tally {
+            lock(&self.hour).look(&posted.report, tally, posted.at);
+        }
         *lock(&self.posted) = Arc::new(posted);
     }
 
@@ -51,6 +57,11 @@ impl Board {
         let posted = lock(&self.posted).clone();
         let age = self.clock.now().since(posted.at);
         (posted, age)
+    }
+
+    /// The last hour, as far as it was posted.
+    pub fn hour(&self) -> Hour {
+        lock(&self.hour).clone()
     }
 
     /// How the HTTP listener stands.

@@ -21,10 +21,11 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 /// Nobody needs a token for these: whoever may connect may know whether the service lives. The page holds nothing.
 const OPEN: [&str; 3] = ["/", "/health/live", "/health/ready"];
 /// The routes by which requests are counted; all others are one.
-const ROUTES: [&str; 7] = [
+const ROUTES: [&str; 8] = [
     "/",
     "/health/live",
     "/health/ready",
+    "/history",
     "/metrics",
     "/status",
     "/v1/embeddings",

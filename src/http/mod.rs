@@ -13,6 +13,7 @@ mod board;
 mod call;
 mod embed;
 mod gate;
+mod history;
 mod metrics;
 mod page;
 mod refusal;
@@ -63,6 +64,7 @@ fn router(shared: Shared) -> Router {
         .route("/health/live", get(views::live))
         .route("/health/ready", get(views::ready))
         .route("/status", get(views::status))
+        .route("/history", get(history::history))
         .route("/metrics", get(metrics::metrics))
         .route("/v1/models", get(views::models))
         .route("/v1/models/{*name}", get(views::model))

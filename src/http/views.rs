@@ -4,6 +4,7 @@ use super::Shared;
 use super::board::{Posted, Sources};
 use super::refusal::{self, json_response};
 use crate::clock::{Clock, Moment};
+use crate::report::advice::advice;
 use crate::report::{Condition, Kill, Part, Report, State as Judgement};
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -121,6 +122,7 @@ async fn report(shared: &Shared) -> Report {
         }
         Err(why) => report.kills_unknown = Some(why),
     }
+    report.hints = advice(&report);
     report
 }
 
@@ -177,7 +179,7 @@ fn one(shared: &Shared, name: &str) -> serde_json::Value {
     json!({ "id": name, "object": "model", "created": started, "owned_by": "embeddings" })
 }
 
-fn uncached(mut response: Response<Body>) -> Response<Body> {
+pub(super) fn uncached(mut response: Response<Body>) -> Response<Body> {
     let never = HeaderValue::from_static("no-store");
     response.headers_mut().insert(header::CACHE_CONTROL, never);
     response

@@ -299,6 +299,11 @@ impl Ledger {
         }
     }
 
+    /// When something last left a stage.
+    pub fn left(&self, stage: Stage) -> Option<Moment> {
+        self.stages[stage as usize].left
+    }
+
     /// When something last left any stage.
     pub fn last_left(&self) -> Option<Moment> {
         self.stages.iter().filter_map(|cell| cell.left).max()

@@ -66,6 +66,8 @@ pub struct StageView {
     pub inside: usize,
     /// How long something has been inside without anything leaving.
     pub waiting: Duration,
+    /// Since something last left it.
+    pub left_age: Option<Duration>,
 }
 
 /// All that anyone is told about the service at one moment. Numbers and keys only.
@@ -160,6 +162,7 @@ impl Logic {
                 stage,
                 inside: health.ledger.inside(stage),
                 waiting: health.ledger.waiting_for(stage, now),
+                left_age: health.ledger.left(stage).map(|left| now.since(left)),
             }),
             stalled,
             progress_age: health.progress_age(now),

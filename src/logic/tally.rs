@@ -66,6 +66,36 @@ impl Histogram {
     pub fn sum(&self) -> f64 {
         self.sum
     }
+
+    /// Their mean, if there are any.
+    pub fn mean(&self) -> Option<f64> {
+        (self.count() > 0).then(|| self.sum / self.count() as f64)
+    }
+
+    /// What was seen since `earlier`, which is this one as it was before.
+    pub fn since(&self, earlier: &Histogram) -> Histogram {
+        let mut since = self.clone();
+        for (count, before) in since.counts.iter_mut().zip(earlier.counts) {
+            *count = count.saturating_sub(before);
+        }
+        since.sum = (self.sum - earlier.sum).max(0.0);
+        since
+    }
+
+    /// The value below which this part of all lies, as near as the bounds tell: within its bucket it is taken to lie evenly,
+    /// as Prometheus' `histogram_quantile` does, and above the last bound it is that bound. `None` if nothing was seen.
+    pub fn quantile(&self, part: f64) -> Option<f64> {
+        let rank = part.clamp(0.0, 1.0) * self.count() as f64;
+        let (mut floor, mut below) = (0.0, 0);
+        for (bound, upto) in self.buckets() {
+            if upto > below && upto as f64 >= rank {
+                let within = (rank - below as f64) / (upto - below) as f64;
+                return Some(floor + (bound - floor) * within.max(0.0));
+            }
+            (floor, below) = (bound, upto);
+        }
+        (self.count() > 0).then_some(floor)
+    }
 }
 
 /// Everything that is counted.
@@ -174,6 +204,28 @@ mod tests {
         }
         assert_eq!(histogram.buckets().collect::<Vec<_>>(), [(1.0, 2), (2.0, 3)]);
         assert_eq!((histogram.count(), histogram.sum()), (4, 10.0));
+        assert_eq!(histogram.mean(), Some(2.5));
+    }
+
+    #[test]
+    fn a_quantile_lies_in_its_bucket() {
+        let empty = Histogram::new(&[1.0, 2.0, 4.0]);
+        assert_eq!((empty.quantile(0.5), empty.mean()), (None, None));
+        let mut histogram = empty.clone();
+        for _ in 0..100 {
+            histogram.observe(1.5);
+        }
+        assert_eq!(histogram.quantile(0.5), Some(1.5));
+        assert_eq!(histogram.quantile(0.99), Some(1.99));
+        let before = histogram.clone();
+        histogram.observe(3.0);
+        histogram.observe(900.0);
+        let since = histogram.since(&before);
+        assert_eq!((since.count(), since.sum()), (2, 903.0));
+        assert_eq!(
+            (since.quantile(0.5), since.quantile(0.99)),
+            (Some(4.0), Some(4.0))
+        );
     }
 
     /// Goal: a loss is one, however often it is told; before the first session there is nothing to lose.

@@ -2,6 +2,7 @@
 
 use super::blackbox::{Contents, Phase};
 use super::journal::{Entry, Priority, clip};
+use super::storm;
 use crate::report::Kill;
 use serde::{Deserialize, Serialize};
 
@@ -89,6 +90,7 @@ impl From<Death> for Kill {
             at_unix_ms: Some(death.unix_ms),
             uptime_ms: death.uptime_ms,
             detail: named(&death.detail),
+            hint: Some(storm::hint(Some(&death)).to_owned()),
             reason: death.kill_reason,
             other,
         }

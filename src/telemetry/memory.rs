@@ -24,6 +24,17 @@ pub fn watch(tell: impl Fn(Memory) -> bool + Send + 'static) -> io::Result<()> {
     Ok(())
 }
 
+/// Bytes at which the kernel steps in: the least bound of our cgroup, of those above it, and of the machine.
+pub fn bound() -> Option<u64> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let meter = Meter::new(&own, Path::new("/"));
+    let groups = meter.groups.iter().filter_map(Group::read);
+    groups
+        .chain(machine(&meter.root))
+        .map(|memory| memory.limit)
+        .min()
+}
+
 /// Where to look.
 #[derive(Debug)]
 struct Meter {

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 24] = [
     "pid",
     "name",
     "host",
@@ -27,6 +27,14 @@ const KEYS: [&str; 16] = [
     "device",
     "rss_bytes",
     "version",
+    "interval_ms",
+    "sent_ts",
+    "uptime_ms",
+    "instance",
+    "inputs_per_second",
+    "queue_max",
+    "not_ready",
+    "last_kill",
 ];
 
 async fn bound_queue(caller: &Caller) -> String {

@@ -6,6 +6,7 @@
 
 mod bench;
 mod caller;
+mod check;
 mod clients;
 mod dead;
 mod faults;
@@ -15,14 +16,18 @@ mod heartbeats;
 mod hostile;
 mod http;
 mod http_health;
+#[path = "../support/mended.rs"]
+mod mended;
 mod models;
 mod node;
 mod nodes;
 mod openai;
 mod overload;
+mod page;
 mod pika;
 mod private;
 mod proxy;
+mod pty;
 mod refusals;
 mod replies;
 mod service;
@@ -32,4 +37,5 @@ mod stop;
 mod streams;
 mod submit;
 mod submit_trouble;
+mod top;
 mod web;

@@ -69,6 +69,12 @@ impl Node {
         self.url.replace(self.address(), &address.to_string())
     }
 
+    /// What a shell does to have this node's `rabbitmqctl`.
+    pub fn shell(&self) -> String {
+        let dir = self.dir.display();
+        format!("cd {dir} && . ./env && PATH=/usr/lib/rabbitmq/bin:$PATH")
+    }
+
     /// Runs `rabbitmqctl` on the node; its output, or a panic.
     pub fn ctl(&self, arguments: &str) -> String {
         let script = format!(". ./env && exec /usr/lib/rabbitmq/bin/rabbitmqctl -q {arguments}");

@@ -47,6 +47,17 @@ impl Private {
         }
     }
 
+    /// Runs `rabbitmqctl` on the node.
+    pub fn ctl(&self, arguments: &str) {
+        let script = format!(". ./env && exec /usr/lib/rabbitmq/bin/rabbitmqctl -q {arguments}");
+        let output = Command::new("sh")
+            .args(["-c", &script])
+            .current_dir(&self.dir)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "rabbitmqctl {arguments}: {output:?}");
+    }
+
     /// Kills it (SIGKILL). What it had on disk stays.
     pub fn kill(&self) {
         let pid = std::fs::read_to_string(self.dir.join("node-1/pid")).unwrap();

@@ -74,22 +74,7 @@ impl Bench {
             dir,
         };
         service.write_config(settings);
-        let log = File::create(service.log_path()).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_embeddings"))
-            .args(["serve", "--config"])
-            .arg(&service.config)
-            .env("NOTIFY_SOCKET", &socket)
-            .env("RUNTIME_DIRECTORY", service.runtime())
-            .env("STATE_DIRECTORY", service.dir.path())
-            .env("CACHE_DIRECTORY", service.dir.path())
-            .env_remove("WATCHDOG_USEC")
-            .env_remove("JOURNAL_STREAM")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        service.child = Some(child);
+        service.again();
         service
     }
 
@@ -153,6 +138,31 @@ impl Service {
              [models.\"{MODEL}\"]\npath = \"{model}\"\naliases = [\"mini\"]\n"
         );
         std::fs::write(&self.config, text).unwrap();
+    }
+
+    /// Starts it with what it was given, in the same directories; what ran before has ended.
+    pub fn again(&mut self) {
+        self.forget_told();
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.log_path())
+            .unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_embeddings"))
+            .args(["serve", "--config"])
+            .arg(&self.config)
+            .env("NOTIFY_SOCKET", self.dir.path().join("notify"))
+            .env("RUNTIME_DIRECTORY", self.runtime())
+            .env("STATE_DIRECTORY", self.dir.path())
+            .env("CACHE_DIRECTORY", self.dir.path())
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("JOURNAL_STREAM")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
     }
 
     /// Waits for `READY=1`.

@@ -24,6 +24,7 @@ impl Loop {
         self.show
             .stopping("draining · no new jobs, finishing what is in flight");
         self.command(Command::StopIntake);
+        self.pulse.hurry();
         Some(Event::Drain)
     }
 

@@ -34,13 +34,26 @@ pub struct Trial {
 /// # Errors
 /// What the engine says, with the folder.
 pub fn attempt(dir: &Path, device: Device, precision: Precision) -> anyhow::Result<Trial> {
+    attempt_telling(dir, device, precision, &mut || ())
+}
+
+/// The same; `moved` is called at every step of it.
+///
+/// # Errors
+/// As [`attempt`].
+pub fn attempt_telling(
+    dir: &Path,
+    device: Device,
+    precision: Precision,
+    moved: &mut dyn FnMut(),
+) -> anyhow::Result<Trial> {
     let clock = Clock::start();
     let options = LoadOptions {
         device,
         precision,
         ..LoadOptions::default()
     };
-    let model = Model::load(dir, &options, &mut |_| ())
+    let model = Model::load(dir, &options, &mut |_| moved())
         .with_context(|| format!("failed to load the model in {}", dir.display()))?;
     let loaded = clock.now();
     let sequence = model
@@ -48,7 +61,7 @@ pub fn attempt(dir: &Path, device: Device, precision: Precision) -> anyhow::Resu
         .context("failed to make tokens of a sentence")?;
     let mut results = model
         .engine()
-        .embed(&[&sequence], &mut || ())
+        .embed(&[&sequence], moved)
         .context("failed to embed a sentence")?;
     ensure!(results.len() == 1, "one sentence gave {} vectors", results.len());
     let vector = results

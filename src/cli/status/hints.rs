@@ -1,41 +1,10 @@
 //! What a state means, and what to do next: one line of advice each.
 
 use super::{Around, text};
+pub use crate::report::advice::advice as of_answer;
 use crate::report::{Report, State, Unit};
 
 const JOURNAL: &str = "journalctl -u embeddings -n 30 says more";
-
-/// For a service that answers and is not ready.
-pub fn of_answer(report: &Report) -> Vec<String> {
-    let limit = |key: &str| report.limits.get(key).copied().unwrap_or_default();
-    let left = |key: &str, age: Option<u64>| text::span(limit(key).saturating_sub(age.unwrap_or_default()));
-    if let Some(stage) = &report.stalled_stage {
-        let ends = "its own watchdog ends it (ring 1, no_progress, exit 71), and systemd starts another";
-        return vec![format!("nothing leaves the stage {stage}: {ends}")];
-    }
-    let hint = match report.not_ready.as_deref() {
-        Some("starting") if report.broker.waiting.is_some() => {
-            "it goes on by itself when the broker answers; `embeddings check` says what is in the way".into()
-        }
-        Some("starting") => "wait: it is ready after its first canary".into(),
-        Some("broker_lost") if report.broker.proof_age_ms.is_some() => format!(
-            "it reconnects by itself; without an answer it ends in {} (broker_disconnected, exit 70), \
-             and the next one waits for the broker",
-            left("disconnect_kill_ms", report.broker.proof_age_ms)
-        ),
-        Some("blocked") => {
-            "free memory or disk of the broker (`rabbitmq-diagnostics alarms`); meanwhile nothing is lost"
-                .into()
-        }
-        Some("saturated") => "callers are told when to come back; more workers take more".into(),
-        Some("model_failed") => {
-            "the journal says what is wrong with its folder; the next job for it tries again".into()
-        }
-        Some("draining") => format!("it ends within drain_ms ({})", text::span(limit("drain_ms"))),
-        _ => return Vec::new(),
-    };
-    vec![hint]
-}
 
 /// What is to be done to an instance is done to its unit, and its files are its own. (`restart` ends like `start`.)
 pub fn name_instance(hints: &mut [String], instance: Option<&str>) {

@@ -1,6 +1,7 @@
 //! The report for people: the first line is the answer, then aligned sections, 80 columns wide.
 
 use super::super::{Colour, Paint, table};
+pub use crate::report::advice::span;
 use crate::report::{Kill, Report, State};
 use std::collections::BTreeMap;
 
@@ -310,19 +311,6 @@ fn push_wrapped<'a>(
     }
     out.push_str(line.trim_end());
     out.push('\n');
-}
-
-/// A span as people say it.
-pub fn span(ms: u64) -> String {
-    let seconds = ms / 1000;
-    let (minutes, hours) = (seconds / 60, seconds / 3600);
-    match seconds {
-        0..10 => format!("{:.1} s", ms as f64 / 1000.0),
-        10..120 => format!("{seconds} s"),
-        120..7200 => format!("{minutes} min"),
-        7200..172_800 => format!("{hours} h {} min", minutes % 60),
-        _ => format!("{} days", hours / 24),
-    }
 }
 
 /// A moment of the wall clock, in UTC.

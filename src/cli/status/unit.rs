@@ -2,8 +2,7 @@
 
 use crate::report::Unit;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::process::Command;
 use std::time::Duration;
 
 const PROPERTIES: &str = "LoadState,ActiveState,SubState,Result,ExecMainStatus,StateChangeTimestamp,\
@@ -16,18 +15,10 @@ pub fn ask(unit: &str) -> Option<Unit> {
     if !Path::new("/run/systemd/system").is_dir() {
         return None;
     }
+    let mut show = Command::new("systemctl");
     let unit = format!("{unit}.service");
-    let (answer, answered) = mpsc::sync_channel(1);
-    std::thread::spawn(move || {
-        let shown = Command::new("systemctl")
-            .args(["show", "--timestamp=utc", "--property", PROPERTIES, "--", &unit])
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .output();
-        let _ = answer.send(shown);
-    });
-    let shown = answered.recv_timeout(PATIENCE).ok()?.ok()?;
+    show.args(["show", "--timestamp=utc", "--property", PROPERTIES, "--", &unit]);
+    let shown = super::super::ask::ask(show, PATIENCE)?;
     parse(&String::from_utf8_lossy(&shown.stdout))
 }
 
@@ -54,7 +45,7 @@ fn parse(shown: &str) -> Option<Unit> {
 }
 
 /// A span as systemd writes it for people: `40s`, `1min 30s`; without a unit they are microseconds.
-fn span_ms(text: &str) -> Option<u64> {
+pub fn span_ms(text: &str) -> Option<u64> {
     if let Ok(micros) = text.parse::<u64>() {
         return Some(micros / 1000);
     }

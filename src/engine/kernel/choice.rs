@@ -1,8 +1,8 @@
 //! Which kernels this machine and a precision lead to, and the way from rows of 32 bits through them.
 
+use super::Arch;
 use super::{After, Floats, Linear, PANEL, Panels};
 use crate::engine::device::Precision;
-use pulp::Arch;
 use std::cell::RefCell;
 use std::sync::OnceLock;
 
@@ -71,9 +71,11 @@ fn best() -> Best {
 /// The vector instructions for everything in 32 bits.
 pub fn arch() -> Arch {
     match best() {
-        Best::Portable => Arch::Scalar,
+        Best::Portable => Arch::least(),
         #[cfg(target_arch = "x86_64")]
-        Best::Avx2 => pulp::x86::V3::try_new().map_or(Arch::Scalar, Arch::V3),
+        Best::Avx2 => {
+            pulp::x86::V3::try_new().map_or(Arch::least(), |simd| Arch::Usual(pulp::Arch::V3(simd)))
+        }
         _ => Arch::new(),
     }
 }

@@ -6,7 +6,7 @@
 //! Unsafe is one thing here: [`tile`] reads activations and weights without a bounds check, after assertions that
 //! cover every index it can form.
 
-use super::{After, Linear, PANEL, Row, ZERO, prefetch};
+use super::{After, Linear, PANEL, Row, ZERO, mul_add, prefetch};
 use pulp::{Simd, WithSimd};
 use std::hint::black_box;
 use std::ops::Range;
@@ -240,7 +240,7 @@ fn tile<S: Simd, const M: usize, const V: usize, const P: usize>(
             let x = simd.splat_f32s(unsafe { *a.get_unchecked(starts[i] + k) });
             for p in 0..P {
                 for j in 0..V {
-                    sum[p][j] = simd.mul_add_f32s(x, weights[p][j], sum[p][j]);
+                    sum[p][j] = mul_add(simd, x, weights[p][j], sum[p][j]);
                 }
             }
         }

@@ -17,6 +17,7 @@
 //! kernels walk by address (behind assertions that cover every address they form), and numbers that are seen
 //! as bytes.
 
+mod arch;
 mod buffer;
 mod choice;
 #[cfg(target_arch = "x86_64")]
@@ -34,11 +35,11 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
+pub use arch::{Arch, mul_add};
 pub use buffer::{Floats, PANEL, Row};
 use buffer::{ZERO, prefetch};
 pub use choice::{Kernel, arch};
 pub use panels::Panels;
-use pulp::Arch;
 
 /// What is done to a product before it is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

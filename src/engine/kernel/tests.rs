@@ -6,6 +6,7 @@ use pulp::{Simd, WithSimd};
 /// Every instruction set that this machine has, and plain numbers.
 fn each(mut f: impl FnMut(&str, &dyn Fn(Linear<'_>))) {
     f("scalar", &|op| op.with_simd(pulp::Scalar));
+    f("least", &|op| op.run(Arch::least()));
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
         f("AVX2", &|op| Simd::vectorize(simd, op));

@@ -5,9 +5,9 @@ use super::bias::Distances;
 use super::matrix::Matrix;
 use super::norm::Norm;
 use super::rotary::Rotary;
+use crate::engine::kernel::Arch;
 use crate::engine::kernel::{self, After, Floats, Linear, PANEL, Panels};
 use crate::engine::math::Softmax;
-use pulp::Arch;
 use std::ops::Range;
 use std::sync::Arc;
 

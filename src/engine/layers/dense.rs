@@ -5,8 +5,8 @@ use crate::engine::LoadError;
 use crate::engine::folder::{Activation, DenseSpec};
 use crate::engine::gpu::{Place, Placed};
 use crate::engine::kernel::After;
+use crate::engine::kernel::Arch;
 use crate::engine::weights::{Tensors, Weights};
-use pulp::Arch;
 
 /// One Dense module: a linear layer and what is done to its output.
 #[derive(Debug)]

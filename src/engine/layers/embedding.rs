@@ -1,9 +1,9 @@
 //! What a token is before the first layer: its word, and where the family has them its position and its type.
 
 use super::norm::Norm;
+use crate::engine::kernel::Arch;
 use crate::engine::weights::Tensors;
 use crate::engine::{LoadError, Sequence};
-use pulp::Arch;
 use std::sync::Arc;
 
 /// Which row of the table of positions a token takes.

@@ -1,9 +1,10 @@
 //! The feed-forward half of a layer: up, an activation, and down again; plain or gated.
 
 use super::matrix::Matrix;
+use crate::engine::kernel::Arch;
 use crate::engine::kernel::{After, PART_COLUMNS};
 use crate::engine::math;
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
 /// 128 rows of 1536 numbers are 768 KiB.
 const BLOCK_ROWS: usize = 128;

@@ -4,9 +4,9 @@
 use super::norm::Norm;
 use crate::engine::LoadError;
 use crate::engine::gpu::{Placed, Rows};
+use crate::engine::kernel::Arch;
 use crate::engine::kernel::{self, After, Kernel, Linear, Panels};
 use crate::engine::weights::Tensors;
-use pulp::Arch;
 
 /// A stored layer, or one of several that are laid side by side.
 #[derive(Debug, Clone, Copy)]

@@ -1,9 +1,10 @@
 //! Normalisation of rows: LayerNorm, with or without a shift, and RMSNorm.
 
 use crate::engine::LoadError;
+use crate::engine::kernel::{Arch, mul_add};
 use crate::engine::math::LayerNorm;
 use crate::engine::weights::Tensors;
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
 /// A norm and its weights.
 #[derive(Debug)]
@@ -141,7 +142,7 @@ impl WithSimd for Rms<'_> {
             let (head, tail) = S::as_mut_simd_f32s(row);
             let mut squares = simd.splat_f32s(0.0);
             for v in head.iter() {
-                squares = simd.mul_add_f32s(*v, *v, squares);
+                squares = mul_add(simd, *v, *v, squares);
             }
             let rest: f32 = tail.iter().map(|v| v * v).sum();
             let mean = (simd.reduce_sum_f32s(squares) + rest) / width as f32;

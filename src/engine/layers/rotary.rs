@@ -2,7 +2,8 @@
 //!
 //! Su and others, *RoFormer*, 2021; the halves of a head are paired, as in all the families here, not neighbours.
 
-use pulp::{Arch, Simd, WithSimd};
+use crate::engine::kernel::Arch;
+use pulp::{Simd, WithSimd};
 
 /// Cosines and sines for every place and pair.
 #[derive(Debug)]

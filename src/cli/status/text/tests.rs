@@ -17,6 +17,7 @@ fn running() -> Report {
         name: name.into(),
         inside,
         waiting_ms,
+        ..Stage::default()
     };
     Report {
         state: State::Running,

@@ -1,0 +1,548 @@
+//! Judges what surrounds the service: units, directories, the port, another process, the clock.
+//!
+//! What systemd says is read once, and judged apart from the reading.
+
+use super::super::ask::ask;
+use super::finding::Finding;
+use super::mend::{self, Hand};
+use super::table;
+use super::user::{Reader, Want};
+use crate::config::{Config, Directories, Examined, Inputs, Reading};
+use crate::control::{Asked, SOCKET};
+use crate::report::Report;
+use crate::{control, telemetry};
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// systemd that does not answer in this time is left out.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// A process that does not answer in this time hangs.
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+const PROPERTIES: &str = "LoadState,ActiveState,SubState,Result,ExecMainStatus,UnitFileState,WatchdogUSec,User,\
+                          MemoryMax,LoadCredential,ProtectHome,NTPSynchronized,NTP";
+/// One monitor for all units.
+const MONITOR: &str = "embeddings-monitor.service";
+
+/// What systemd knows, property by property; empty where it does not run.
+#[derive(Debug, Clone, Default)]
+pub struct Units {
+    service: Shown,
+    monitor: Shown,
+    clock: Shown,
+}
+
+/// Properties by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Shown(BTreeMap<String, String>);
+
+impl Shown {
+    fn parse(text: &str) -> Shown {
+        let pairs = text.lines().filter_map(|line| line.split_once('='));
+        Shown(
+            pairs
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+        )
+    }
+
+    fn get(&self, key: &str) -> &str {
+        self.0.get(key).map_or("", String::as_str)
+    }
+
+    /// A unit that is not installed has nothing to be judged.
+    fn is_known(&self) -> bool {
+        !matches!(self.get("LoadState"), "" | "not-found")
+    }
+}
+
+impl Units {
+    /// Asks systemd, where it runs.
+    pub fn ask(hand: &Hand) -> Units {
+        if !Path::new("/run/systemd/system").is_dir() {
+            return Units::default();
+        }
+        let show = |program: &str, arguments: &[&str]| {
+            let mut command = Command::new(program);
+            command.args(arguments);
+            let output = ask(command, PATIENCE);
+            output.map_or_else(Shown::default, |it| {
+                Shown::parse(&String::from_utf8_lossy(&it.stdout))
+            })
+        };
+        Units {
+            service: show(
+                "systemctl",
+                &["show", "--property", PROPERTIES, "--", &hand.service()],
+            ),
+            monitor: show("systemctl", &["show", "--property", PROPERTIES, "--", MONITOR]),
+            clock: show("timedatectl", &["show"]),
+        }
+    }
+
+    /// The user that the unit runs as.
+    pub fn user(&self) -> Option<String> {
+        let user = self.service.get("User");
+        (!user.is_empty()).then(|| user.to_owned())
+    }
+
+    /// `WatchdogSec=` in microseconds, for the rules of the rings.
+    pub fn watchdog_us(&self) -> Option<u64> {
+        let ms = super::super::status::span_ms(self.service.get("WatchdogUSec"))?;
+        (self.service.is_known() && ms > 0).then_some(ms * 1000)
+    }
+
+    /// The file that the unit hands over as the credential `broker-password`.
+    pub fn password_file(&self) -> Option<PathBuf> {
+        let credentials = self.service.get("LoadCredential").split_whitespace();
+        let path = credentials
+            .filter_map(|it| it.strip_prefix("broker-password:"))
+            .next()?;
+        path.starts_with('/').then(|| PathBuf::from(path))
+    }
+
+    /// Memory that the service may have, in bytes, and in whose words.
+    pub fn memory(&self) -> Option<(u64, String)> {
+        match self.service.get("MemoryMax").parse::<u64>() {
+            Ok(bytes) if bytes < u64::MAX => Some((bytes, "MemoryMax= of the unit".to_owned())),
+            _ => telemetry::memory::bound().map(|bytes| (bytes, "memory here".to_owned())),
+        }
+    }
+
+    /// All findings on units and clock.
+    pub fn judge(&self, hand: &Hand) -> Vec<Finding> {
+        let mut found = Vec::new();
+        if self.service.is_known() {
+            found.push(unit(&self.service, hand));
+            found.push(watchdog(&self.service, hand));
+        }
+        if self.monitor.is_known() || self.service.is_known() {
+            found.push(monitor(&self.monitor, hand));
+        }
+        found.extend(clock(&self.clock, hand));
+        found
+    }
+
+    /// Files and models that the unit's sandbox hides.
+    pub fn hidden(&self, reading: &Reading, config: &Config, hand: &Hand) -> Vec<Finding> {
+        let sandboxed = self.service.is_known() && !matches!(self.service.get("ProtectHome"), "" | "no");
+        if !sandboxed {
+            return Vec::new();
+        }
+        let own = reading
+            .files
+            .iter()
+            .chain(&config.http.token_file)
+            .chain(&config.broker.ca_file);
+        let own = own.chain(&config.broker.password_file).map(|path| (path, None));
+        let models = config
+            .models
+            .iter()
+            .filter_map(|(name, model)| Some((model.path.as_ref()?, Some(name))));
+        own.chain(models)
+            .filter_map(|(path, model)| hidden(path, model.map(String::as_str), hand))
+            .collect()
+    }
+}
+
+fn hidden(path: &Path, model: Option<&str>, hand: &Hand) -> Option<Finding> {
+    const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
+    let under = HIDDEN.into_iter().find(|folder| path.starts_with(folder))?;
+    let text = format!(
+        "{}: the unit's sandbox hides {under} from the service",
+        path.display()
+    );
+    let (command, note) = match model {
+        Some(name) => {
+            let (dir, name) = (mend::path(path), mend::quoted(name));
+            (
+                format!("embeddings model add {dir} --name {name}"),
+                "then take path out of its section",
+            )
+        }
+        None => {
+            let to = Path::new("/etc/embeddings").join(path.file_name().unwrap_or_default());
+            let (from, to) = (mend::path(path), mend::path(&to));
+            (
+                format!("install -m 640 -g embeddings {from} {to}"),
+                "then name that file",
+            )
+        }
+    };
+    Some(Finding::error(&table::SYSTEM_SANDBOX, text, vec![hand.root(command)]).note(note))
+}
+
+fn unit(shown: &Shown, hand: &Hand) -> Finding {
+    let check = &table::SYSTEM_UNIT;
+    let (service, unit) = (hand.service(), &hand.unit);
+    let systemctl = |what: &str| vec![hand.root(format!("systemctl {what} {unit}"))];
+    let state = format!(
+        "{service}: {} ({})",
+        shown.get("ActiveState"),
+        shown.get("SubState")
+    );
+    if shown.get("LoadState") == "masked" || shown.get("UnitFileState").starts_with("masked") {
+        let text = format!("{service} is masked: systemd refuses to start it");
+        return Finding::error(check, text, systemctl("unmask"));
+    }
+    if !matches!(shown.get("LoadState"), "loaded") {
+        let text = format!("{service}: systemd says {}", shown.get("LoadState"));
+        return Finding::error(check, text, vec![format!("systemd-analyze verify {service}")]);
+    }
+    if shown.get("ActiveState") == "failed" {
+        let why = match (shown.get("Result"), shown.get("ExecMainStatus")) {
+            ("exit-code", "78") => "its configuration was refused (exit 78)".to_owned(),
+            ("exit-code", status) => format!("its process ended with {status}"),
+            ("start-limit-hit", _) => "it died too often".to_owned(),
+            (result, _) => result.to_owned(),
+        };
+        let text = format!("{service} has failed: {why}");
+        let mut commands = systemctl("reset-failed");
+        commands.extend(systemctl("start"));
+        return Finding::error(check, text, commands)
+            .note("when the rest is mended; `embeddings status` shows the last deaths");
+    }
+    if shown.get("UnitFileState") == "disabled" {
+        let text = format!("{state}, and it does not start at the next boot");
+        return Finding::warning(check, text, systemctl("enable"));
+    }
+    if shown.get("ActiveState") == "inactive" {
+        return Finding::warning(check, format!("{state}: it was stopped"), systemctl("start"));
+    }
+    Finding::ok(check, state)
+}
+
+fn watchdog(shown: &Shown, hand: &Hand) -> Finding {
+    let check = &table::SYSTEM_WATCHDOG;
+    let service = hand.service();
+    let drop_ins = format!("/etc/systemd/system/{service}.d");
+    match super::super::status::span_ms(shown.get("WatchdogUSec")) {
+        Some(ms) if ms > 0 => Finding::ok(check, format!("WatchdogSec={} s", ms / 1000)),
+        _ => Finding::warning(
+            check,
+            format!("{service} has no WatchdogSec="),
+            vec![
+                hand.root(format!("mkdir -p {drop_ins}")),
+                format!(
+                    "printf '[Service]\\nWatchdogSec=40s\\n' | {} >/dev/null",
+                    hand.root(format!("tee {drop_ins}/zz-watchdog.conf"))
+                ),
+                hand.root("systemctl daemon-reload"),
+                hand.root(format!("systemctl restart {}", hand.unit)),
+            ],
+        ),
+    }
+}
+
+fn monitor(shown: &Shown, hand: &Hand) -> Finding {
+    let check = &table::SYSTEM_MONITOR;
+    let systemctl = |what: &str| hand.root(format!("systemctl {what} embeddings-monitor"));
+    match (shown.get("LoadState"), shown.get("ActiveState")) {
+        ("masked", _) => {
+            let commands = vec![systemctl("unmask"), systemctl("start")];
+            Finding::warning(check, format!("{MONITOR} is masked"), commands)
+        }
+        ("loaded", "active" | "activating") => {
+            Finding::ok(check, format!("{MONITOR} is {}", shown.get("ActiveState")))
+        }
+        (_, state) => {
+            let state = if state.is_empty() {
+                "not known to systemd"
+            } else {
+                state
+            };
+            Finding::warning(check, format!("{MONITOR} is {state}"), vec![systemctl("start")])
+        }
+    }
+}
+
+fn clock(shown: &Shown, hand: &Hand) -> Option<Finding> {
+    let check = &table::SYSTEM_CLOCK;
+    match (shown.get("NTPSynchronized"), shown.get("NTP")) {
+        ("yes", _) => Some(Finding::ok(check, "kept right by the network")),
+        ("no", "yes") => Some(
+            Finding::warning(
+                check,
+                "not yet set by the network",
+                vec!["timedatectl timesync-status".to_owned()],
+            )
+            .note("shows the server that is asked; it may take a minute after the boot"),
+        ),
+        ("no", _) => Some(
+            Finding::warning(
+                check,
+                "nothing keeps it right",
+                vec![hand.root("timedatectl set-ntp true")],
+            )
+            .note("needs apt install systemd-timesyncd, or chrony"),
+        ),
+        _ => None,
+    }
+}
+
+/// The process that answers where the service of this configuration would, if there is one.
+pub fn running(dirs: &Directories, inputs: &Inputs, hand: &Hand) -> (Vec<Finding>, Option<Report>) {
+    let check = &table::SYSTEM_RUNNING;
+    let mut sockets = vec![dirs.runtime.join(SOCKET)];
+    if !inputs.environment.contains_key("RUNTIME_DIRECTORY") {
+        sockets.push(Path::new("/run").join(&hand.unit).join(SOCKET));
+        sockets.dedup();
+    }
+    for socket in &sockets {
+        let (pid, how) = match control::ask(socket, ANSWER_MAX) {
+            Ok(Asked::Answer(answer)) => {
+                let report: Option<Report> = serde_json::from_slice(&answer).ok();
+                let text = match &report {
+                    Some(report) => format!(
+                        "process {} answers: {}",
+                        report.pid.unwrap_or_default(),
+                        report.line
+                    ),
+                    None => format!("{}: a process of another version answers", socket.display()),
+                };
+                return (vec![Finding::ok(check, text)], report);
+            }
+            Ok(Asked::Nobody) | Err(_) => continue,
+            Ok(Asked::Unanswered { pid }) => (pid, "takes questions and does not answer"),
+            Ok(Asked::Silent { pid }) => (pid, "says nothing"),
+        };
+        let who = pid.map_or("a process".to_owned(), |pid| format!("process {pid}"));
+        let text = format!("{}: {who} {how}", socket.display());
+        let commands = pid.map(|pid| format!("kill -KILL {pid}")).into_iter().collect();
+        let note = "`embeddings status` says which of the watchdogs ends it, and when";
+        return (vec![Finding::error(check, text, commands).note(note)], None);
+    }
+    (vec![Finding::ok(check, "no other process has its place")], None)
+}
+
+/// Whether the address can be listened on.
+pub fn port(examined: &Examined, report: Option<&Report>, hand: &Hand) -> Option<Finding> {
+    let check = &table::SYSTEM_PORT;
+    let listen = examined.loaded.config.http.listen?;
+    let from = super::configuration::origin(examined, "http.listen");
+    let own = |report: &Report| {
+        report.http.problem.is_none() && report.http.listen.as_deref() == Some(&listen.to_string())
+    };
+    if report.is_some_and(own) {
+        return Some(Finding::ok(
+            check,
+            format!("{listen}: the running service listens"),
+        ));
+    }
+    let error = match TcpListener::bind(listen) {
+        Ok(_) => return Some(Finding::ok(check, format!("{listen} is free"))),
+        Err(error) => error,
+    };
+    let to = |address: Option<SocketAddr>| {
+        let set = |address: SocketAddr| hand.set(&from, "http.listen", &format!("\"{address}\""));
+        address.map(set).unwrap_or_default()
+    };
+    Some(match error.kind() {
+        ErrorKind::AddrInUse => {
+            let text = format!("http.listen = \"{listen}\": another program has this port");
+            let who = hand.root(format!("ss -ltnp 'sport = :{}'", listen.port()));
+            Finding::error(check, text, to(free_above(listen)))
+                .note(format!("or end the one that `{who}` shows"))
+        }
+        ErrorKind::PermissionDenied => {
+            let text = format!("http.listen = \"{listen}\": ports below 1024 are root's");
+            let above = SocketAddr::new(listen.ip(), 8970);
+            Finding::error(check, text, to(free_above(above)))
+        }
+        ErrorKind::AddrNotAvailable => {
+            let text = format!("http.listen = \"{listen}\": this machine has no such address");
+            let note = "or one of those that `ip -brief address` shows";
+            Finding::error(
+                check,
+                text,
+                to(Some(SocketAddr::from(([127, 0, 0, 1], listen.port())))),
+            )
+            .note(note)
+        }
+        _ => Finding::error(check, format!("http.listen = \"{listen}\": {error}"), to(None)),
+    })
+}
+
+/// The next port that nobody has.
+fn free_above(listen: SocketAddr) -> Option<SocketAddr> {
+    let ports = listen.port()..=listen.port().saturating_add(100);
+    ports
+        .map(|port| SocketAddr::new(listen.ip(), port))
+        .find(|address| TcpListener::bind(address).is_ok())
+}
+
+/// Whether the service can write where it keeps things. What is not there is made, by systemd or by the service.
+pub fn directories(dirs: &Directories, reader: Option<&Reader>, hand: &Hand) -> Vec<Finding> {
+    let check = &table::SYSTEM_DIRECTORIES;
+    let mut found = Vec::new();
+    let mut well = Vec::new();
+    for (what, dir) in [
+        ("runtime", &dirs.runtime),
+        ("state", &dirs.state),
+        ("cache", &dirs.cache),
+    ] {
+        let there = dir
+            .ancestors()
+            .find(|above| above.exists())
+            .unwrap_or(Path::new("/"));
+        let exists = there == dir;
+        let may = match reader {
+            // Below /run, /var/lib and /var/cache systemd makes it for the user.
+            Some(_) if !exists && (dir.starts_with("/run") || dir.starts_with("/var")) => Some(true),
+            Some(reader) => reader.may(Want::Write, there),
+            None => Some(writable(there)),
+        };
+        let shown = dir.display();
+        if exists && !dir.is_dir() {
+            let text = format!("the {what} directory {shown} is no directory");
+            let away = hand.on(
+                there,
+                format!(
+                    "mv {} {}",
+                    mend::path(dir),
+                    mend::path(&dir.with_extension("old"))
+                ),
+            );
+            found.push(Finding::error(check, text, vec![away]));
+        } else if may == Some(false) {
+            let whom = reader.map_or(String::new(), |reader| {
+                format!(" to the service's user {}", reader.name)
+            });
+            let text = format!("the {what} directory {shown} cannot be written{whom}");
+            let commands = match reader {
+                Some(reader) if exists => {
+                    vec![hand.root(format!(
+                        "chown -R {}:{} {}",
+                        reader.name,
+                        reader.group,
+                        mend::path(dir)
+                    ))]
+                }
+                Some(reader) => vec![hand.root(format!(
+                    "install -d -m 750 -o {} -g {} {}",
+                    reader.name,
+                    reader.group,
+                    mend::path(dir)
+                ))],
+                None => vec![hand.on(there, format!("chmod u+rwx {}", mend::path(there)))],
+            };
+            found.push(Finding::error(check, text, commands));
+        } else {
+            well.push(format!("{what} {shown}"));
+        }
+    }
+    if found.is_empty() {
+        found.push(Finding::ok(check, well.join(", ")));
+    }
+    found
+}
+
+fn writable(dir: &Path) -> bool {
+    use rustix::fs::{Access, access};
+    access(dir, Access::WRITE_OK).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Level;
+    use super::*;
+
+    fn hand() -> Hand {
+        let inputs = Inputs::from_process(None, Vec::new());
+        let inputs = Inputs {
+            uid: 0,
+            environment: BTreeMap::from([("SUDO_USER".to_owned(), "me".to_owned())]),
+            ..inputs
+        };
+        Hand::new(&inputs, &Reading::default())
+    }
+
+    fn judged(service: &str) -> (Level, String, Vec<String>) {
+        let finding = unit(&Shown::parse(service), &hand());
+        (finding.level, finding.found, finding.mend)
+    }
+
+    /// Goal: each state in which a unit does not do its work is told apart. Method: what `systemctl show` prints.
+    #[test]
+    fn a_unit_that_does_not_run_says_why() {
+        let (level, found, mend) = judged("LoadState=masked\nActiveState=inactive\nUnitFileState=masked\n");
+        assert_eq!(
+            (level, mend[0].as_str()),
+            (Level::Error, "sudo systemctl unmask embeddings"),
+            "{found}"
+        );
+        let failed =
+            "LoadState=loaded\nActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainStatus=78\n";
+        let (level, found, mend) = judged(failed);
+        assert!(
+            level == Level::Error && found.contains("refused (exit 78)"),
+            "{found}"
+        );
+        assert_eq!(mend[0], "sudo systemctl reset-failed embeddings");
+        let disabled = "LoadState=loaded\nActiveState=active\nSubState=running\nUnitFileState=disabled\n";
+        let (level, _, mend) = judged(disabled);
+        assert_eq!(
+            (level, mend[0].as_str()),
+            (Level::Warning, "sudo systemctl enable embeddings")
+        );
+        let stopped = "LoadState=loaded\nActiveState=inactive\nSubState=dead\nUnitFileState=enabled\n";
+        assert_eq!(judged(stopped).2, ["sudo systemctl start embeddings"]);
+        let well = "LoadState=loaded\nActiveState=active\nSubState=running\nUnitFileState=enabled\n";
+        assert_eq!(judged(well).0, Level::Ok);
+    }
+
+    #[test]
+    fn rings_and_clock_are_told_when_they_are_off() {
+        let service = |text: &str| Units {
+            service: Shown::parse(&format!("LoadState=loaded\n{text}")),
+            ..Units::default()
+        };
+        let off = watchdog(&service("WatchdogUSec=0").service, &hand());
+        assert!(off.level == Level::Warning && off.mend.iter().any(|it| it.contains("WatchdogSec=40s")));
+        assert_eq!(
+            watchdog(&service("WatchdogUSec=40s").service, &hand()).level,
+            Level::Ok
+        );
+        assert_eq!(service("WatchdogUSec=40s").watchdog_us(), Some(40_000_000));
+        let idle = monitor(&Shown::parse("LoadState=loaded\nActiveState=inactive\n"), &hand());
+        assert_eq!(
+            (idle.level, idle.mend[0].as_str()),
+            (Level::Warning, "sudo systemctl start embeddings-monitor")
+        );
+        let of =
+            |text: &str| clock(&Shown::parse(text), &hand()).map(|it| (it.level, it.mend.first().cloned()));
+        assert_eq!(of("NTP=yes\nNTPSynchronized=yes\n"), Some((Level::Ok, None)));
+        let off = of("NTP=no\nNTPSynchronized=no\n").unwrap();
+        assert_eq!(
+            off,
+            (Level::Warning, Some("sudo timedatectl set-ntp true".to_owned()))
+        );
+        assert_eq!(of(""), None);
+        let with = service(
+            "LoadCredential=other:/x broker-password:/etc/embeddings/broker-password\nUser=embeddings\nMemoryMax=infinity",
+        );
+        assert_eq!(
+            with.password_file().unwrap(),
+            Path::new("/etc/embeddings/broker-password")
+        );
+        assert_eq!(with.user().as_deref(), Some("embeddings"));
+        assert_eq!(
+            service("MemoryMax=1048576").memory(),
+            Some((1 << 20, "MemoryMax= of the unit".to_owned()))
+        );
+    }
+
+    #[test]
+    fn what_the_sandbox_hides_is_named() {
+        let finding = hidden(Path::new("/home/me/model"), Some("mine"), &hand()).unwrap();
+        assert_eq!(
+            finding.mend,
+            ["sudo embeddings model add /home/me/model --name mine"]
+        );
+        assert!(hidden(Path::new("/srv/model"), Some("mine"), &hand()).is_none());
+        assert!(hidden(Path::new("/homes/x"), None, &hand()).is_none());
+    }
+}
