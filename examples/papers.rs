@@ -2,7 +2,7 @@
 //! the one table of configuration keys: `cargo run --release --example papers -- OUTDIR`.
 //!
 //! ```text
-//!   OUTDIR/man/embeddings.1, embeddings-serve.1, …, embeddings.toml.5
+//!   OUTDIR/man/embeddings.1, embeddings-serve.1, …, embeddings.toml.5, embeddings.service.8
 //!   OUTDIR/completions/bash/embeddings, zsh/_embeddings, fish/embeddings.fish
 //!   OUTDIR/embeddings.toml      every key, commented out at its default
 //! ```
@@ -15,6 +15,9 @@ use embeddings::args::Cli;
 use embeddings::config;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// embeddings.service(8), but for the version.
+const UNITS: &str = include_str!("../packaging/embeddings.service.8");
 
 /// What embeddings(1) says beyond the definition of its options.
 const ROOT_SECTIONS: &str = r#".SH "EXIT STATUS"
@@ -29,13 +32,17 @@ Failed; a line on standard error says why.
 Wrong use of the command line, or a line of input that is none.
 .TP
 .B 3
-.BR embeddings-dead (1)
+.BR embeddings\-dead (1)
 found no such dead letter;
-.BR embeddings-status (1)
+.BR embeddings\-status (1)
 found no process.
 .TP
+.B 4
+.BR embeddings\-status (1)
+cannot know, such as for want of permission.
+.TP
 .B 69
-.BR embeddings-submit (1)
+.BR embeddings\-submit (1)
 or
 .B embeddings bench \-\-broker
 reached no broker, or no service answered there.
@@ -51,13 +58,41 @@ The service made no progress for
 .B 72
 The service computed wrong vectors.
 .TP
+.B 74
+The output of
+.BR embeddings\-submit (1)
+or
+.BR embeddings\-bench (1)
+cannot be written.
+.TP
 .B 78
 Bad configuration: file, key, value and allowed range are on standard error.
+.TP
+.B 130\fR, \fB141\fR, \fB143
+.BR embeddings\-submit (1)
+was ended by SIGINT, by a reader of its output that had gone, by SIGTERM.
+.PP
+Those of the service, and what follows each, are in
+.BR embeddings.service (8).
+.SH SIGNALS
+The service drains on SIGTERM and SIGINT, and reads its limits anew on SIGHUP; see
+.BR embeddings.service (8).
+.B embeddings submit
+writes what is finished and ends.
 .SH ENVIRONMENT
 .TP
 .BI EMBED_ KEY
 Sets a key of the configuration; see
 .BR embeddings.toml (5).
+.TP
+.BR RUNTIME_DIRECTORY ", " STATE_DIRECTORY ", " CACHE_DIRECTORY
+Folders, as systemd sets them; see
+.BR embeddings.toml (5).
+.TP
+.B CREDENTIALS_DIRECTORY
+Where systemd puts credentials;
+.I broker\-password
+in it is the broker's password.
 .TP
 .B HF_ENDPOINT\fR, \fBHF_TOKEN\fR, \fBHF_HUB_OFFLINE
 Where
@@ -69,7 +104,15 @@ No colours, even on a terminal.
 .SH FILES
 .TP
 .I /etc/embeddings/embeddings.toml\fR, \fI/etc/embeddings/conf.d/*.toml
-Configuration.
+Configuration; of an instance below
+.IR /etc/embeddings/instances/NAME .
+.TP
+.I /run/embeddings/status.sock
+Where the service answers
+.BR embeddings\-status (1).
+.TP
+.I /var/lib/embeddings/kills.jsonl
+The last deaths.
 .TP
 .I /var/lib/embeddings/models
 Models installed by
@@ -77,6 +120,45 @@ Models installed by
 .TP
 .I /usr/share/embeddings/models
 Models installed by packages.
+.TP
+.I /usr/share/embeddings/prometheus/embeddings.rules.yml
+Alert rules for Prometheus.
+.TP
+.I /usr/share/embeddings/grafana/embeddings.json
+A dashboard for Grafana.
+.SH EXAMPLES
+How is the service, and what is wrong with it?
+.PP
+.EX
+embeddings status
+sudo embeddings check
+.EE
+.PP
+Vectors for the lines of a file; a run that is cut off goes on where it was:
+.PP
+.EX
+embeddings submit notes.txt \-\-output vectors.jsonl \-\-resume
+.EE
+.PP
+The lines nearest to a question:
+.PP
+.EX
+embeddings submit \-\-search "who pays for damage?" notes.txt
+.EE
+.PP
+Another model beside the default one:
+.PP
+.EX
+sudo embeddings model pull intfloat/e5\-small\-v2
+embeddings model check e5\-small\-v2
+.EE
+.PP
+Jobs that could not be answered, back to their queue:
+.PP
+.EX
+sudo embeddings dead list
+sudo embeddings dead requeue \-\-all \-\-reason internal
+.EE
 "#;
 
 fn main() -> anyhow::Result<()> {
@@ -95,6 +177,8 @@ pub fn papers(out: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(&man).with_context(|| format!("failed to create {}", man.display()))?;
     pages(&cli, "embeddings", &man)?;
     write(&man.join("embeddings.toml.5"), config::manual().as_bytes())?;
+    let units = UNITS.replace("@VERSION@", &roff(env!("CARGO_PKG_VERSION")));
+    write(&man.join("embeddings.service.8"), units.as_bytes())?;
     write(&out.join("embeddings.toml"), config::default_file().as_bytes())?;
 
     for (shell, file) in [
@@ -144,9 +228,9 @@ fn pages(command: &Command, name: &str, dir: &Path) -> anyhow::Result<()> {
         text.extend_from_slice(ROOT_SECTIONS.as_bytes());
     }
     text.extend_from_slice(if root {
-        b".SH \"SEE ALSO\"\n.BR embeddings.toml (5),\n.BR rabbitmq\\-server (8)\n"
+        b".SH \"SEE ALSO\"\n.BR embeddings.toml (5),\n.BR embeddings.service (8),\n.BR rabbitmq\\-server (8)\n"
     } else {
-        b".SH \"SEE ALSO\"\n.BR embeddings (1),\n.BR embeddings.toml (5)\n"
+        b".SH \"SEE ALSO\"\n.BR embeddings (1),\n.BR embeddings.toml (5),\n.BR embeddings.service (8)\n"
     });
     write(&dir.join(format!("{name}.1")), &text)?;
     for below in below() {

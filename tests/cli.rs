@@ -455,6 +455,7 @@ fn the_papers_are_written_and_the_manual_pages_are_clean() {
         "man/embeddings-serve.1",
         "man/embeddings-model-pull.1",
         "man/embeddings.toml.5",
+        "man/embeddings.service.8",
         "completions/bash/embeddings",
         "completions/zsh/_embeddings",
         "completions/fish/embeddings.fish",

@@ -83,6 +83,10 @@ embeddings.toml \- configuration of the embedding service
 .I /etc/embeddings/embeddings.toml
 .br
 .I /etc/embeddings/conf.d/*.toml
+.br
+.I /etc/embeddings/instances/NAME/embeddings.toml
+.br
+.I /etc/embeddings/instances/NAME/conf.d/*.toml
 .SH DESCRIPTION
 The configuration of
 .BR embeddings (1)
@@ -100,6 +104,16 @@ With
 .BI \-\-config " FILE"
 that file is read instead of the ones below
 .IR /etc/embeddings .
+.PP
+An instance
+.RB ( embeddings@ \fINAME\fR .service ,
+or
+.BI \-\-instance " NAME"
+on the command line) reads the files below
+.I /etc/embeddings/instances/NAME
+in place of the first two kinds; its
+.I embeddings.toml
+must be there.
 .PP
 In the environment a key is written in capitals behind
 .BR EMBED_ ,
@@ -156,6 +170,9 @@ and
 .I /var/cache/embeddings
 if the second exists; everybody else, and root where it does not, uses
 .I embeddings
+(of an instance
+.IR embeddings@NAME ,
+here and above)
 below
 .BR $XDG_RUNTIME_DIR ,
 .B $XDG_STATE_HOME
@@ -177,6 +194,7 @@ max_queue = 64
 .EE
 .SH SEE ALSO
 .BR embeddings (1),
+.BR embeddings.service (8),
 .BR systemd.exec (5)
 "#,
     );
