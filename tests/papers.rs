@@ -3,6 +3,7 @@
 //! What can be run is run, in `tests/system` (blocks marked `sh run`) and `tests/broker/clients.rs`. Here everything is
 //! read: a command must be one that the program knows, a key one that it has, a link one that leads somewhere.
 
+#[allow(dead_code, reason = "of all it can be, the documents need only one machine")]
 mod machine;
 
 use clap::Parser;

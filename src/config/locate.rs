@@ -49,19 +49,17 @@ fn lines(text: &str) -> impl Iterator<Item = (Vec<String>, Line)> {
     let mut inside: Option<&str> = None;
     let found = move |(at, line): (usize, &str)| {
         // Inside a string of several lines nothing is a key.
+        let begun_before = inside;
         for quotes in ["\"\"\"", "'''"] {
             let odd = line.matches(quotes).count() % 2 == 1;
             match inside {
-                Some(open) if open == quotes && odd => {
-                    inside = None;
-                    return None;
-                }
-                None if odd => {
-                    inside = Some(quotes);
-                    break;
-                }
+                Some(open) if open == quotes && odd => inside = None,
+                None if odd && begun_before.is_none() => inside = Some(quotes),
                 _ => {}
             }
+        }
+        if begun_before.is_some() {
+            return None;
         }
         let trimmed = line.trim();
         if let Some(header) = trimmed.strip_prefix('[') {

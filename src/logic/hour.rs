@@ -132,10 +132,10 @@ impl Hour {
         self.last = Totals::of(report, tally);
         let (last, before) = (&self.last, &self.before);
         let slot = self.slots.back_mut().expect("it was just opened");
-        for lane in 0..LANES.len() {
+        for (lane, of) in LANES.iter().enumerate() {
             slot.jobs[lane] = last.jobs[lane].saturating_sub(before.jobs[lane]);
             slot.latency[lane] = last.latency_since(before, lane);
-            let queue = report.queues.get(LANES[lane].name()).copied();
+            let queue = report.queues.get(of.name()).copied();
             slot.queue[lane] = slot.queue[lane].max(queue.unwrap_or_default());
         }
         slot.inputs = last.inputs.saturating_sub(before.inputs);

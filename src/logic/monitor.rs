@@ -371,7 +371,8 @@ mod tests {
     fn a_worker_with_bounds_of_its_own_is_held_to_them_and_no_other_is() {
         let mut watch = Watch::new();
         let idle = beat(true, State::Idle, None);
-        (watch.hears(7, &idle), watch.hears(8, &idle));
+        watch.hears(7, &idle);
+        watch.hears(8, &idle);
         let own = Bounds {
             silence: Duration::from_secs(6),
             ..BOUNDS
