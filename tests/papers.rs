@@ -178,7 +178,7 @@ fn every_command_of_every_document_is_one() {
         }
         for code in document.inline() {
             let told_of = code.starts_with("embeddings ") || code.starts_with("sudo embeddings ");
-            if !told_of || code.contains(['…', '[']) {
+            if !told_of || code.contains(['…', '[', '·']) {
                 continue;
             }
             for call in calls(&code) {
