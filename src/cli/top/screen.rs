@@ -24,10 +24,7 @@ const KEYS: &str = "q end  ? help  / filter  s sort  Enter detail  x forget";
 const HELP: [(&str, &str); 12] = [
     ("↑ ↓  k j", "choose a worker; PgUp, PgDn, Home, End"),
     ("Enter", "all that is known of it; again: back"),
-    (
-        "s",
-        "order by state, host, queue, inflight, rate, progress, kill",
-    ),
+    ("s", "order by state, host, queue, inflight, rate, progress, kill"),
     ("/", "filter; Enter keeps it, Esc drops it"),
     ("x", "take the chosen one out of the list, until it is heard"),
     ("q  Ctrl-C", "end"),
