@@ -175,6 +175,7 @@ fn a_bad_configuration_ends_with_78_and_names_file_key_value_and_range() {
         &["model", "list"],
         &["model", "rm", "x"],
         &["dead", "list"],
+        &["top"],
         &["dead", "purge", "x"],
     ] {
         let output = home.run(&[command, &["--config", file]].concat());

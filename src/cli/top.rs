@@ -97,8 +97,11 @@ async fn look(
     loop {
         tokio::select! {
             biased;
+            _ = ticks.tick() => {
+                line.hear(&mut fleet, clock);
+                fleet.tick(clock.now());
+            }
             Some(news) = line.news.recv() => learn(&mut fleet, news, clock.now()),
-            _ = ticks.tick() => fleet.tick(clock.now()),
         }
         let now = clock.now();
         let deaf = fleet.deaf(now);

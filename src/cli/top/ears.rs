@@ -1,7 +1,7 @@
 //! Keeps the ears of `embeddings top` open: a lost connection is opened again, with pauses that grow.
 
 use crate::broker::hear::{Ears, Heard};
-use crate::clock::Moment;
+use crate::clock::{Clock, Moment};
 use crate::config::BrokerConfig;
 use crate::job::heartbeat::Heartbeat;
 use crate::logic::fleet::{ECHO_INTERVAL, Fleet};
@@ -20,6 +20,8 @@ const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(3);
 /// News that wait to be looked at; who brings more waits.
 const NEWS: usize = 256;
+/// News taken before a judgement, so that a flood cannot put it off for ever.
+const NEWS_PER_JUDGEMENT: usize = 4096;
 
 /// What the broker's side has to tell.
 #[derive(Debug)]
@@ -53,6 +55,14 @@ impl Line {
             stop: Some(stop),
             task,
         })
+    }
+
+    /// Takes what has come, without waiting for more: all of it is to be known before anyone is judged.
+    pub fn hear(&mut self, fleet: &mut Fleet, clock: Clock) {
+        for _ in 0..NEWS_PER_JUDGEMENT {
+            let Ok(news) = self.news.try_recv() else { return };
+            learn(fleet, news, clock.now());
+        }
     }
 
     /// Says good-bye, within a second.

@@ -13,8 +13,6 @@ use std::io;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-/// News taken between two drawings, so that a flood cannot keep the screen from being drawn.
-const NEWS_PER_DRAWING: usize = 4096;
 /// From a signal to the end, where a terminal that takes no output holds the drawing up.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -44,42 +42,36 @@ pub async fn show(
     });
     let mut ticks = interval(ECHO_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_stale = true;
     let code = loop {
-        let now = clock.now();
-        screen
-            .terminal
-            .draw(|frame| screen::draw(frame, &fleet, &mut ui, &theme, now))?;
+        // Not for each heartbeat: of a large fleet there are more than anyone can see.
+        if std::mem::take(&mut is_stale) {
+            let now = clock.now();
+            screen
+                .terminal
+                .draw(|frame| screen::draw(frame, &fleet, &mut ui, &theme, now))?;
+        }
         tokio::select! {
             biased;
             _ = ended.changed() => break ended.borrow().unwrap_or(1),
             Some(input) = screen.input.recv() => {
+                is_stale = true;
                 if !take(input, &mut ui, &mut fleet, &mut screen, clock.now())? {
                     break 0;
                 }
             }
             _ = ticks.tick() => {
-                // All that has come is known before anyone is judged.
-                hear(&mut line, &mut fleet, clock);
+                is_stale = true;
+                line.hear(&mut fleet, clock);
                 fleet.tick(clock.now());
             }
-            Some(news) = line.news.recv() => {
-                learn(&mut fleet, news, clock.now());
-                hear(&mut line, &mut fleet, clock);
-            }
+            Some(news) = line.news.recv() => learn(&mut fleet, news, clock.now()),
         }
     };
     drop(screen);
     line.close().await;
     guard.abort();
     Ok(code)
-}
-
-/// Takes what has come, without waiting for more.
-fn hear(line: &mut Line, fleet: &mut Fleet, clock: Clock) {
-    for _ in 0..NEWS_PER_DRAWING {
-        let Ok(news) = line.news.try_recv() else { return };
-        learn(fleet, news, clock.now());
-    }
 }
 
 /// Does what was pressed. False if that was to end.

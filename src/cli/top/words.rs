@@ -221,9 +221,10 @@ pub fn answer(fleet: &Fleet, totals: &Totals, now: Moment) -> (Colour, String) {
         }
     }
     if totals.unheard > 0 {
+        let more = if workers > 0 { " more" } else { "" };
         parts.push(match totals.unheard {
-            1 => "1 more takes jobs and is not heard".to_owned(),
-            more => format!("{more} more take jobs and are not heard"),
+            1 => format!("1{more} takes jobs and is not heard"),
+            number => format!("{number}{more} take jobs and are not heard"),
         });
     }
     let (sign, colour) = match (totals.is_well(), workers) {
