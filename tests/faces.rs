@@ -51,7 +51,7 @@ fn commands() -> Vec<Vec<String>> {
         &["model", "add", &minilm, "--name", "tiny"],
         &["model", "list"],
         &["model", "check", "tiny"],
-        &["bench", "--engine", "--seconds", "0.1"],
+        &["bench", "--engine", "--seconds", "0.1", "--model", "tiny"],
         &["model", "rm", "tiny"],
     ];
     let owned = |words: &&[&str]| words.iter().map(|&word| word.to_owned()).collect();

@@ -49,18 +49,14 @@ fn lines(text: &str) -> impl Iterator<Item = (Vec<String>, Line)> {
     let mut inside: Option<&str> = None;
     let found = move |(at, line): (usize, &str)| {
         // Inside a string of several lines nothing is a key.
-        let begun_before = inside;
-        for quotes in ["\"\"\"", "'''"] {
-            let odd = line.matches(quotes).count() % 2 == 1;
-            match inside {
-                Some(open) if open == quotes && odd => inside = None,
-                None if odd && begun_before.is_none() => inside = Some(quotes),
-                _ => {}
+        let odd = |quotes: &str| line.matches(quotes).count() % 2 == 1;
+        if let Some(open) = inside {
+            if odd(open) {
+                inside = None;
             }
-        }
-        if begun_before.is_some() {
             return None;
         }
+        inside = ["\"\"\"", "'''"].into_iter().find(|quotes| odd(quotes));
         let trimmed = line.trim();
         if let Some(header) = trimmed.strip_prefix('[') {
             table = header.split_once(']').and_then(|(name, _)| parts(name));
