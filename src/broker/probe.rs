@@ -6,7 +6,7 @@
 //!
 //! A step is taken only where the one before it makes sense. Nothing changes on the broker: objects are looked for
 //! passively, and declared only where they are there already, which is a comparison; rights are asked for by
-//! requests that the broker refuses for another reason once it has found them permitted (see [`rights`]). Every
+//! requests that the broker refuses for another reason once it has found them permitted (see `rights`). Every
 //! wait has a limit.
 
 mod address;
