@@ -9,6 +9,7 @@ use crate::http;
 use crate::job::checkpoint::Checkpoint;
 use crate::job::reply::{Answer, Done};
 use crate::job::request::Request;
+use crate::job::trace::TraceParent;
 use crate::job::{JobKey, Lane, Names, Refusal};
 use crate::logic::event::{Onward, Streaming};
 use std::collections::HashMap;
@@ -46,6 +47,7 @@ pub struct Held {
     /// Where its answer goes.
     reply_to: Option<String>,
     correlation_id: Option<String>,
+    traceparent: Option<TraceParent>,
     /// The job id.
     pub id: String,
     /// Which attempt this is; the first is 1.
@@ -100,6 +102,7 @@ impl Held {
             receipt: Some(receipt),
             reply_to: properties.reply_to,
             correlation_id: properties.correlation_id,
+            traceparent: properties.traceparent,
             attempt,
             checkpoint: checkpoint.unwrap_or_default(),
             named,
@@ -111,15 +114,22 @@ impl Held {
     /// The data of a job whose caller waits on a connection.
     pub fn called(
         id: String,
+        traceparent: Option<TraceParent>,
         connection: oneshot::Sender<http::Reply>,
         received_ms: u64,
         now: Moment,
     ) -> Held {
         Held {
             connection: Some(connection),
+            traceparent,
             received_ms,
             ..Held::blank(Lane::Interactive, id, now)
         }
+    }
+
+    /// The id of the trace that the job belongs to, for the log.
+    pub fn trace_id(&self) -> Option<&str> {
+        self.traceparent.as_ref().map(TraceParent::trace_id)
     }
 
     /// A canary that never sees the broker.
@@ -138,6 +148,7 @@ impl Held {
             connection: None,
             reply_to: None,
             correlation_id: None,
+            traceparent: None,
             id,
             attempt: 1,
             checkpoint: Checkpoint::default(),
@@ -388,6 +399,7 @@ impl Held {
             correlation_id: self.correlation_id.clone(),
             message_id: self.id.clone(),
             attempt: self.attempt,
+            traceparent: self.traceparent.clone(),
             body,
         };
         Some(Box::new(Publication {

@@ -353,9 +353,11 @@ impl Loop {
                 let held = self.desk.get_mut(&job)?;
                 match &onward {
                     Onward::Retry(refusal) => {
-                        warn!(job = %held.id, attempt = held.attempt, %refusal, "failed, to be tried again");
+                        warn!(job = %held.id, trace_id = held.trace_id(), attempt = held.attempt, %refusal, "failed, to be tried again");
                     }
-                    Onward::Suspect => debug!(job = %held.id, "delivered before; goes on alone"),
+                    Onward::Suspect => {
+                        debug!(job = %held.id, trace_id = held.trace_id(), "delivered before; goes on alone")
+                    }
                     Onward::NextSlice => {}
                 }
                 let error = match &onward {
@@ -370,7 +372,7 @@ impl Loop {
             }
             Action::Refuse { job, refusal } => {
                 let held = self.desk.get(&job)?;
-                debug!(job = %held.id, %refusal, "refused");
+                debug!(job = %held.id, trace_id = held.trace_id(), %refusal, "refused");
                 if held.receipt.is_none() {
                     return self.hand_over(job, Some(refusal));
                 }
@@ -378,8 +380,9 @@ impl Loop {
                 publication.map(|publication| self.command(Command::Publish(publication)))?;
             }
             Action::DeadLetter { job, refusal } => {
-                warn!(job = %self.desk.get(&job)?.id, %refusal, "dead-lettered");
-                let publication = self.desk.get(&job)?.dead_letter(job, refusal);
+                let held = self.desk.get(&job)?;
+                warn!(job = %held.id, trace_id = held.trace_id(), %refusal, "dead-lettered");
+                let publication = held.dead_letter(job, refusal);
                 publication.map(|publication| self.command(Command::Publish(publication)))?;
             }
             Action::Ack { job } => {
@@ -447,7 +450,7 @@ impl Loop {
         // The logic has seen to it that the model is there.
         let model = self.parts.catalogue.model(plan.model)?;
         if let Some(result) = held.key(&self.results).and_then(|key| self.results.recall(&key)) {
-            debug!(job = %held.id, "answered with what is at hand");
+            debug!(job = %held.id, trace_id = held.trace_id(), "answered with what is at hand");
             held.recalled = Some(result);
             return Some(Event::Recalled { job });
         }
@@ -555,9 +558,9 @@ impl Loop {
         let by_queue = held.receipt.is_some();
         if outcome == Outcome::Returned && by_queue {
             let returned = self.parts.logic.tally().jobs[held.lane as usize][outcome as usize];
-            warn!(job = %held.id, lane, duration_ms, returned, "nobody waits for the answer any more");
+            warn!(job = %held.id, trace_id = held.trace_id(), lane, duration_ms, returned, "nobody waits for the answer any more");
         } else {
-            debug!(job = %held.id, lane, duration_ms, outcome = outcome_name, "settled");
+            debug!(job = %held.id, trace_id = held.trace_id(), lane, duration_ms, outcome = outcome_name, "settled");
         }
     }
 }

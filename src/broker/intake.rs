@@ -4,6 +4,7 @@ use super::{ACK_MAX, BrokerError, BrokerEvent, within};
 use crate::job::checkpoint::{Checkpoint, HEADER_CHECKPOINT};
 use crate::job::reply::{TYPE_ERROR, TYPE_RESULT};
 use crate::job::request::{Number, Properties, Request, RequestLimits, decode};
+use crate::job::trace::{HEADER_TRACEPARENT, TraceParent};
 use crate::job::{JobKey, Lane, Refusal};
 use futures_util::StreamExt;
 use lapin::message::Delivery;
@@ -207,6 +208,7 @@ fn plain(properties: &BasicProperties, redelivered: bool) -> Properties {
         content_type: text(properties.content_type()),
         content_encoding: text(properties.content_encoding()),
         timestamp_s: *properties.timestamp(),
+        traceparent: words(headers, HEADER_TRACEPARENT).and_then(TraceParent::parse),
         budget_ms: number(headers, "x-budget-ms"),
         sent_at_ms: number(headers, "x-sent-at-ms"),
         // Without the broker's own flag the header is a sender's invention.
@@ -215,6 +217,15 @@ fn plain(properties: &BasicProperties, redelivered: bool) -> Properties {
         } else {
             0
         },
+    }
+}
+
+/// A header that is a text.
+fn words<'a>(headers: &'a FieldTable, name: &str) -> Option<&'a str> {
+    match headers.inner().get(name)? {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
+        AMQPValue::ShortString(text) => Some(text.as_str()),
+        _ => None,
     }
 }
 

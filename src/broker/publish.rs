@@ -10,6 +10,7 @@ use crate::job::reply::{
     TYPE_RESULT, error_json,
 };
 use crate::job::request::DIRECT_REPLY_TO;
+use crate::job::trace::{HEADER_TRACEPARENT, TraceParent};
 use crate::job::{JobKey, Refusal};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::options::BasicPublishOptions;
@@ -59,6 +60,8 @@ pub enum Content {
         message_id: String,
         /// Which attempt this answer comes from.
         attempt: u32,
+        /// As in the request.
+        traceparent: Option<TraceParent>,
         /// What it says.
         body: ReplyBody,
     },
@@ -164,10 +167,14 @@ impl Press {
                 correlation_id,
                 message_id,
                 attempt,
+                traceparent,
                 body,
             } => {
                 let mut headers = FieldTable::default();
                 headers.insert(HEADER_ATTEMPT.into(), whole(u64::from(attempt)));
+                if let Some(parent) = traceparent {
+                    headers.insert(HEADER_TRACEPARENT.into(), text(parent.as_str()));
+                }
                 let (kind, bytes) = match body {
                     ReplyBody::Result(answer, fingerprint) => {
                         headers.insert(HEADER_FINGERPRINT.into(), text(&fingerprint));

@@ -2,7 +2,7 @@
 
 use super::Shared;
 use super::call::{Reply, Unanswered};
-use super::gate::{Peer, RequestId};
+use super::gate::{self, Peer, RequestId};
 use super::refusal::{self, json_response};
 use crate::job::reply::{Answer, HEADER_ATTEMPT, HEADER_FINGERPRINT};
 use crate::job::request::{Number, Properties, Request as Wanted, RequestLimits, decode};
@@ -163,6 +163,7 @@ fn properties(headers: &HeaderMap, id: &str) -> Properties {
         // A page in a browser may send any other type to any address without being asked; this one it may not.
         content_type: Some(text(header::CONTENT_TYPE).unwrap_or_else(|| "absent".into())),
         content_encoding: text(header::CONTENT_ENCODING),
+        traceparent: gate::traceparent(headers),
         budget_ms: number(headers, "x-budget-ms"),
         sent_at_ms: number(headers, "x-sent-at-ms"),
         ..Properties::default()

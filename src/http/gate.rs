@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::refusal;
+use crate::job::trace::{HEADER_TRACEPARENT, TraceParent};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
@@ -107,6 +108,7 @@ pub(super) async fn pass(State(shared): State<Shared>, mut request: Request, nex
         (None, _) => (!is_meant(request.headers())).then(misdirected),
     };
     let id = id.unwrap_or_else(|_| made_up());
+    let parent = traceparent(request.headers());
     let mut response = match refused {
         Some(refused) => refused,
         None => {
@@ -117,8 +119,16 @@ pub(super) async fn pass(State(shared): State<Shared>, mut request: Request, nex
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
+    if let Some(Ok(parent)) = parent.map(|parent| HeaderValue::from_str(parent.as_str())) {
+        response.headers_mut().insert(HEADER_TRACEPARENT, parent);
+    }
     shared.counts.count(route, response.status());
     response
+}
+
+/// The trace that a request belongs to.
+pub(super) fn traceparent(headers: &HeaderMap) -> Option<TraceParent> {
+    TraceParent::parse(headers.get(HEADER_TRACEPARENT)?.to_str().ok()?)
 }
 
 fn request_id(headers: &HeaderMap) -> Result<String, String> {

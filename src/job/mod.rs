@@ -8,6 +8,7 @@ pub mod heartbeat;
 pub mod received;
 pub mod reply;
 pub mod request;
+pub mod trace;
 
 use std::fmt;
 use std::time::Duration;

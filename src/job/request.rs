@@ -1,6 +1,7 @@
 //! A request as it comes from the wire: properties and body to [`Request`], or a [`Refusal`] that names
 //! the field. Whatever the bytes are, this returns; it allocates no more than a few times their length.
 
+use super::trace::TraceParent;
 use super::{ErrorType, Refusal};
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,8 @@ pub struct Properties {
     pub budget_ms: Number,
     /// `x-sent-at-ms`: when the caller sent, milliseconds since the Unix epoch.
     pub sent_at_ms: Number,
+    /// The trace that it belongs to.
+    pub traceparent: Option<TraceParent>,
     /// How often it has been delivered before: `x-delivery-count` of quorum queues, else 1 if the broker says so.
     pub delivery_count: u64,
 }

@@ -25,6 +25,9 @@ fn metric(address: &str, sample: &str) -> f64 {
         .unwrap()
 }
 
+/// A place in a trace, as W3C Trace Context writes it.
+const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
 /// Goal: the same vectors as through the broker, in each shape of the request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn openai_s_route_gives_the_broker_s_vectors() {
@@ -39,11 +42,12 @@ async fn openai_s_route_gives_the_broker_s_vectors() {
         &at,
         "POST",
         "/v1/embeddings",
-        &[("x-request-id", "mine-1")],
+        &[("x-request-id", "mine-1"), ("traceparent", TRACEPARENT)],
         &body.to_string(),
     );
     assert_eq!(by_http.vectors(), by_broker.vectors());
     assert_eq!(by_http.headers["x-request-id"], "mine-1");
+    assert_eq!(by_http.headers["traceparent"], TRACEPARENT);
     assert_eq!(
         by_http.headers["x-model-fingerprint"],
         by_broker.header("x-model-fingerprint").unwrap()

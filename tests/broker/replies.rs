@@ -3,6 +3,7 @@
 use crate::caller::{Caller, cosine};
 use crate::service::{Bench, MODEL, bench};
 use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
 
 async fn ready(test: &str, settings: &str) -> Option<(Bench, crate::service::Service, Caller)> {
@@ -168,4 +169,48 @@ async fn a_job_that_comes_twice_is_computed_once() {
     assert_eq!(answers[2].len(), 1);
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     assert_eq!(service.log().matches(AT_HAND).count(), 1, "{}", service.log());
+}
+
+/// Goal: whoever follows a request through several programs finds it here: each answer carries the caller's `traceparent`,
+/// also of a job that has gone on as another message, and the log its trace's id. What is none is left out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_belongs_to_its_caller_s_trace() {
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("00-{TRACE}-00f067aa0ba902b7-01");
+    let Some((_bench, service, mut caller)) = ready("trace", "[log]\nlevel = \"debug\"").await else {
+        return;
+    };
+    let queue = caller.names.interactive.clone();
+    let mut of = |text: &str| {
+        let mut headers = FieldTable::default();
+        headers.insert("traceparent".into(), AMQPValue::LongString(text.into()));
+        caller.properties().0.with_headers(headers)
+    };
+    // More inputs than one slice, so that the end comes from another message than the first chunk.
+    let long = json!({"input": vec!["a text"; 600], "stream": true, "encoding_format": "base64"});
+    let (good, bad, streamed, wrong) = (of(&parent), of(&parent), of(&parent), of("00-1-2-3"));
+    let told = |reply: &crate::caller::Reply| reply.header("traceparent");
+    let reply = caller.ask_raw(&queue, br#"{"input":"a text"}"#, good).await;
+    assert_eq!(
+        (reply.kind(), told(&reply)),
+        (Some("embeddings.result"), Some(parent.clone()))
+    );
+    let reply = caller.ask_raw(&queue, br#"{"input":7}"#, bad).await;
+    assert_eq!(
+        (reply.kind(), told(&reply)),
+        (Some("embeddings.error"), Some(parent.clone()))
+    );
+    let reply = caller.ask_raw(&queue, br#"{"input":"a text"}"#, wrong).await;
+    assert_eq!((reply.kind(), told(&reply)), (Some("embeddings.result"), None));
+    caller
+        .publish(&queue, long.to_string().as_bytes(), streamed)
+        .await;
+    loop {
+        let reply = caller.reply().await;
+        assert_eq!(told(&reply), Some(parent.clone()), "{:?}", reply.kind());
+        if reply.kind() == Some("embeddings.done") {
+            break;
+        }
+    }
+    assert!(service.log().contains(TRACE), "{}", service.log());
 }

@@ -16,7 +16,7 @@ impl Loop {
                 // Who is told nothing any more: the job may have been answered in the same moment.
                 let held = self.desk.get_mut(&job)?;
                 held.connection = None;
-                debug!(job = %held.id, "its caller has gone away");
+                debug!(job = %held.id, trace_id = held.trace_id(), "its caller has gone away");
                 Some(Event::CallerGone { job })
             }
         }
@@ -32,7 +32,7 @@ impl Loop {
             let plan = self.parts.catalogue.plan(&request)?;
             Ok((plan, request))
         });
-        let mut held = Held::called(ask.id, ask.reply, unix_ms, now);
+        let mut held = Held::called(ask.id, ask.properties.traceparent, ask.reply, unix_ms, now);
         let arrival = planned.map(|(plan, request)| {
             let (inputs, _) = held.plan(request, plan.clone(), false, unix_ms);
             plan.ticket(caller, inputs, bytes, deadline, None)

@@ -123,7 +123,7 @@ impl Loop {
         let mut held = Held::new(arrival, self.parts.clock.unix_ms(), now);
         let Checkpoint { lineage, done, .. } = held.checkpoint;
         if lane == Lane::Resumed && self.lineages.is_behind(lineage, done) {
-            info!(job = %held.id, done, "a copy of a slice whose job has gone on; not computed again");
+            info!(job = %held.id, trace_id = held.trace_id(), done, "a copy of a slice whose job has gone on; not computed again");
             self.desk.insert(job, held);
             return Event::Superseded { job, lane };
         }
