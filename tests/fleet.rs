@@ -350,6 +350,9 @@ fn a_restart_takes_the_row_over() {
     pass(&mut fleet, 4000, 8000);
     fleet.heard(one("a", 4, 4100), at(8000));
     assert_eq!(shown(&fleet, at(8000)), [(4, Health::Idle, 3)]);
+    // A heartbeat that was held up for long is still of the same process.
+    fleet.heard(one("a", 4, 4200), at(8400));
+    assert_eq!(shown(&fleet, at(8400)), [(4, Health::Idle, 3)]);
     // The same number again, of a younger process.
     fleet.heard(one("a", 4, 50), at(8500));
     assert_eq!(shown(&fleet, at(8500)), [(4, Health::Idle, 4)]);

@@ -216,8 +216,15 @@ fn a_broker_that_is_away_makes_nobody_silent() {
         assert!(!text.contains("silent"), "{text}");
         well(text)
     });
+    assert!(
+        screen.line(" 0  embeddings").is_some(),
+        "no restart was seen: {}",
+        screen.text()
+    );
+    proxy.refuse(true);
     proxy.cut();
     screen.until(SOON, "the cut", |text| text.contains("nothing known of them"));
+    proxy.refuse(false);
     screen.until(SOON, "the worker after the cut", |text| {
         assert!(!text.contains("silent"), "{text}");
         well(text)

@@ -287,8 +287,9 @@ impl Fleet {
     /// The row that a process not known yet goes on with: that of the process whose place it has taken.
     fn before(&self, key: &Key, beat: &Heartbeat, now: Moment) -> Option<Key> {
         if let Some(row) = self.rows.get(key) {
-            // The same number again: another process if it is younger than what was heard under it.
-            let younger = began(beat, now).is_some_and(|began| row.heard < began);
+            // The same number again: another process if it is younger than the one before was. By its own account alone,
+            // because a heartbeat may have been held up on its way.
+            let younger = beat.uptime_ms < row.beat.uptime_ms && beat.uptime_ms.is_some();
             return younger.then(|| key.clone());
         }
         let fits = |(_, row): &(&Key, &Row)| self.is_before(row, beat, now);
