@@ -47,15 +47,22 @@ impl Private {
         }
     }
 
-    /// Runs `rabbitmqctl` on the node.
+    /// Runs `rabbitmqctl` on the node, which takes connections somewhat before it takes commands.
     pub fn ctl(&self, arguments: &str) {
         let script = format!(". ./env && exec /usr/lib/rabbitmq/bin/rabbitmqctl -q {arguments}");
-        let output = Command::new("sh")
-            .args(["-c", &script])
-            .current_dir(&self.dir)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "rabbitmqctl {arguments}: {output:?}");
+        wait_for(START_MAX, "the node takes commands", || {
+            let output = Command::new("sh")
+                .args(["-c", &script])
+                .current_dir(&self.dir)
+                .output()
+                .unwrap();
+            let early = String::from_utf8_lossy(&output.stderr).contains("requires the 'rabbit' app");
+            assert!(
+                output.status.success() || early,
+                "rabbitmqctl {arguments}: {output:?}"
+            );
+            output.status.success()
+        });
     }
 
     /// Kills it (SIGKILL). What it had on disk stays.
