@@ -7,6 +7,7 @@ use super::ui::{Ui, Wish};
 use crate::clock::{Clock, Moment};
 use crate::logic::fleet::{ECHO_INTERVAL, Fleet, Key};
 use futures_util::StreamExt;
+use ratatui::layout::{Position, Rect};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use std::io;
@@ -79,7 +80,9 @@ fn take(input: Input, ui: &mut Ui, fleet: &mut Fleet, screen: &mut Screen, now: 
     let press = match input {
         Input::Key(press) => press,
         Input::Resized => {
-            screen.terminal.clear()?;
+            // Not `clear`, which asks the terminal where its cursor is: the answer would go to the thread that reads keys.
+            let size = screen.terminal.size()?;
+            screen.terminal.resize(Rect::from((Position::ORIGIN, size)))?;
             return Ok(true);
         }
     };
