@@ -55,7 +55,7 @@ instances_tell_how_they_are() {
     pids+="$(property MainPID) "
     expect_match "embeddings config" "broker.prefix +\"$name\" +/etc/embeddings/instances/$name/embeddings.toml" \
       "$(job embeddings config --instance "$name")"
-    expect_match "embeddings check" "well" "$(job embeddings check --instance "$name")"
+    expect_match "embeddings check" "everything is well|no error" "$(job embeddings check --instance "$name")"
   done
   expect "different processes" 3 "$(printf '%s\n' $pids "$(unit=embeddings property MainPID)" | sort -u | wc -l)"
   unit=embeddings@blue

@@ -17,7 +17,7 @@ use std::time::Duration;
 /// systemd that does not answer in this time is left out.
 const PATIENCE: Duration = Duration::from_secs(3);
 const PROPERTIES: &str = "LoadState,ActiveState,SubState,Result,ExecMainStatus,UnitFileState,WatchdogUSec,User,\
-                          MemoryMax,LoadCredential,ProtectHome,NTPSynchronized,NTP";
+                          MemoryMax,ProtectHome,NTPSynchronized,NTP";
 /// One monitor for all units.
 const MONITOR: &str = "embeddings-monitor.service";
 
@@ -27,6 +27,8 @@ pub struct Units {
     service: Shown,
     monitor: Shown,
     clock: Shown,
+    /// The file that the unit hands over as the credential `broker-password`.
+    credential: Option<PathBuf>,
 }
 
 /// Properties by name.
@@ -53,27 +55,43 @@ impl Shown {
     }
 }
 
+/// The file of the credential `broker-password` in a unit's files, one behind the other as systemd reads them. One that
+/// systemd would look up in its own folders has no path here.
+fn credential(files: &str, unit: &str) -> Option<PathBuf> {
+    let instance = unit
+        .split_once('@')
+        .map_or("", |(_, rest)| rest.trim_end_matches(".service"));
+    let set = files
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("LoadCredential="));
+    let last = set.fold(None, |before, value| match value.trim() {
+        "" => None,
+        value => value.strip_prefix("broker-password:").or(before),
+    });
+    let path = last?.replace("%i", instance);
+    (path.starts_with('/') && !path.contains('%')).then(|| PathBuf::from(path))
+}
+
 impl Units {
     /// Asks systemd, where it runs.
     pub fn ask(hand: &Hand) -> Units {
         if !Path::new("/run/systemd/system").is_dir() {
             return Units::default();
         }
-        let show = |program: &str, arguments: &[&str]| {
+        let said = |program: &str, arguments: &[&str]| {
             let mut command = Command::new(program);
             command.args(arguments);
             let output = ask(command, PATIENCE);
-            output.map_or_else(Shown::default, |it| {
-                Shown::parse(&String::from_utf8_lossy(&it.stdout))
-            })
+            output.map_or_else(String::new, |it| String::from_utf8_lossy(&it.stdout).into_owned())
         };
+        let show = |program: &str, arguments: &[&str]| Shown::parse(&said(program, arguments));
+        let unit = hand.service();
         Units {
-            service: show(
-                "systemctl",
-                &["show", "--property", PROPERTIES, "--", &hand.service()],
-            ),
+            service: show("systemctl", &["show", "--property", PROPERTIES, "--", &unit]),
             monitor: show("systemctl", &["show", "--property", PROPERTIES, "--", MONITOR]),
             clock: show("timedatectl", &["show"]),
+            // `show` leaves credentials out (seen with systemd 252).
+            credential: credential(&said("systemctl", &["cat", "--", &unit]), &unit),
         }
     }
 
@@ -91,11 +109,7 @@ impl Units {
 
     /// The file that the unit hands over as the credential `broker-password`.
     pub fn password_file(&self) -> Option<PathBuf> {
-        let credentials = self.service.get("LoadCredential").split_whitespace();
-        let path = credentials
-            .filter_map(|it| it.strip_prefix("broker-password:"))
-            .next()?;
-        path.starts_with('/').then(|| PathBuf::from(path))
+        self.credential.clone()
     }
 
     /// Memory that the service may have, in bytes, and in whose words.
@@ -354,18 +368,24 @@ mod tests {
             (Level::Warning, Some("sudo timedatectl set-ntp true".to_owned()))
         );
         assert_eq!(of(""), None);
-        let with = service(
-            "LoadCredential=other:/x broker-password:/etc/embeddings/broker-password\nUser=embeddings\nMemoryMax=infinity",
-        );
-        assert_eq!(
-            with.password_file().unwrap(),
-            Path::new("/etc/embeddings/broker-password")
-        );
+        let with = service("User=embeddings\nMemoryMax=infinity");
         assert_eq!(with.user().as_deref(), Some("embeddings"));
         assert_eq!(
             service("MemoryMax=1048576").memory(),
             Some((1 << 20, "MemoryMax= of the unit".to_owned()))
         );
+    }
+
+    #[test]
+    fn the_last_file_says_which_credential() {
+        let of = |files: &str| credential(files, "embeddings@card.service");
+        let one = "[Service]\nLoadCredential=other:/x\nLoadCredential=broker-password:/etc/embeddings/broker-password\n";
+        assert_eq!(of(one).unwrap(), Path::new("/etc/embeddings/broker-password"));
+        assert_eq!(of(&format!("{one}LoadCredential=\n")), None);
+        let own = format!("{one}LoadCredential=broker-password:/etc/%i/word\nLoadCredential=http-token:/y\n");
+        assert_eq!(of(&own).unwrap(), Path::new("/etc/card/word"));
+        assert_eq!(of("LoadCredential=broker-password:%E/word\n"), None);
+        assert_eq!(of("LoadCredential=broker-password\n"), None);
     }
 
     #[test]
