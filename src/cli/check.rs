@@ -38,7 +38,7 @@ use user::Reader;
 /// # Errors
 /// Stdout that cannot be written.
 pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
-    let inputs = Inputs::from_process(args.config.config.clone(), args.config.set.clone());
+    let inputs = super::inputs(&args.config);
     let (findings, refused) = examine(inputs, args.user.as_deref())?;
     let text = if args.json {
         format!("{:#}\n", findings.machine())

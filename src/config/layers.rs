@@ -180,7 +180,7 @@ pub fn reading(inputs: &Inputs) -> Reading {
     let files = files(inputs, &mut Vec::new(), &mut ignored);
     let files = files.into_iter().map(|(path, _)| path);
     Reading {
-        folder: inputs.etc.clone(),
+        folder: inputs.folder(),
         files: files.filter(|path| path.exists()).collect(),
         ignored,
     }

@@ -82,9 +82,11 @@ fn refused(error: &ConfigError, examined: &Examined, reader: Option<&Reader>, ha
         ConfigError::Unreadable { path, .. } => {
             let commands = match path.exists() {
                 true => vec![hand.root(format!("chmod a+rX {}", mend::path(path)))],
+                // An instance's folder may be missing as a whole.
                 false => {
-                    let tee = hand.on(path.parent().unwrap_or(path), format!("tee {}", mend::path(path)));
-                    vec![format!("embeddings config --default-file | {tee} >/dev/null")]
+                    let install = format!("install -D -m 644 /dev/stdin {}", mend::path(path));
+                    let install = hand.on(path.parent().unwrap_or(path), install);
+                    vec![format!("embeddings config --default-file | {install}")]
                 }
             };
             Finding::error(&table::CONFIG_FILES, text, commands)

@@ -43,7 +43,7 @@ impl Hand {
                 .file
                 .clone()
                 .unwrap_or_else(|| reading.folder.join("embeddings.toml")),
-            unit: "embeddings".to_owned(),
+            unit: inputs.unit(),
             credential: None,
         }
     }
@@ -242,6 +242,15 @@ mod tests {
             let after = std::fs::read_to_string(&file).unwrap();
             assert!(after.contains(expected), "{expected} is not in\n{after}");
         }
+    }
+
+    #[test]
+    fn an_instance_has_a_unit_and_files_of_its_own() {
+        let inputs = Inputs::from_process(None, Vec::new()).of_instance(Some("gpu0".to_owned()));
+        let hand = Hand::new(&inputs, &crate::config::reading(&inputs));
+        assert_eq!(hand.service(), "embeddings@gpu0.service");
+        let expected = Path::new("/etc/embeddings/instances/gpu0/http-token");
+        assert_eq!(hand.beside("http-token"), expected);
     }
 
     #[test]

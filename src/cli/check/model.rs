@@ -83,9 +83,12 @@ impl Models<'_> {
     /// One of our own commands, for the same configuration.
     fn own(&self, command: String) -> String {
         let config = self.inputs.file.as_ref();
-        let flag = config
+        let mut flag = config
             .map(|file| format!(" --config {}", shell_path(file)))
             .unwrap_or_default();
+        if let Some(name) = &self.inputs.instance {
+            flag.push_str(&format!(" --instance {name}"));
+        }
         self.hand
             .on(&self.config().dirs.state, format!("embeddings {command}{flag}"))
     }

@@ -172,7 +172,7 @@ fn hidden(path: &Path, model: Option<&str>, hand: &Hand) -> Option<Finding> {
             )
         }
         None => {
-            let to = Path::new("/etc/embeddings").join(path.file_name().unwrap_or_default());
+            let to = hand.beside(&path.file_name().unwrap_or_default().to_string_lossy());
             let (from, to) = (mend::path(path), mend::path(&to));
             (
                 format!("install -m 640 -g embeddings {from} {to}"),
