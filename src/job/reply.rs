@@ -290,6 +290,8 @@ pub struct ReceivedError {
     pub r#type: String,
     /// For people.
     pub message: String,
+    /// The field that is at fault, if one is.
+    pub param: Option<String>,
     /// When a retry may succeed.
     pub retry_after_ms: Option<u64>,
 }

@@ -7,7 +7,7 @@
 //!                        ^               | heard: refused · lost · not_taken
 //!                        +---------------+
 //! ```
-//! Pieces leave in the order of the input, also out of a job that is not complete: as far as its lines are there.
+//! A job whose texts the service finds fault with is sent again in halves, until what is bad fails alone. Pieces leave in the order of the input, also out of a job that is not complete: as far as its lines are there.
 
 use super::lines::{Batch, Line};
 use super::pace::{Pace, stretched};
@@ -90,6 +90,8 @@ struct Job {
     part: u32,
     /// The line for each index of the last message.
     wire: Vec<usize>,
+    /// Lines that one message may have.
+    wire_max: usize,
     /// Attempt and last error, as far as more than one was needed.
     attempt: Option<(u32, String)>,
     fingerprint: Option<Arc<str>>,
@@ -195,6 +197,7 @@ impl Flight {
             state,
             part: 0,
             wire: Vec::new(),
+            wire_max: usize::MAX,
             attempt: None,
             fingerprint: None,
             tokens: 0,
@@ -212,6 +215,7 @@ impl Flight {
         let job = &mut self.jobs[at];
         let wire: Vec<usize> = (0..job.answers.len())
             .filter(|&line| line >= job.taken && job.answers[line].is_none())
+            .take(job.wire_max)
             .collect();
         if !job.wire.is_empty() && wire != job.wire {
             // Other lines are another job: under the old id the service might know an answer.
@@ -289,7 +293,7 @@ impl Flight {
                 let (bytes, taken) = job.take_in(vectors);
                 self.held += bytes;
                 match taken {
-                    Ok(()) if job.missing > 0 => return,
+                    Ok(()) if job.unanswered() > 0 => return,
                     taken => taken,
                 }
             }
@@ -299,24 +303,35 @@ impl Flight {
                 let (bytes, taken) = job.take_in(vectors);
                 self.held += bytes;
                 let asked = job.wire.len();
-                taken.and_then(|()| match job.missing {
+                taken.and_then(|()| match job.unanswered() {
                     0 => Ok(()),
                     _ => Err(format!("the answer has {count} vectors for {asked} inputs")),
                 })
             }
             Ok(Heard::Done(done)) => Err(format!(
                 "the service says that its job of {} inputs is done, and {} vectors have not come",
-                done.total, job.missing
+                done.total,
+                job.unanswered()
             )),
+            Ok(Heard::Error(error)) if finds_fault_with_a_text(&error) && job.wire.len() > 1 => {
+                job.wire_max = job.wire.len() / 2;
+                Ok(())
+            }
             Ok(Heard::Error(error)) => Err(said(&error)),
             Err(unreadable) => Err(format!("the answer cannot be read: {unreadable}")),
         };
-        if let Err(cause) = end {
-            job.fail(&cause);
+        match end {
+            // It was a part only, and got through.
+            Ok(()) if job.unanswered() == 0 => job.wire_max = job.wire_max.saturating_mul(2),
+            Ok(()) => {}
+            Err(cause) => job.fail(&cause),
         }
         self.pace.answered();
         if let Some(job) = self.ended(id) {
-            job.state = State::Complete;
+            job.state = match job.missing {
+                0 => State::Complete,
+                _ => State::Waiting { not_before: now },
+            };
             job.attempt = None;
         }
     }
@@ -442,13 +457,21 @@ impl Job {
         (bytes, Ok(()))
     }
 
-    /// The lines that have no vector will have none.
+    /// Lines of the last message that have no answer.
+    fn unanswered(&self) -> usize {
+        let open = |line: &&usize| **line >= self.taken && self.answers[**line].is_none();
+        self.wire.iter().filter(open).count()
+    }
+
+    /// The lines of the last message that have no vector will have none.
     fn fail(&mut self, cause: &str) {
         let cause: Arc<str> = cause.into();
-        for answer in self.answers.iter_mut().skip(self.taken) {
-            answer.get_or_insert_with(|| Err(cause.clone()));
+        for &line in self.wire.iter().filter(|&&line| line >= self.taken) {
+            if self.answers[line].is_none() {
+                self.answers[line] = Some(Err(cause.clone()));
+                self.missing -= 1;
+            }
         }
-        self.missing = 0;
     }
 }
 
@@ -460,6 +483,16 @@ fn may_retry(error: &ReceivedError) -> bool {
         ErrorType::DeadlineExceeded,
     ];
     passing.iter().any(|passing| passing.name() == error.r#type)
+}
+
+/// Whether other texts might be taken: too long, nothing that the tokenizer knows, too many of them.
+fn finds_fault_with_a_text(error: &ReceivedError) -> bool {
+    let faults = [
+        ErrorType::InvalidRequest,
+        ErrorType::InputTooLong,
+        ErrorType::TooManyInputs,
+    ];
+    error.param.as_deref() == Some("input") && faults.iter().any(|fault| fault.name() == error.r#type)
 }
 
 fn said(error: &ReceivedError) -> String {

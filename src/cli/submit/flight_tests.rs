@@ -273,3 +273,52 @@ proptest! {
         prop_assert_eq!(flight.held, 0);
     }
 }
+
+/// Goal: one text that the service refuses costs its own line and no other.
+/// Method: a service that takes no message with a bad text in it, nor one of more than fifty.
+#[test]
+fn a_bad_line_fails_alone() {
+    for bad in [vec![], vec![0], vec![99], vec![17, 18, 63]] {
+        let mut flight = flight(1);
+        flight.offer(batch(0, 100), at(0));
+        let mut sent = 0;
+        let mut lines = Vec::new();
+        while let Some(sending) = flight.next(at(sent)) {
+            sent += 1;
+            assert!(sent < 100, "{bad:?}: it never ends");
+            let texts = texts(&sending);
+            let fault = texts.len() > 50 || bad.iter().any(|n| texts.contains(&format!("text {n}")));
+            let (kind, body) = match fault {
+                true => {
+                    let error =
+                        json!({"code": 400, "type": "invalid_request", "message": "m", "param": "input"});
+                    (TYPE_ERROR, json!({"error": error}))
+                }
+                false => (TYPE_RESULT, vectors(&sending, 0..texts.len())),
+            };
+            flight.heard(&sending.id, None, heard(kind, &body), 0.0, at(sent));
+            lines.extend(taken(&mut flight));
+        }
+        let expected: Vec<(u64, bool)> = (0..100).map(|n| (n, !bad.contains(&n))).collect();
+        assert_eq!(lines, expected, "{bad:?}");
+        assert!(flight.is_empty() && flight.held == 0, "{bad:?}");
+    }
+}
+
+/// Goal: what is wrong with every message is not tried for each line.
+#[test]
+fn a_fault_of_another_field_ends_the_job() {
+    let mut flight = flight(1);
+    flight.offer(batch(0, 100), at(0));
+    let sending = flight.next(at(0)).unwrap();
+    let error = json!({"code": 400, "type": "invalid_request", "message": "m", "param": "input_type"});
+    flight.heard(
+        &sending.id,
+        None,
+        heard(TYPE_ERROR, &json!({"error": error})),
+        0.0,
+        at(1),
+    );
+    assert!(flight.next(at(1)).is_none());
+    assert_eq!(taken(&mut flight).len(), 100);
+}
