@@ -225,14 +225,11 @@ impl Admission {
         self.paces[lane as usize].service_time()
     }
 
-    /// When a retry may find room: the jobs that must go before it, at the rate at which such jobs go now. While
-    /// none goes the rate falls, and so the estimate grows with the length of the standstill. For want of memory
-    /// both lanes must drain, and a want that has lasted long is not expected to be over soon.
+    /// When a retry may find room: the jobs that must go before it, at the rate at which such jobs go, and as long again
+    /// as none has gone. For want of memory both lanes must drain, and a want that has lasted long is not expected to
+    /// be over soon.
     pub fn retry_after_ms(&self, lane: Lane, cause: Cause, now: Moment) -> u64 {
-        let drained = |lane: Lane| {
-            let per_job = self.settled[lane as usize].seconds_per_job(now);
-            (self.held(lane) + 1) as f64 * per_job
-        };
+        let drained = |lane: Lane| self.settled[lane as usize].seconds_for(self.held(lane) + 1, now);
         let seconds = match (cause, self.memory.tight_since()) {
             (Cause::Memory, tight) => {
                 let lasted = tight.map_or(0.0, |since| now.since(since).as_secs_f64());

@@ -8,7 +8,13 @@ use std::time::Duration;
 /// follow a change of load within the time a caller waits.
 const RATE_MEMORY: Duration = Duration::from_secs(10);
 /// Assumed time per job while no job has been settled yet; it weighs as much as one job that was.
-const JOB_GUESS: Duration = Duration::from_millis(100);
+const JOB_GUESS: Duration = Duration::from_millis(25);
+/// A gap between two jobs that is so many times the mean is a standstill.
+const STANDSTILL: f64 = 8.0;
+/// But not if there was one already within so many times its length: batch after batch of a slow engine is a slow pace.
+const STANDSTILLS_APART: f64 = 32.0;
+/// A gap of less is none, however fast jobs go: a batch of long texts takes as long.
+const STANDSTILL_MIN: Duration = Duration::from_secs(1);
 /// Weight of the newest job in the mean of service times: the last thirty or so count.
 const PACE_WEIGHT: f64 = 1.0 / 16.0;
 
@@ -68,15 +74,18 @@ impl Pace {
     }
 }
 
-/// Jobs of a lane settled per second of the time in which the lane held any. An hour without jobs says nothing
-/// about how fast they go, so it is not counted; a standstill with jobs inside is, and the rate falls with it.
+/// How fast the jobs of a lane go, counted over the time in which the lane held any: an hour without jobs says nothing
+/// about it. Nor does a standstill, which is waited for beside the jobs: by the time for which it has lasted, since what
+/// has stood still for so long is as likely as not to do so once more. Taken for a slow pace, half a second before the
+/// first answer of a process would be minutes for a queue of hundreds.
 #[derive(Clone, Copy, Debug)]
 pub struct SettleRate {
     jobs: f64,
     busy_s: f64,
-    /// Busy seconds since the last job was settled: the work on the next is spread over them, or else the rate
-    /// would be too high just after a job and too low just before one.
+    /// Busy seconds since the last job was settled.
     last_s: f64,
+    /// Busy seconds since the last standstill ended.
+    flowing_s: f64,
     busy: bool,
     at: Moment,
 }
@@ -87,6 +96,7 @@ impl Default for SettleRate {
             jobs: 1.0,
             busy_s: JOB_GUESS.as_secs_f64(),
             last_s: 0.0,
+            flowing_s: f64::INFINITY,
             busy: false,
             at: Moment::ZERO,
         }
@@ -96,45 +106,55 @@ impl Default for SettleRate {
 impl SettleRate {
     /// From now on the lane holds jobs, or holds none.
     pub fn holds(&mut self, busy: bool, now: Moment) {
-        *self = self.at(now);
+        self.last_s = self.still(now);
+        self.at = self.at.max(now);
         self.busy = busy;
     }
 
     /// A job was settled.
     pub fn settled(&mut self, now: Moment) {
-        *self = self.at(now);
-        let spread = self.last_s / RATE_MEMORY.as_secs_f64();
-        self.jobs += if spread > 1e-9 {
+        let mut gap = self.still(now);
+        let usual = (STANDSTILL * self.seconds_per_job()).max(STANDSTILL_MIN.as_secs_f64());
+        if gap > usual && self.flowing_s >= STANDSTILLS_APART * gap {
+            self.flowing_s = 0.0;
+            gap = usual;
+        } else {
+            self.flowing_s += gap;
+        }
+        let memory = RATE_MEMORY.as_secs_f64();
+        let kept = (-gap / memory).exp();
+        // The work on a job is spread over the gap before it, or else slow jobs would weigh too much.
+        let spread = gap / memory;
+        let weight = if spread > 1e-9 {
             -(-spread).exp_m1() / spread
         } else {
             1.0
         };
+        self.jobs = self.jobs * kept + weight;
+        self.busy_s = self.busy_s * kept + memory * (1.0 - kept);
         self.last_s = 0.0;
+        self.at = self.at.max(now);
     }
 
-    /// Seconds that a job takes at this moment, which is never zero.
-    pub fn seconds_per_job(&self, now: Moment) -> f64 {
-        let rate = self.at(now);
+    /// Seconds until so many jobs have gone.
+    pub fn seconds_for(&self, jobs: usize, now: Moment) -> f64 {
+        jobs as f64 * self.seconds_per_job() + self.still(now)
+    }
+
+    /// Seconds that a job takes, which are never zero.
+    fn seconds_per_job(&self) -> f64 {
         // Smaller than any job takes; a lane that was busy for no time at all must not divide by it.
-        (rate.busy_s / rate.jobs).max(1e-6)
+        (self.busy_s / self.jobs).max(1e-6)
     }
 
-    fn at(&self, now: Moment) -> SettleRate {
-        let memory = RATE_MEMORY.as_secs_f64();
-        let busy_s = if self.busy {
+    /// Busy seconds since the last job was settled.
+    fn still(&self, now: Moment) -> f64 {
+        let since = if self.busy {
             now.since(self.at).as_secs_f64()
         } else {
             0.0
         };
-        let kept = (-busy_s / memory).exp();
-        SettleRate {
-            // Above zero even after days of standstill.
-            jobs: (self.jobs * kept).max(f64::MIN_POSITIVE),
-            busy_s: self.busy_s * kept + memory * (1.0 - kept),
-            last_s: self.last_s + busy_s,
-            busy: self.busy,
-            at: self.at.max(now),
-        }
+        self.last_s + since
     }
 }
 
@@ -154,14 +174,76 @@ mod tests {
         for n in 1..=200 {
             rate.settled(at(100 * n));
         }
-        let pace = rate.seconds_per_job(at(20_000));
-        assert!((0.09..0.11).contains(&pace), "{pace}");
+        let hundred = |rate: &SettleRate, now| rate.seconds_for(100, now);
+        let before = hundred(&rate, at(20_000));
+        assert!((9.0..11.0).contains(&before), "{before}");
         rate.holds(false, at(20_000));
         let later = at(3_600_000);
-        assert!((rate.seconds_per_job(later) - pace).abs() < 1e-9);
+        assert!((hundred(&rate, later) - before).abs() < 1e-9);
         rate.holds(true, later);
-        let stuck = rate.seconds_per_job(later + Duration::from_secs(30));
-        assert!(stuck > 10.0 * pace, "{stuck}");
-        assert!(rate.seconds_per_job(later + Duration::from_secs(1 << 20)) > 1e9);
+        let stuck = hundred(&rate, later + Duration::from_secs(30));
+        assert!((stuck - before - 30.0).abs() < 1e-6, "{stuck}");
+    }
+
+    /// Goal: half a second until the first answer of a process is not multiplied by the jobs that wait. Each was told to
+    /// come back after two minutes and a half, when the queue had long been empty.
+    #[test]
+    fn a_slow_start_is_no_slow_pace() {
+        let mut rate = SettleRate::default();
+        rate.holds(true, at(0));
+        assert!(rate.seconds_for(257, at(500)) < 10.0);
+        rate.settled(at(500));
+        for n in 1..=50 {
+            rate.settled(at(500 + 3 * n));
+        }
+        let settled = rate.seconds_for(257, at(650));
+        assert!(settled < 10.0, "{settled}");
+    }
+
+    /// Goal: behind a standstill jobs are promised to go as fast as they did before it.
+    #[test]
+    fn a_standstill_ends() {
+        let mut rate = SettleRate::default();
+        rate.holds(true, at(0));
+        for n in 1..=5000 {
+            rate.settled(at(3 * n));
+        }
+        let before = rate.seconds_for(257, at(15_000));
+        rate.settled(at(75_000));
+        let behind = rate.seconds_for(257, at(75_000));
+        assert!(behind < 2.0 * before, "{before} s before, {behind} s behind it");
+    }
+
+    /// Goal: jobs that come out in large batches, seconds apart, are no standstill over and over.
+    #[test]
+    fn slow_batches_are_a_slow_pace() {
+        let mut rate = SettleRate::default();
+        rate.holds(true, at(0));
+        for batch in 1..=10 {
+            for n in 0..32 {
+                rate.settled(at(4000 * batch + n));
+            }
+        }
+        let needed = 257.0 / 32.0 * 4.0;
+        let promised = rate.seconds_for(257, at(40_031));
+        assert!(
+            (0.8 * needed..1.3 * needed).contains(&promised),
+            "{promised} of {needed}"
+        );
+    }
+
+    /// Goal: jobs that have become slow for good are known as such after a few.
+    #[test]
+    fn a_change_of_pace_is_seen() {
+        let mut rate = SettleRate::default();
+        rate.holds(true, at(0));
+        for n in 1..=1000 {
+            rate.settled(at(3 * n));
+        }
+        for n in 1..=10 {
+            rate.settled(at(3000 + 20_000 * n));
+        }
+        let slow = rate.seconds_for(1, at(203_000));
+        assert!((15.0..25.0).contains(&slow), "{slow}");
     }
 }

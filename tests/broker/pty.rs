@@ -172,6 +172,20 @@ impl Pty {
         assert_eq!(flags(&now), flags(&self.before));
     }
 
+    /// The terminal takes no more output, or takes it again: what Ctrl-S and Ctrl-Q do.
+    pub fn hold(&self, held: bool) {
+        let action = if held { libc::TCOOFF } else { libc::TCOON };
+        // SAFETY: the descriptor is open.
+        assert_eq!(unsafe { libc::tcflow(self.slave.as_raw_fd(), action) }, 0);
+    }
+
+    /// Whether the program is stopped, and waits to be continued.
+    pub fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // Behind the name, which is in brackets.
+        stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+    }
+
     /// Whether the terminal is in the hands of the program.
     pub fn is_raw(&self) -> bool {
         modes(&self.slave).c_lflag & libc::ICANON == 0

@@ -132,6 +132,36 @@ fn a_terminal_is_given_back_at_every_end() {
     assert!(screen.text().contains("1 worker, well"), "{}", screen.text());
 }
 
+/// Goal: Ctrl-Z gives the terminal back and `fg` takes it again, with what has become of the workers meanwhile. Where the
+/// terminal takes no output, it still ends when it is told to.
+#[test]
+fn a_terminal_is_given_back_for_a_while() {
+    let Some(bench) = bench("top-stops") else { return };
+    let worker = bench.serve("");
+    let mut screen = Pty::start(&mut top(&bench, &bench.node.url, &[]), WINDOW);
+    let well = |text: &str| text.contains("● 1 worker, well");
+    screen.until(SOON, "the worker", well);
+    screen.types("\u{1a}");
+    wait_for(SOON, "it stops", || screen.is_stopped());
+    screen.is_given_back();
+    std::thread::sleep(INTERVAL + Duration::from_secs(1));
+    screen.signal(libc::SIGCONT);
+    wait_for(SOON, "it goes on", || screen.is_raw());
+    screen.until(SOON, "the worker again", |text| {
+        assert!(!text.contains("silent"), "it is we who did not listen: {text}");
+        well(text)
+    });
+    assert!(!row(&screen.text(), &worker).is_empty());
+
+    screen.hold(true);
+    // Time for a drawing that is held up.
+    std::thread::sleep(Duration::from_secs(3));
+    screen.signal(libc::SIGTERM);
+    assert_eq!(screen.exit(SOON).code(), Some(143));
+    screen.hold(false);
+    assert!(!screen.is_raw());
+}
+
 #[test]
 fn one_look_has_the_answer_and_an_exit_code() {
     let Some(bench) = bench("top-look") else { return };

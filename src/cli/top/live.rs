@@ -7,7 +7,6 @@ use super::ui::{Ui, Wish};
 use crate::clock::{Clock, Moment};
 use crate::logic::fleet::{ECHO_INTERVAL, Fleet, Key};
 use futures_util::StreamExt;
-use ratatui::layout::{Position, Rect};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use std::io;
@@ -79,12 +78,8 @@ pub async fn show(
 fn take(input: Input, ui: &mut Ui, fleet: &mut Fleet, screen: &mut Screen, now: Moment) -> io::Result<bool> {
     let press = match input {
         Input::Key(press) => press,
-        Input::Resized => {
-            // Not `clear`, which asks the terminal where its cursor is: the answer would go to the thread that reads keys.
-            let size = screen.terminal.size()?;
-            screen.terminal.resize(Rect::from((Position::ORIGIN, size)))?;
-            return Ok(true);
-        }
+        Input::Resized => return screen.redraw().map(|()| true),
+        Input::Suspend => return screen.suspend().map(|()| true),
     };
     let rows = fleet.rows(ui.order, &ui.filter, now);
     let keys: Vec<Key> = rows.iter().map(|view| view.key.clone()).collect();

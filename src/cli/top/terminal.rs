@@ -8,6 +8,8 @@ use ratatui::crossterm::terminal::{
     EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
 use ratatui::crossterm::{cursor, execute};
+use ratatui::layout::{Position, Rect};
+use signal_hook::consts::signal::SIGTSTP;
 use std::io::{self, Stdout};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +33,8 @@ pub enum Input {
     Key(Press),
     /// The window has another size.
     Resized,
+    /// Back to the shell for a while.
+    Suspend,
 }
 
 /// The terminal while it is ours.
@@ -53,11 +57,8 @@ impl Screen {
             give_back();
             before(panic);
         }));
-        TAKEN.store(true, Ordering::SeqCst);
-        let taken = enable_raw_mode()
-            .and_then(|()| execute!(io::stdout(), EnterAlternateScreen, cursor::Hide))
-            .and_then(|()| Terminal::new(CrosstermBackend::new(io::stdout())));
-        let terminal = taken.inspect_err(|_| give_back())?;
+        seize()?;
+        let terminal = Terminal::new(CrosstermBackend::new(io::stdout())).inspect_err(|_| give_back())?;
         let (sender, input) = mpsc::channel(KEYS);
         let ended = Arc::new(AtomicBool::new(false));
         let until = ended.clone();
@@ -71,6 +72,28 @@ impl Screen {
             ended,
         })
     }
+
+    /// Gives the terminal back and stops the process, as Ctrl-Z does with any other; takes it again when the process is
+    /// continued.
+    ///
+    /// # Errors
+    /// The terminal does not do as it is told.
+    pub fn suspend(&mut self) -> io::Result<()> {
+        give_back();
+        signal_hook::low_level::emulate_default_handler(SIGTSTP)?;
+        seize()?;
+        self.redraw()
+    }
+
+    /// Has all of it drawn anew, in the window's present size.
+    ///
+    /// # Errors
+    /// The terminal does not say its size.
+    pub fn redraw(&mut self) -> io::Result<()> {
+        // Not `clear`, which asks the terminal where its cursor is: the answer would go to the thread that reads keys.
+        let size = self.terminal.size()?;
+        self.terminal.resize(Rect::from((Position::ORIGIN, size)))
+    }
 }
 
 impl Drop for Screen {
@@ -78,6 +101,14 @@ impl Drop for Screen {
         self.ended.store(true, Ordering::SeqCst);
         give_back();
     }
+}
+
+/// Has the terminal say every key at once, and shows a screen of ours.
+fn seize() -> io::Result<()> {
+    TAKEN.store(true, Ordering::SeqCst);
+    enable_raw_mode()
+        .and_then(|()| execute!(io::stdout(), EnterAlternateScreen, cursor::Hide))
+        .inspect_err(|_| give_back())
 }
 
 /// Gives the terminal back as it was, once. The mode first: it needs no output, which may be held up.
@@ -121,6 +152,7 @@ fn meaning(event: &Event) -> Option<Input> {
     let ctrl = key.modifiers.contains(KeyModifiers::CONTROL);
     let press = match key.code {
         KeyCode::Char('c' | 'd') if ctrl => Press::Interrupt,
+        KeyCode::Char('z') if ctrl => return Some(Input::Suspend),
         KeyCode::Char('l') if ctrl => return Some(Input::Resized),
         KeyCode::Char(c) if !ctrl => Press::Char(c),
         KeyCode::Enter => Press::Enter,
@@ -154,6 +186,10 @@ mod tests {
         assert_eq!(
             key(KeyCode::Char('c'), KeyModifiers::CONTROL),
             Some(Input::Key(Press::Interrupt))
+        );
+        assert_eq!(
+            key(KeyCode::Char('z'), KeyModifiers::CONTROL),
+            Some(Input::Suspend)
         );
         assert_eq!(key(KeyCode::Char('x'), KeyModifiers::CONTROL), None);
         assert_eq!(key(KeyCode::F(1), none), None);
