@@ -6,7 +6,7 @@ use super::kernel::Kernel;
 use crate::config;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::OnceLock;
 use tracing::warn;
 
 /// Where a model computes.
@@ -64,8 +64,8 @@ pub enum ChoiceError {
     },
 }
 
-/// What the automatic choice has found out once and says but once.
-static FALL_BACK: Once = Once::new();
+/// Why the automatic choice took the CPU although this build has more: found out once, and said but once.
+static FALL_BACK: OnceLock<String> = OnceLock::new();
 
 impl Device {
     /// The device for what was asked for, opened if it is not the CPU. The automatic choice takes the GPU of this build
@@ -99,11 +99,20 @@ impl Device {
                     return Ok((Device::Cpu, None));
                 };
                 open(device).or_else(|why| {
-                    FALL_BACK.call_once(|| warn!("{device} cannot be used, computing on the CPU: {why}"));
+                    FALL_BACK.get_or_init(|| {
+                        let why = format!("{device} cannot be used, computing on the CPU: {why}");
+                        warn!("{why}");
+                        why
+                    });
                     Ok((Device::Cpu, None))
                 })
             }
         }
+    }
+
+    /// Why the automatic choice has taken the CPU although this build has more, if it has.
+    pub fn fallen_back() -> Option<&'static str> {
+        FALL_BACK.get().map(String::as_str)
     }
 
     /// What this build has beside the CPU, if anything.

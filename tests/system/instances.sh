@@ -163,7 +163,7 @@ upgrade_restarts_instances() {
 
 instances_come_back_after_removal() {
   local unit=embeddings@red
-  apt remove embeddings
+  apt remove "$package"
   expect "state" inactive "$(property ActiveState)"
   expect "configuration" present "$(inside sh -c '[ -e /etc/embeddings/instances/red/embeddings.toml ] && echo present')"
   install_both --allow-downgrades

@@ -2,7 +2,9 @@
 
 readonly READY_LINE='^ready · all-MiniLM-L6-v2 on cpu · '
 
-embeddings=$(ls "$dist"/embeddings_*.deb)
+# embeddings, or embeddings-cuda, which has all of it with another program.
+package=${PACKAGE:-embeddings}
+embeddings=$(ls "$dist/${package}"_*.deb)
 model=$(ls "$dist"/embeddings-model-*.deb)
 
 apt() { job apt-get -o APT::Sandbox::User=root -o Dpkg::Use-Pty=0 -y "$@"; }

@@ -6,7 +6,7 @@ use super::mend::{Hand, path as shell_path, quoted};
 use super::table::{self, Check};
 use super::user::{Reader, Want};
 use crate::config::{Config, ConfigError, Device, Examined, Inputs, ModelDirError, Precision};
-use crate::engine::device::ChoiceError;
+use crate::engine::device::{self, ChoiceError};
 use crate::engine::{LoadError, Model};
 use indicatif::HumanBytes;
 use std::path::{Path, PathBuf};
@@ -235,10 +235,29 @@ impl Models<'_> {
         Some(Finding::error(&table::MODEL_USER, text, commands))
     }
 
+    /// Computes, and not where this build is made for.
+    fn slow(&self, name: &str, text: &str, why: &str) -> Finding {
+        let key = format!("models.{name:?}.device");
+        let origin = super::configuration::origin(self.examined, &key);
+        let found = format!("{name}: {text}; {why}");
+        Finding::warning(
+            &table::DEVICE_FALLBACK,
+            found,
+            self.hand.set(&origin, &key, "\"cpu\""),
+        )
+        .note("if there is no card here; else install what is missing")
+    }
+
     fn works(&self, name: &str, dir: PathBuf) -> Finding {
         let own = &self.config().models[name];
         match attempt(dir.clone(), own.device, own.precision) {
-            Ok(text) => Finding::ok(&table::MODEL_WORKS, format!("{name}: {text}")),
+            Ok(text) => {
+                let fallen_back = device::Device::fallen_back().filter(|_| own.device == Device::Auto);
+                fallen_back.map_or_else(
+                    || Finding::ok(&table::MODEL_WORKS, format!("{name}: {text}")),
+                    |why| self.slow(name, &text, why),
+                )
+            }
             Err(error) => {
                 let check = error.downcast_ref::<LoadError>().map_or(&table::MODEL_WORKS, row);
                 let key = match (check.group(), check == &table::DEVICE_PRECISION) {

@@ -171,6 +171,9 @@ checks! {
     DEVICE_LIBRARIES, "device.libraries", NoStart,
         "a device whose libraries or driver are missing",
         "The service does not compute elsewhere than it was told.";
+    DEVICE_FALLBACK, "device.fallback", Part,
+        "`device = \"auto\"` in a build for a card, where the card cannot be used",
+        "The service computes on the CPU, many times slower than it was meant to.";
     DEVICE_PRECISION, "device.precision", NoStart,
         "a `precision` that the device has not: `f16` on a CPU, `int8` on a GPU",
         "Each device computes in its own number formats.";
