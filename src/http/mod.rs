@@ -18,6 +18,7 @@ mod metrics;
 mod page;
 mod refusal;
 mod server;
+mod tokens;
 mod views;
 
 pub use board::{Board, Posted, Process, Sources};

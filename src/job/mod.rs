@@ -5,6 +5,7 @@
 pub mod backpressure;
 pub mod checkpoint;
 pub mod heartbeat;
+mod input;
 pub mod received;
 pub mod reply;
 pub mod request;
