@@ -143,13 +143,16 @@ pub fn decode(properties: &Properties, body: &[u8], limits: RequestLimits) -> Re
     }
 }
 
-/// Reads a request whose texts may be token ids, an array for each: then the request is without its texts, which whoever
-/// has the vocabulary puts in.
+/// A request, and the token ids of its texts where those were sent, an array for each: then it is without its texts, which
+/// whoever has the vocabulary puts in.
+pub type Spelled = (Request, Option<Vec<Vec<u32>>>);
+
+/// Reads a request whose texts may be token ids.
 pub fn decode_tokens(
     properties: &Properties,
     body: &[u8],
     limits: RequestLimits,
-) -> Result<(Request, Option<Vec<Vec<u32>>>), Refusal> {
+) -> Result<Spelled, Refusal> {
     check_properties(properties)?;
     if body.len() > limits.body_bytes_max {
         let message = format!(
@@ -239,7 +242,7 @@ struct Raw {
 }
 
 impl Raw {
-    fn check(self, limits: RequestLimits) -> Result<(Request, Option<Vec<Vec<u32>>>), Refusal> {
+    fn check(self, limits: RequestLimits) -> Result<Spelled, Refusal> {
         let Some(input) = self.input else {
             return Err(Refusal::invalid(
                 "input",
