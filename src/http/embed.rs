@@ -1,7 +1,7 @@
 //! `POST /v1/embeddings`: a request of OpenAI's shape to a job, and its answer to a response.
 
 use super::Shared;
-use super::call::{Reply, Unanswered};
+use super::call::{Given, Reply, Unanswered};
 use super::gate::{self, Peer, RequestId};
 use super::refusal::{self, json_response};
 use super::tokens;
@@ -112,8 +112,13 @@ pub(super) async fn embed(
         return no_place();
     };
     match shared.line.ask(id, peer, properties, bytes, wanted).await {
-        Ok(Reply::Vectors(answer, fingerprint)) => vectors(answer, &fingerprint).await,
-        Ok(Reply::Refused(refusal)) => refusal::response(&refusal),
+        Ok(Reply { given, traceparent }) => {
+            let response = match given {
+                Given::Vectors(answer, fingerprint) => vectors(answer, &fingerprint).await,
+                Given::Refused(refusal) => refusal::response(&refusal),
+            };
+            gate::in_trace(response, traceparent.as_ref())
+        }
         Err(Unanswered::Hangs(silent)) => hangs(silent),
         Err(Unanswered::Starting) => refusal::unavailable("the models are being loaded", RETRY_HUNG_MS),
         Err(Unanswered::Stopping) => refusal::unavailable("the service is stopping", RETRY_HUNG_MS),

@@ -22,7 +22,7 @@ mod tokens;
 mod views;
 
 pub use board::{Board, Posted, Process, Sources};
-pub use call::{Ask, Call, Reply};
+pub use call::{Ask, Call, Given, Reply};
 pub use gate::Token;
 pub use server::{Server, Setup, start};
 

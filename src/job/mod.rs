@@ -213,6 +213,19 @@ impl Names {
         }
     }
 
+    /// Queue of a lane whose jobs are callers'.
+    ///
+    /// # Panics
+    /// The probes' queue is the session's own, and has no name that is known before.
+    pub fn of(&self, lane: Lane) -> &str {
+        match lane {
+            Lane::Interactive => &self.interactive,
+            Lane::Bulk => &self.bulk,
+            Lane::Resumed => &self.resumed,
+            Lane::Probe => panic!("probes have a queue for each session"),
+        }
+    }
+
     /// Queue in which a job waits for so long before it is resumed.
     pub fn later(&self, pause: Duration) -> String {
         format!("{}.after-{}s", self.resumed, pause.as_secs())
