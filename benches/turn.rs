@@ -3,14 +3,20 @@
 //! A service whose engine computes one text at a time has a full queue. Each round one more job comes and is
 //! refused, and one is computed, answered and replaced, with all events that belong to it. The cost of a
 //! round should not depend on the queue.
+//!
+//! And what it costs the loop to tell of a job in its caller's trace, with nobody there to take the spans.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use embeddings::clock::Moment;
+use embeddings::clock::{Clock, Moment};
+use embeddings::job::request::Encoding;
+use embeddings::job::trace::TraceParent;
 use embeddings::job::{JobKey, Lane};
-use embeddings::logic::event::{Action, CallerId, Confirmation, Event, Ticket};
+use embeddings::logic::event::{Action, CallerId, Confirmation, Event, Outcome, Ticket};
+use embeddings::logic::ledger::Stage;
 use embeddings::logic::{Logic, Setup};
+use embeddings::traces::{self, Asked, Job, Source, Traces};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -37,6 +43,55 @@ fn main() {
         let micros = best.as_secs_f64() * 1e6 / ROUNDS as f64;
         println!("| {queue} | {micros:.2} | {:.1} |", events as f64 / ROUNDS as f64);
     }
+    let best = (0..5).map(|_| told()).min().unwrap_or_default();
+    println!("a job told of in its trace: {:.2} µs", best.as_secs_f64() * 1e6);
+}
+
+/// The time for one job, as long as the queue has room.
+fn told() -> Duration {
+    const JOBS: u32 = 4000;
+    let clock = Clock::start();
+    let traces = Traces::start(traces::Setup {
+        endpoint: "http://127.0.0.1:1".into(),
+        sample_percent: 0,
+        clock,
+        host: "host".into(),
+        unit: "embeddings".into(),
+    });
+    let traces = traces.expect("a thread");
+    let parent = TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    let began = now();
+    for number in 0..JOBS {
+        let place = traces.place(parent.as_ref()).expect("its caller keeps it");
+        std::hint::black_box(place.traceparent());
+        let mut steps = Vec::with_capacity(5);
+        steps.extend(Stage::ALL.into_iter().skip(1).map(|stage| (stage, clock.now())));
+        traces.tell(Job {
+            place,
+            source: Source::Queue {
+                name: "embeddings.interactive".into(),
+                correlation_id: Some("a correlation id".into()),
+                bytes: 100,
+            },
+            id: format!("job-{number}"),
+            lane: Lane::Interactive,
+            outcome: Outcome::Answered,
+            attempt: 1,
+            asked: Some(Asked {
+                model: "all-MiniLM-L6-v2".into(),
+                inputs: 2,
+                tokens: 7,
+                dimensions: 384,
+                encoding: Encoding::Float,
+            }),
+            refused: None,
+            came_unix_ms: 0,
+            came: Moment::ZERO,
+            ended: clock.now(),
+            steps,
+        });
+    }
+    began.elapsed() / JOBS
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]

@@ -12,6 +12,7 @@
 //! | 3 | [`watchdog`] | the only writer of the notify socket, the thread that kills, and the monitor's socket and hands |
 //! | 3 | [`telemetry`] | journal and terminal logging, the black box, the records of deaths |
 //! | 3 | [`http`] | health, metrics, status and OpenAI's route; alone names axum and hyper |
+//! | 3 | [`traces`] | spans of jobs that ended, to a collector; alone names OpenTelemetry's protocol |
 //! | 3 | [`control`] | the status socket: whoever asks gets one document |
 //! | 3 | [`cli`] | one small file per command |
 //! | 2 | [`logic`] | every decision; no IO, no `async`, no clock read |
@@ -32,4 +33,5 @@ pub mod job;
 pub mod logic;
 pub mod report;
 pub mod telemetry;
+pub mod traces;
 pub mod watchdog;

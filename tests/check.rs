@@ -11,6 +11,7 @@ mod model;
 use embeddings::cli::check::table;
 use mended::{Answer, Machine};
 use std::fs;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -449,6 +450,48 @@ fn a_port_that_another_has_and_an_address_that_nobody_has() {
         assert_eq!(answer.code, 1);
         machine.mended_by(&found);
     }
+}
+
+#[test]
+fn a_collector_that_is_away_or_would_rather_not() {
+    let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = collector.local_addr().unwrap().port();
+    let answers = |times: usize, status: &'static str| {
+        let collector = collector.try_clone().unwrap();
+        std::thread::spawn(move || {
+            for _ in 0..times {
+                let (mut stream, _) = collector.accept().unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).unwrap();
+                    head.extend(byte);
+                }
+                assert!(head.starts_with(b"POST /v1/traces "), "{head:?}");
+                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        })
+    };
+    let machine = machine("");
+    machine.prepend(
+        "embeddings.toml",
+        &format!("traces.otlp_endpoint = 'http://127.0.0.1:{port}'\n"),
+    );
+    let asked = answers(1, "200 OK");
+    assert!(machine.check().well("system.collector").is_some());
+    asked.join().unwrap();
+
+    let asked = answers(1, "404 Not Found");
+    let found = machine.check().troubled_by("system.collector");
+    assert_eq!(found.text("level"), "warning");
+    assert!(found.text("found").contains("it answers 404"), "{found:?}");
+    asked.join().unwrap();
+
+    drop(collector);
+    let found = machine.check().troubled_by("system.collector");
+    assert!(found.text("found").contains("refused"), "{found:?}");
+    machine.mended_by(&found);
 }
 
 #[test]

@@ -57,6 +57,10 @@ fn an_empty_machine_gives_the_contract_s_defaults() {
     assert_eq!(config.broker.max_message_bytes, 16_777_216);
     assert_eq!((config.engine.threads, config.engine.batch_tokens), (0, 512));
     assert_eq!(config.http.listen.unwrap().to_string(), "127.0.0.1:8970");
+    assert_eq!(
+        (&config.traces.otlp_endpoint, config.traces.sample_percent),
+        (&None, 0)
+    );
     assert_eq!(config.log.level, "info");
     assert_eq!(loaded.warnings, Vec::<String>::new());
     assert!(
@@ -243,6 +247,10 @@ fn risky_combinations_are_warnings() {
         (
             Machine::new().set("idle_unload_ms=100"),
             "idle_unload_ms = 100 is short",
+        ),
+        (
+            Machine::new().set("traces.sample_percent=5"),
+            "traces.otlp_endpoint is off",
         ),
         (
             Machine::new().set("http.listen=").set("http.token_file=/t"),

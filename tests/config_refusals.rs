@@ -32,6 +32,18 @@ fn a_bad_value_names_place_key_value_and_range() {
             "http.listen = '0.0.0.0:8970'",
             ["http.listen = \"0.0.0.0:8970\"", "http.token_file"],
         ),
+        (
+            "traces.otlp_endpoint = 'http://u:hunter2@otel:4318'",
+            ["traces.otlp_endpoint = \"http://***@otel:4318\"", "no user"],
+        ),
+        (
+            "traces.otlp_endpoint = '127.0.0.1:4318'",
+            ["traces.otlp_endpoint = \"127.0.0.1:4318\"", "http://HOST[:PORT]"],
+        ),
+        (
+            "traces.sample_percent = 101",
+            ["traces.sample_percent = 101", "from 0 to 100 (percent)"],
+        ),
         ("log.level = 'inof'", ["log.level = \"inof\"", "trace"]),
         ("log.level = 'warn,embeddings='", ["log.level", "trace"]),
         ("default_model = 'a b'", ["default_model = \"a b\"", "blank"]),

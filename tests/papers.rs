@@ -259,13 +259,13 @@ fn every_key_and_variable_that_is_named_exists() {
         .iter()
         .map(|key| format!("EMBED_{}", key.name.replace('.', "__").to_uppercase()))
         .collect();
-    let sections = Regex::new(r"^(broker|http|engine|log)\.[a-z_]+$").unwrap();
+    let sections = Regex::new(r"^(broker|http|engine|log|traces)\.[a-z_]+$").unwrap();
     let limits = Regex::new(
         r"^(max_[a-z_]+|(liveness|disconnect|watchdog|drain|heartbeat|slam|canary|idle)_[a-z_]*ms)$",
     )
     .unwrap();
     let variable = Regex::new(r"\bEMBED_[A-Z_]+").unwrap();
-    // Of RabbitMQ, of sentence-transformers, of OpenAI's clients; names of measures in the output of `embeddings bench`.
+    // Of RabbitMQ, of sentence-transformers, of OpenAI's clients, of OpenTelemetry; names of measures in the output of `embeddings bench`.
     let of_others = [
         "max_message_size",
         "max_seq_length",
@@ -277,6 +277,7 @@ fn every_key_and_variable_that_is_named_exists() {
         "broker.bulk",
         "max_position_embeddings",
         "max_retries",
+        "http.route",
     ];
     // The names of checks look alike.
     let mut checks = String::new();

@@ -33,6 +33,9 @@ const SCREEN: (&[&str], &str) = (&["ratatui", "crossterm"], "cli");
 /// The web server's libraries, and the one place that knows them.
 const HTTP: (&[&str], &str) = (&["axum", "hyper", "hyper_util"], "http");
 
+/// The words of OpenTelemetry's protocol, and the one place that knows them.
+const TRACES: (&[&str], &str) = (&["opentelemetry_proto", "prost"], "traces");
+
 struct Source {
     path: PathBuf,
     /// `broker` for `src/broker/intake.rs`, `args` for `src/args.rs`.
@@ -206,7 +209,7 @@ fn decisions_are_pure_and_the_ground_is_plain_data() {
 #[test]
 fn one_module_alone_names_each_big_library() {
     for source in sources("src") {
-        for (words, home) in [BROKER, ENGINE, SCREEN, HTTP] {
+        for (words, home) in [BROKER, ENGINE, SCREEN, HTTP, TRACES] {
             if source.module != home {
                 source.must_not_name(words, &format!("only {home} may"));
             }

@@ -2,6 +2,7 @@
 
 use super::catalogue::{Catalogue, Plan};
 use super::results::{self, Results};
+use super::spans::Followed;
 use crate::broker::{Arrival, Content, PAUSES, Publication, Receipt, ReplyBody};
 use crate::clock::Moment;
 use crate::engine::{Sequence, pooling};
@@ -46,8 +47,12 @@ pub struct Held {
     pub connection: Option<oneshot::Sender<http::Reply>>,
     /// Where its answer goes.
     reply_to: Option<String>,
-    correlation_id: Option<String>,
-    traceparent: Option<TraceParent>,
+    /// What its sender recognises the answer by.
+    pub correlation_id: Option<String>,
+    /// The trace that it belongs to; of a job that is followed, our own span in it.
+    pub traceparent: Option<TraceParent>,
+    /// What is to be told of it in its trace when it ends.
+    pub followed: Option<Box<Followed>>,
     /// The job id.
     pub id: String,
     /// Which attempt this is; the first is 1.
@@ -64,6 +69,8 @@ pub struct Held {
     pub plan: Option<Plan>,
     /// Its texts, until they are tokenized.
     pub texts: Vec<String>,
+    /// How many they are, of this slice.
+    pub inputs: usize,
     /// Its tokens, until they are computed.
     pub sequences: Vec<Sequence>,
     vectors: Vec<Vec<f32>>,
@@ -76,7 +83,7 @@ pub struct Held {
     /// When it came.
     pub arrived: Moment,
     /// The same in Unix milliseconds.
-    received_ms: u64,
+    pub received_ms: u64,
     /// Lives as long as the job is wanted.
     alive: Arc<()>,
 }
@@ -127,6 +134,11 @@ impl Held {
         }
     }
 
+    /// Whether a trace begins with it.
+    fn is_root(&self) -> bool {
+        self.followed.as_ref().is_some_and(|followed| followed.is_root())
+    }
+
     /// The id of the trace that the job belongs to, for the log.
     pub fn trace_id(&self) -> Option<&str> {
         self.traceparent.as_ref().map(TraceParent::trace_id)
@@ -149,6 +161,7 @@ impl Held {
             reply_to: None,
             correlation_id: None,
             traceparent: None,
+            followed: None,
             id,
             attempt: 1,
             checkpoint: Checkpoint::default(),
@@ -157,6 +170,7 @@ impl Held {
             pace: Pace::default(),
             plan: None,
             texts: Vec::new(),
+            inputs: 0,
             sequences: Vec::new(),
             vectors: Vec::new(),
             named: false,
@@ -202,7 +216,8 @@ impl Held {
         });
         self.request = Some(request);
         self.plan = Some(plan);
-        (self.texts.len(), stream)
+        self.inputs = self.texts.len();
+        (self.inputs, stream)
     }
 
     /// Takes the tokens in.
@@ -262,7 +277,15 @@ impl Held {
     /// The answer with all its vectors, for a caller on a connection. Leaves the job without them.
     pub fn vectors(&mut self, catalogue: &Catalogue) -> Option<http::Reply> {
         let (answer, fingerprint) = self.take(0..self.sequences.len(), catalogue)?;
-        Some(http::Reply::Vectors(answer, fingerprint))
+        Some(self.given(http::Given::Vectors(answer, fingerprint)))
+    }
+
+    /// What its caller on a connection is given.
+    pub fn given(&self, given: http::Given) -> http::Reply {
+        http::Reply {
+            given,
+            traceparent: self.traceparent.clone(),
+        }
     }
 
     /// A chunk of a streamed job, to be published. Leaves the job without its vectors.
@@ -316,8 +339,13 @@ impl Held {
 
     /// Tokens of the whole job up to the end of this slice.
     fn tokens(&self) -> u64 {
+        self.checkpoint.tokens.saturating_add(self.tokens_here())
+    }
+
+    /// Tokens of this slice.
+    pub fn tokens_here(&self) -> u64 {
         let here = self.sequences.iter().map(|sequence| sequence.ids.len() as u64);
-        self.checkpoint.tokens.saturating_add(here.sum())
+        here.sum()
     }
 
     /// The message with which the job goes on.
@@ -359,6 +387,8 @@ impl Held {
             to,
             message_id: self.id.clone(),
             checkpoint,
+            // One that came with a trace of its caller's keeps that: its slices stand side by side below it.
+            traceparent: self.traceparent.clone().filter(|_| self.is_root()),
             // A job that has begun is no longer bound by the time its sender would wait for that.
             budget_from_ms: body.is_none().then_some(self.received_ms),
             body,

@@ -12,6 +12,7 @@ mod notices;
 mod pulse;
 mod results;
 mod show;
+mod spans;
 mod trace;
 mod turn;
 mod window;
@@ -29,6 +30,7 @@ use crate::logic::health::{Health, KillReason};
 use crate::logic::{Logic, Setup};
 use crate::telemetry::death::Death;
 use crate::telemetry::{self, Logging, dying, history, journal};
+use crate::traces::{self, Traces};
 use crate::watchdog::{self, notify, thread};
 use anyhow::Context;
 use catalogue::Catalogue;
@@ -207,6 +209,8 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
         stream_inputs_max: limits.max_stream_inputs.min(STREAM_INPUTS_MAX),
         body_bytes_max: BODY_BYTES_MAX,
     };
+    let traces = traces(clock, config).context("failed to start the thread for spans")?;
+    let figures = traces.as_ref().map(Traces::figures);
     // Before the models: whoever asks meanwhile is told that they load.
     let http = config.http.listen.map(|listen| {
         let _inside = runtime.enter();
@@ -215,7 +219,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             listen,
             token: token.as_deref().map(http::Token::new),
             board: window.board(),
-            sources: sources(config),
+            sources: sources(config, figures),
             models: config.model_names(),
             limits: request,
             bodies_bytes_max: limits.max_queue_bytes.max(BODY_BYTES_MAX),
@@ -325,6 +329,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             questions: window.turning(),
             board: window.board(),
             http,
+            traces,
         };
         turn::Loop::new(parts)
             .run(broker_events, called, work_events, session)
@@ -351,8 +356,21 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("failed to start the runtime")
 }
 
+/// The way out for spans, if the configuration names a collector.
+fn traces(clock: Clock, config: &config::Config) -> std::io::Result<Option<Traces>> {
+    let setup = |endpoint: &String| traces::Setup {
+        endpoint: endpoint.clone(),
+        sample_percent: config.traces.sample_percent,
+        clock,
+        host: host(),
+        unit: config.dirs.unit.clone(),
+    };
+    let setup = config.traces.otlp_endpoint.as_ref().map(setup);
+    setup.map(Traces::start).transpose()
+}
+
 /// Where HTTP reads what the loop must not read.
-fn sources(config: &config::Config) -> http::Sources {
+fn sources(config: &config::Config, figures: Option<traces::Figures>) -> http::Sources {
     let state = config.dirs.state.clone();
     http::Sources {
         host: host(),
@@ -363,6 +381,10 @@ fn sources(config: &config::Config) -> http::Sources {
             max_fds: telemetry::process::max_fds(),
         },
         deaths: Arc::new(move || history::kills(&state, history::KEPT_MAX)),
+        spans: Arc::new(move || {
+            let told = figures.as_ref().map(traces::Figures::told).unwrap_or_default();
+            (told.sent, told.dropped)
+        }),
         kills_max: window::KILLS_MAX,
         storm: telemetry::storm::STORM.0,
         watchdog: notify::period(),

@@ -1,6 +1,7 @@
 //! The loop: every event in, the clock read once per turn, every action done in one `match`.
 
 mod called;
+mod ended;
 mod heard;
 mod progress;
 mod signals;
@@ -33,9 +34,11 @@ use crate::logic::event::{
     Action, BatchId, CallerId, EngineId, Event, Item, ModelId, Onward, Outcome, Worker,
 };
 use crate::logic::health::KillReason;
+use crate::logic::ledger::Stage;
 use crate::report::Report;
 use crate::telemetry::Logging;
 use crate::telemetry::blackbox::Phase;
+use crate::traces::Traces;
 use crate::watchdog::{notify, thread::Truth};
 use anyhow::Context;
 use futures_util::StreamExt;
@@ -57,6 +60,8 @@ const FLUSH_MAX: Duration = Duration::from_millis(200);
 const POST_INTERVAL: Duration = Duration::from_millis(100);
 /// The same when readiness has changed; with a queue at its bound it may with every job.
 const NEWS_INTERVAL: Duration = Duration::from_millis(10);
+/// Longest wait for a collector to take the last spans.
+const SPANS_MAX: Duration = Duration::from_secs(1);
 /// Longest wait for the connections to close after everything is settled.
 const CLOSE_MAX: Duration = Duration::from_secs(3);
 
@@ -86,6 +91,8 @@ pub struct Parts {
     pub board: Arc<Board>,
     /// HTTP, if it is on.
     pub http: Option<http::Server>,
+    /// The way out for spans, if there is one.
+    pub traces: Option<Traces>,
 }
 
 /// What comes from outside.
@@ -216,7 +223,12 @@ impl Loop {
                 http.close(CLOSE_MAX).await;
             }
         };
-        let _ = tokio::join!(tokio::time::timeout(CLOSE_MAX, session), http);
+        let traces = async {
+            if let Some(traces) = self.parts.traces {
+                traces.close(SPANS_MAX).await;
+            }
+        };
+        let _ = tokio::join!(tokio::time::timeout(CLOSE_MAX, session), http, traces);
         let ended = &self.parts.logic.tally().jobs;
         let total = |outcome: Outcome| ended.iter().map(|lane| lane[outcome as usize]).sum::<u64>();
         info!(
@@ -319,18 +331,30 @@ impl Loop {
                 let order = self.parts.catalogue.unload_order(model);
                 order.map(|order| self.order(order))?;
             }
-            Action::Tokenize { job } => return self.tokenize(job),
+            Action::Tokenize { job } => {
+                let held = self.desk.get_mut(&job)?;
+                held.enters(Stage::Admitted, held.arrived);
+                return self.tokenize(job);
+            }
             Action::StartBatch {
                 engine,
                 first,
                 batch,
                 model,
                 items,
-            } => self.start_batch((engine, first), batch, model, items),
+            } => {
+                for item in &items {
+                    if let Some(held) = self.desk.get_mut(&item.job) {
+                        held.enters(Stage::Computed, now);
+                    }
+                }
+                self.start_batch((engine, first), batch, model, items);
+            }
             Action::Answer { job } if self.desk.get(&job)?.receipt.is_none() => {
                 return self.hand_over(job, None);
             }
             Action::Answer { job } => {
+                self.desk.get_mut(&job)?.enters(Stage::Published, now);
                 let publication =
                     self.desk
                         .get_mut(&job)?
@@ -346,13 +370,16 @@ impl Loop {
             }
             Action::Finish { job } => {
                 let unix_ms = self.parts.clock.unix_ms();
+                self.desk.get_mut(&job)?.enters(Stage::Published, now);
                 let publication = self.desk.get_mut(&job)?.done(job, &self.parts.catalogue, unix_ms);
                 publication.map(|publication| self.command(Command::Publish(publication)))?;
             }
             Action::Move { job, onward } => {
                 let held = self.desk.get_mut(&job)?;
+                held.enters(Stage::Published, now);
                 match &onward {
                     Onward::Retry(refusal) => {
+                        held.fails(refusal);
                         warn!(job = %held.id, trace_id = held.trace_id(), attempt = held.attempt, %refusal, "failed, to be tried again");
                     }
                     Onward::Suspect => {
@@ -371,22 +398,28 @@ impl Loop {
                 publication.map(|publication| self.command(Command::Publish(publication)))?;
             }
             Action::Refuse { job, refusal } => {
-                let held = self.desk.get(&job)?;
+                let held = self.desk.get_mut(&job)?;
+                held.fails(&refusal);
                 debug!(job = %held.id, trace_id = held.trace_id(), %refusal, "refused");
                 if held.receipt.is_none() {
                     return self.hand_over(job, Some(refusal));
                 }
-                let publication = self.desk.get(&job)?.refusal(job, refusal);
+                held.enters(Stage::Published, now);
+                let publication = held.refusal(job, refusal);
                 publication.map(|publication| self.command(Command::Publish(publication)))?;
             }
             Action::DeadLetter { job, refusal } => {
-                let held = self.desk.get(&job)?;
+                let held = self.desk.get_mut(&job)?;
+                held.fails(&refusal);
+                held.enters(Stage::Published, now);
                 warn!(job = %held.id, trace_id = held.trace_id(), %refusal, "dead-lettered");
                 let publication = held.dead_letter(job, refusal);
                 publication.map(|publication| self.command(Command::Publish(publication)))?;
             }
             Action::Ack { job } => {
-                let receipt = self.desk.get(&job)?.receipt.clone()?;
+                let held = self.desk.get_mut(&job)?;
+                held.enters(Stage::Acked, now);
+                let receipt = held.receipt.clone()?;
                 self.command(Command::Ack { job, receipt });
             }
             Action::Requeue { job } => {
@@ -539,28 +572,5 @@ impl Loop {
             attempt: 1,
             suspect: false,
         })
-    }
-
-    fn forget(&mut self, job: JobKey, outcome: Outcome, now: Moment) {
-        let Some(held) = self.desk.remove(&job) else {
-            return;
-        };
-        self.trace.gone(job);
-        let went_on = matches!(outcome, Outcome::MovedOn | Outcome::Answered | Outcome::Returned);
-        if let (true, Some(reached)) = (went_on, held.reached) {
-            self.lineages.reached(held.checkpoint.lineage, reached);
-        }
-        if !matches!(outcome, Outcome::MovedOn | Outcome::Lost | Outcome::Requeued) {
-            self.retries.ended(&held.id);
-        }
-        let duration_ms = u64::try_from(now.since(held.arrived).as_millis()).unwrap_or(u64::MAX);
-        let (lane, outcome_name) = (held.lane.name(), outcome.name());
-        let by_queue = held.receipt.is_some();
-        if outcome == Outcome::Returned && by_queue {
-            let returned = self.parts.logic.tally().jobs[held.lane as usize][outcome as usize];
-            warn!(job = %held.id, trace_id = held.trace_id(), lane, duration_ms, returned, "nobody waits for the answer any more");
-        } else {
-            debug!(job = %held.id, trace_id = held.trace_id(), lane, duration_ms, outcome = outcome_name, "settled");
-        }
     }
 }

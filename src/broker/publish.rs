@@ -75,6 +75,8 @@ pub enum Content {
         checkpoint: Checkpoint,
         /// What is left of it; `None` is the message's own body.
         body: Option<Vec<u8>>,
+        /// Its place in a trace; `None` leaves it the one with which it came, if any.
+        traceparent: Option<TraceParent>,
         /// Its caller's budget goes on to count from here (Unix ms) if the message does not say from when; `None` ends it.
         budget_from_ms: Option<u64>,
     },
@@ -215,9 +217,15 @@ impl Press {
                 message_id,
                 checkpoint,
                 body,
+                traceparent,
                 budget_from_ms,
             } => {
-                let properties = moved_properties(&receipt, &message_id, &checkpoint, budget_from_ms);
+                let mut properties = moved_properties(&receipt, &message_id, &checkpoint, budget_from_ms);
+                if let Some(parent) = traceparent {
+                    let mut headers = properties.headers().clone().unwrap_or_default();
+                    headers.insert(HEADER_TRACEPARENT.into(), text(parent.as_str()));
+                    properties = properties.with_headers(headers);
+                }
                 let body = body.as_ref().unwrap_or(&receipt.message.body);
                 self.persist(&to, body, properties).await?;
                 Ok((job, Published::Routed))

@@ -87,6 +87,7 @@ fn examine(mut inputs: Inputs, user: Option<&str>) -> anyhow::Result<(Findings, 
     let (running, report) = system::running(&config.dirs, inputs, hand);
     all.extend(running);
     all.extend(system::port(examined, report.as_ref(), hand));
+    all.extend(system::collector(examined, hand));
     all.extend(units.judge(hand));
     all.extend(units.hidden(&reading, config, hand));
 

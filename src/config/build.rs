@@ -6,7 +6,9 @@ use super::layers::Inputs;
 use super::load::Values;
 use super::rules::{Parsed, Set};
 use super::url::BrokerUrl;
-use super::{BrokerConfig, Config, Directories, EngineConfig, HttpConfig, Limits, LogConfig, ModelConfig};
+use super::{
+    BrokerConfig, Config, Directories, EngineConfig, HttpConfig, Limits, LogConfig, ModelConfig, TracesConfig,
+};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -40,6 +42,10 @@ pub(super) fn build(
         http: HttpConfig {
             listen: values.text("http.listen").parse().ok(),
             token_file: values.path("http.token_file"),
+        },
+        traces: TracesConfig {
+            otlp_endpoint: Some(values.text("traces.otlp_endpoint")).filter(|url| !url.is_empty()),
+            sample_percent: u8::try_from(values.number("traces.sample_percent")).unwrap_or(100),
         },
         log: LogConfig {
             level: values.text("log.level"),

@@ -202,6 +202,10 @@ fn risks(values: &Values, inputs: &Inputs, config: &Config, warnings: &mut Vec<S
         config.http.listen.is_none() && config.http.token_file.is_some(),
         "http.token_file is set and http.listen is off: nothing reads it".to_owned(),
     );
+    warn(
+        config.traces.otlp_endpoint.is_none() && config.traces.sample_percent > 0,
+        "traces.sample_percent is set and traces.otlp_endpoint is off: no span is told".to_owned(),
+    );
     if values.flat.contains_key("broker.password_file")
         && inputs
             .var("CREDENTIALS_DIRECTORY")

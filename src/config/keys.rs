@@ -49,6 +49,8 @@ pub enum Rule {
     Path,
     /// Address and port to listen on; empty is off.
     Listen,
+    /// URL of a collector of OpenTelemetry's; empty is off.
+    CollectorUrl,
     /// Level or filter of the log.
     LogLevel,
     /// What computes.
@@ -96,6 +98,7 @@ impl Rule {
             }
             Rule::Path => "a path",
             Rule::Listen => "ADDRESS:PORT, or empty for off",
+            Rule::CollectorUrl => "http://HOST[:PORT][/PATH], or https://; empty for off",
             Rule::LogLevel => {
                 "off, error, warn, info, debug, trace, or a filter such as warn,embeddings=debug"
             }
@@ -342,6 +345,20 @@ pub const KEYS: &[Key] = &[
         Rule::Path,
         Preset::Unset,
         "File whose first line is the token that callers present as Authorization: Bearer TOKEN.",
+    ),
+    text(
+        "traces.otlp_endpoint",
+        Rule::CollectorUrl,
+        Preset::Text(""),
+        "Collector that is told a span of each finished job that belongs to a trace, by OTLP over HTTP, such as http://127.0.0.1:4318; /v1/traces is added.",
+    ),
+    count(
+        "traces.sample_percent",
+        "percent",
+        0,
+        100,
+        0,
+        "Of the jobs whose callers say nothing of a trace, how many begin one of their own. A job with a traceparent goes by its sampled flag.",
     ),
     text(
         "log.level",

@@ -14,6 +14,7 @@
 //! ```
 
 mod build;
+mod collector;
 mod combine;
 mod dirs;
 mod error;
@@ -58,6 +59,8 @@ pub struct Config {
     pub engine: EngineConfig,
     /// The HTTP listener.
     pub http: HttpConfig,
+    /// Spans for a collector.
+    pub traces: TracesConfig,
     /// Logging.
     pub log: LogConfig,
     /// Directories for state, cache and run-time files.
@@ -159,6 +162,15 @@ pub struct HttpConfig {
     pub listen: Option<std::net::SocketAddr>,
     /// File with the token that callers must present.
     pub token_file: Option<PathBuf>,
+}
+
+/// Spans for a collector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TracesConfig {
+    /// `http://` or `https://`, without the path of the signal; `None` is off.
+    pub otlp_endpoint: Option<String>,
+    /// Of a hundred jobs whose callers say nothing of a trace, how many begin one.
+    pub sample_percent: u8,
 }
 
 /// Logging.

@@ -3,7 +3,7 @@
 use super::error::Origin;
 use super::keys::{Kind, Rule};
 use super::url::{self, BrokerUrl};
-use super::{Device, Precision};
+use super::{Device, Precision, collector};
 use figment::value::Value;
 
 /// A value that fits its key.
@@ -78,6 +78,11 @@ pub(super) fn follow(rule: Rule, text: &str) -> Result<(), String> {
         },
         Rule::Path => !text.contains('\0'),
         Rule::Listen => text.is_empty() || text.parse::<std::net::SocketAddr>().is_ok(),
+        Rule::CollectorUrl if text.is_empty() => true,
+        Rule::CollectorUrl => match collector::check(text) {
+            Ok(()) => true,
+            Err(problem) => return Err(format!("{problem}; must be {}", rule.range())),
+        },
         Rule::LogLevel => log_filter(text),
         Rule::Device => text.parse::<Device>().is_ok(),
         Rule::Precision => text.parse::<Precision>().is_ok(),
@@ -112,6 +117,9 @@ pub(super) fn shown(kind: Option<Kind>, value: &Value) -> String {
     let text = match value {
         Value::String(_, text) if kind == Some(Kind::Text(Rule::BrokerUrl)) => {
             format!("{:?}", url::mask(text))
+        }
+        Value::String(_, text) if kind == Some(Kind::Text(Rule::CollectorUrl)) => {
+            format!("{:?}", collector::mask(text))
         }
         Value::String(_, text) => format!("{text:?}"),
         Value::Bool(_, flag) => flag.to_string(),

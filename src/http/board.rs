@@ -101,6 +101,8 @@ pub struct Sources {
     pub deaths: Arc<dyn Fn() -> Result<Vec<Kill>, String> + Send + Sync>,
     /// So many of them are shown.
     pub kills_max: usize,
+    /// Spans that a collector took, and spans that were given up.
+    pub spans: Arc<dyn Fn() -> (u64, u64) + Send + Sync>,
     /// A storm is judged by the deaths within this time.
     pub storm: Duration,
     /// systemd's watchdog period, if it watches us.

@@ -3,6 +3,7 @@
 use super::board::Board;
 use crate::job::reply::Answer;
 use crate::job::request::{Properties, Request};
+use crate::job::trace::TraceParent;
 use crate::job::{JobKey, Refusal};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -39,7 +40,16 @@ pub struct Ask {
 
 /// The answer to a job.
 #[derive(Debug)]
-pub enum Reply {
+pub struct Reply {
+    /// What is given.
+    pub given: Given,
+    /// What is said of the trace that the job belongs to.
+    pub traceparent: Option<TraceParent>,
+}
+
+/// What is given to a job's caller.
+#[derive(Debug)]
+pub enum Given {
     /// Vectors, and the fingerprint of the model that made them.
     Vectors(Answer, String),
     /// None, and why.

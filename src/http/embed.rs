@@ -1,11 +1,12 @@
 //! `POST /v1/embeddings`: a request of OpenAI's shape to a job, and its answer to a response.
 
 use super::Shared;
-use super::call::{Reply, Unanswered};
+use super::call::{Given, Reply, Unanswered};
 use super::gate::{self, Peer, RequestId};
 use super::refusal::{self, json_response};
+use super::tokens;
 use crate::job::reply::{Answer, HEADER_ATTEMPT, HEADER_FINGERPRINT};
-use crate::job::request::{Number, Properties, Request as Wanted, RequestLimits, decode};
+use crate::job::request::{Number, Properties, Request as Wanted, RequestLimits, decode_tokens};
 use crate::job::{ErrorType, Refusal};
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Request, State};
@@ -53,9 +54,17 @@ impl Bodies {
     fn take(&self, bytes: usize) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
         let pieces = bytes.div_ceil(PIECE_BYTES).clamp(1, self.pieces_max);
         let request = self.requests.clone().try_acquire_owned().ok()?;
+        Some((request, self.take_pieces(pieces)?))
+    }
+
+    /// A place for so many bytes more of a body that has one.
+    fn more(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        self.take_pieces(bytes.div_ceil(PIECE_BYTES).min(self.pieces_max))
+    }
+
+    fn take_pieces(&self, pieces: usize) -> Option<OwnedSemaphorePermit> {
         let pieces = u32::try_from(pieces).ok()?;
-        let pieces = self.pieces.clone().try_acquire_many_owned(pieces).ok()?;
-        Some((request, pieces))
+        self.pieces.clone().try_acquire_many_owned(pieces).ok()
     }
 }
 
@@ -72,9 +81,9 @@ pub(super) async fn embed(
     if announced.is_some_and(|bytes| bytes > limits.body_bytes_max) {
         return too_large(limits.body_bytes_max);
     }
-    let Some(_place) = shared.bodies.take(announced.unwrap_or(limits.body_bytes_max)) else {
-        let refusal = Refusal::new(ErrorType::Overloaded, "as many requests are here as may be");
-        return refusal::response(&refusal.retry_after(RETRY_BODIES_MS));
+    let reserved = announced.unwrap_or(limits.body_bytes_max);
+    let Some(_place) = shared.bodies.take(reserved) else {
+        return no_place();
     };
     let body = axum::body::to_bytes(body, limits.body_bytes_max);
     let body = match tokio::time::timeout(BODY_MAX, body).await {
@@ -92,13 +101,24 @@ pub(super) async fn embed(
         }
     };
     let properties = properties(&parts.headers, &id);
-    let bytes = body.len();
+    let mut bytes = body.len();
     let Some(wanted) = read(&properties, body, limits).await else {
         return hangs(ASIDE_MAX);
     };
+    // Token ids may be shorter than the texts that they stand for.
+    let texts = wanted.as_ref().map_or(0, text_bytes);
+    bytes = bytes.max(texts);
+    let Some(_more) = shared.bodies.more(bytes.saturating_sub(reserved)) else {
+        return no_place();
+    };
     match shared.line.ask(id, peer, properties, bytes, wanted).await {
-        Ok(Reply::Vectors(answer, fingerprint)) => vectors(answer, &fingerprint).await,
-        Ok(Reply::Refused(refusal)) => refusal::response(&refusal),
+        Ok(Reply { given, traceparent }) => {
+            let response = match given {
+                Given::Vectors(answer, fingerprint) => vectors(answer, &fingerprint).await,
+                Given::Refused(refusal) => refusal::response(&refusal),
+            };
+            gate::in_trace(response, traceparent.as_ref())
+        }
         Err(Unanswered::Hangs(silent)) => hangs(silent),
         Err(Unanswered::Starting) => refusal::unavailable("the models are being loaded", RETRY_HUNG_MS),
         Err(Unanswered::Stopping) => refusal::unavailable("the service is stopping", RETRY_HUNG_MS),
@@ -115,13 +135,20 @@ async fn read(
     body: Bytes,
     limits: RequestLimits,
 ) -> Option<Result<Wanted, Refusal>> {
-    let wanted = if body.len() <= DECODE_INLINE_BYTES {
-        decode(properties, &body, limits)
-    } else {
-        let properties = properties.clone();
-        let reading = spawn_blocking(move || decode(&properties, &body, limits));
-        let read = tokio::time::timeout(ASIDE_MAX, reading).await.ok()?;
-        read.expect("reading JSON cannot panic")
+    let small = body.len() <= DECODE_INLINE_BYTES;
+    let properties = properties.clone();
+    let decoded = aside(!small, move || decode_tokens(&properties, &body, limits)).await?;
+    let wanted = match decoded {
+        Ok((wanted, None)) => Ok(wanted),
+        Ok((mut wanted, Some(tokens))) => {
+            let longer = !(small && tokens::known());
+            let texts = aside(longer, move || tokens::texts(&tokens, limits.body_bytes_max)).await?;
+            texts.map(|texts| {
+                wanted.input = texts;
+                wanted
+            })
+        }
+        Err(refusal) => Err(refusal),
     };
     Some(wanted.and_then(|wanted| match wanted.stream {
         false => Ok(wanted),
@@ -130,6 +157,24 @@ async fn read(
             "stream is true, and only jobs that come through the broker are streamed",
         )),
     }))
+}
+
+/// Does it: at once, or, if it may take longer, on a thread where that is no harm. `None` if that thread does not get to it.
+async fn aside<T: Send + 'static>(longer: bool, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    if !longer {
+        return Some(work());
+    }
+    let done = tokio::time::timeout(ASIDE_MAX, spawn_blocking(work)).await.ok()?;
+    Some(done.expect("reading a request cannot panic"))
+}
+
+fn text_bytes(wanted: &Wanted) -> usize {
+    wanted.input.iter().map(String::len).sum()
+}
+
+fn no_place() -> Response<Body> {
+    let refusal = Refusal::new(ErrorType::Overloaded, "as many requests are here as may be");
+    refusal::response(&refusal.retry_after(RETRY_BODIES_MS))
 }
 
 async fn vectors(answer: Answer, fingerprint: &str) -> Response<Body> {
@@ -218,7 +263,9 @@ mod tests {
         let second = bodies.take(0).unwrap();
         assert!(bodies.take(0).is_none(), "no request more");
         drop((first, second));
-        assert!(bodies.take(usize::MAX).is_some(), "one alone may take all");
+        let all = bodies.take(usize::MAX);
+        assert!(all.is_some(), "one alone may take all");
+        assert!(bodies.more(0).is_some() && bodies.more(1).is_none());
     }
 
     #[tokio::test]
@@ -236,7 +283,7 @@ mod tests {
                 stream_inputs_max: 1,
                 body_bytes_max: 100,
             };
-            let read = decode(&properties(headers, "id"), br#"{"input":"a"}"#, limits);
+            let read = decode_tokens(&properties(headers, "id"), br#"{"input":"a"}"#, limits);
             read.err().and_then(|refusal| refusal.param)
         };
         assert_eq!(wrong(&headers).as_deref(), Some("content_type"));

@@ -119,10 +119,19 @@ pub(super) async fn pass(State(shared): State<Shared>, mut request: Request, nex
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
+    // What a job said of its trace stands; everything else gives back what came.
+    if !response.headers().contains_key(HEADER_TRACEPARENT) {
+        response = in_trace(response, parent.as_ref());
+    }
+    shared.counts.count(route, response.status());
+    response
+}
+
+/// A response that says to which trace it belongs.
+pub(super) fn in_trace(mut response: Response<Body>, parent: Option<&TraceParent>) -> Response<Body> {
     if let Some(Ok(parent)) = parent.map(|parent| HeaderValue::from_str(parent.as_str())) {
         response.headers_mut().insert(HEADER_TRACEPARENT, parent);
     }
-    shared.counts.count(route, response.status());
     response
 }
 

@@ -26,6 +26,7 @@ pub(super) async fn metrics(State(shared): State<Shared>) -> Response<Body> {
         storm: shared.sources.storm,
         watchdog: shared.sources.watchdog,
         process: (shared.sources.process)(),
+        spans: (shared.sources.spans)(),
         requests: shared.counts.all(),
     };
     let mut response = refusal::json_response(StatusCode::OK, scene.write().into_bytes());

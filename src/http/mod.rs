@@ -18,10 +18,11 @@ mod metrics;
 mod page;
 mod refusal;
 mod server;
+mod tokens;
 mod views;
 
 pub use board::{Board, Posted, Process, Sources};
-pub use call::{Ask, Call, Reply};
+pub use call::{Ask, Call, Given, Reply};
 pub use gate::Token;
 pub use server::{Server, Setup, start};
 

@@ -5,6 +5,7 @@
 pub mod backpressure;
 pub mod checkpoint;
 pub mod heartbeat;
+mod input;
 pub mod received;
 pub mod reply;
 pub mod request;
@@ -209,6 +210,19 @@ impl Names {
             resumed: format!("{prefix}.resumed"),
             dead: format!("{prefix}.dead"),
             events: format!("{prefix}.events"),
+        }
+    }
+
+    /// Queue of a lane whose jobs are callers'.
+    ///
+    /// # Panics
+    /// The probes' queue is the session's own, and has no name that is known before.
+    pub fn of(&self, lane: Lane) -> &str {
+        match lane {
+            Lane::Interactive => &self.interactive,
+            Lane::Bulk => &self.bulk,
+            Lane::Resumed => &self.resumed,
+            Lane::Probe => panic!("probes have a queue for each session"),
         }
     }
 

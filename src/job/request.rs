@@ -1,9 +1,9 @@
 //! A request as it comes from the wire: properties and body to [`Request`], or a [`Refusal`] that names
 //! the field. Whatever the bytes are, this returns; it allocates no more than a few times their length.
 
+use super::input::Input;
 use super::trace::TraceParent;
 use super::{ErrorType, Refusal};
-use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -112,9 +112,6 @@ impl Request {
     }
 }
 
-/// Texts of one array that are kept, above what any configuration allows a job to have: 32 MiB of empty strings
-/// would else take twenty times their size.
-const INPUTS_KEPT: usize = 1 << 20;
 /// How much of a body that is no request is shown to its sender.
 const SHOWN_BYTES: usize = 20;
 
@@ -129,8 +126,33 @@ pub struct RequestLimits {
     pub body_bytes_max: usize,
 }
 
+/// What is said to one who sends tokens where only texts are taken.
+const TOKENS: &str = "token ids are taken by HTTP only, send the texts themselves";
+
+/// What is said of a number that is no token's.
+pub fn no_token(id: impl fmt::Display) -> String {
+    format!("{id} is no token of cl100k_base")
+}
+
 /// Reads a request. Errors are answers to the sender, never faults of ours.
 pub fn decode(properties: &Properties, body: &[u8], limits: RequestLimits) -> Result<Request, Refusal> {
+    let (request, tokens) = decode_tokens(properties, body, limits)?;
+    match tokens {
+        None => Ok(request),
+        Some(_) => Err(Refusal::invalid("input", format!("input: {TOKENS}"))),
+    }
+}
+
+/// A request, and the token ids of its texts where those were sent, an array for each: then it is without its texts, which
+/// whoever has the vocabulary puts in.
+pub type Spelled = (Request, Option<Vec<Vec<u32>>>);
+
+/// Reads a request whose texts may be token ids.
+pub fn decode_tokens(
+    properties: &Properties,
+    body: &[u8],
+    limits: RequestLimits,
+) -> Result<Spelled, Refusal> {
     check_properties(properties)?;
     if body.len() > limits.body_bytes_max {
         let message = format!(
@@ -220,14 +242,14 @@ struct Raw {
 }
 
 impl Raw {
-    fn check(self, limits: RequestLimits) -> Result<Request, Refusal> {
-        let Some(Input(input)) = self.input else {
+    fn check(self, limits: RequestLimits) -> Result<Spelled, Refusal> {
+        let Some(input) = self.input else {
             return Err(Refusal::invalid(
                 "input",
                 "input is missing, a string or an array of strings is expected",
             ));
         };
-        if input.is_empty() {
+        if input.texts() == 0 {
             return Err(Refusal::invalid(
                 "input",
                 "input is an empty array, at least 1 text is expected",
@@ -238,8 +260,8 @@ impl Raw {
         } else {
             limits.inputs_max
         };
-        if input.len() > inputs_max {
-            let message = format!("input has {} texts, limit is {inputs_max}", input.len());
+        if input.texts() > inputs_max {
+            let message = format!("input has {} texts, limit is {inputs_max}", input.texts());
             return Err(Refusal::new(ErrorType::TooManyInputs, message).on("input"));
         }
         let encoding = match self.encoding_format.as_deref() {
@@ -265,7 +287,11 @@ impl Raw {
                 "dimensions is 0, at least 1 is expected",
             ));
         }
-        Ok(Request {
+        let (input, tokens) = match input {
+            Input::Texts(texts) => (texts, None),
+            Input::Tokens(tokens) => (Vec::new(), Some(tokens)),
+        };
+        let request = Request {
             input,
             model: self.model,
             encoding,
@@ -275,75 +301,10 @@ impl Raw {
             truncate: self.truncate.unwrap_or(true),
             normalize: self.normalize,
             stream: self.stream.unwrap_or(false),
-        })
+        };
+        Ok((request, tokens))
     }
 }
-
-/// A string, or an array of strings.
-struct Input(Vec<String>);
-
-impl<'de> Deserialize<'de> for Input {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Input, D::Error> {
-        struct Texts;
-        impl<'de> Visitor<'de> for Texts {
-            type Value = Input;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string or an array of strings")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Input, E> {
-                Ok(Input(vec![text.to_owned()]))
-            }
-            fn visit_string<E: de::Error>(self, text: String) -> Result<Input, E> {
-                Ok(Input(vec![text]))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Input, A::Error> {
-                let mut texts = Vec::new();
-                while texts.len() < INPUTS_KEPT {
-                    match seq.next_element::<Text>()? {
-                        Some(Text(text)) => texts.push(text),
-                        None => return Ok(Input(texts)),
-                    }
-                }
-                // More than any job may have: the rest is only walked over.
-                while seq.next_element::<de::IgnoredAny>()?.is_some() {}
-                Ok(Input(texts))
-            }
-        }
-        deserializer.deserialize_any(Texts)
-    }
-}
-
-/// A string of an array. Some of OpenAI's clients send tokens of OpenAI's models instead, which mean nothing here.
-struct Text(String);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text, D::Error> {
-        struct One;
-        impl<'de> Visitor<'de> for One {
-            type Value = Text;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
-                Ok(Text(text.to_owned()))
-            }
-            fn visit_string<E: de::Error>(self, text: String) -> Result<Text, E> {
-                Ok(Text(text))
-            }
-            fn visit_u64<E: de::Error>(self, _: u64) -> Result<Text, E> {
-                Err(E::custom(TOKENS))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Text, A::Error> {
-                Err(de::Error::custom(TOKENS))
-            }
-        }
-        deserializer.deserialize_any(One)
-    }
-}
-
-/// What is said to one who sends tokens.
-const TOKENS: &str =
-    "token ids are not taken, send the texts themselves (LangChain: check_embedding_ctx_length=False)";
 
 #[cfg(test)]
 mod tests {
@@ -477,11 +438,25 @@ mod tests {
             let refusal = decode(&Properties::default(), body.as_bytes(), LIMITS).unwrap_err();
             assert_eq!(refusal.param.as_deref(), Some("input"));
             assert!(
-                refusal.message.contains("token ids are not taken"),
+                refusal.message.contains("token ids are taken by HTTP only"),
                 "{}",
                 refusal.message
             );
         }
+    }
+
+    /// Goal: where tokens are taken they count as the texts that they stand for.
+    #[test]
+    fn tokens_count_as_texts() {
+        let read = |body: &str| decode_tokens(&Properties::default(), body.as_bytes(), LIMITS);
+        let (request, tokens) = read(r#"{"input":[[1,2],[3]],"dimensions":7}"#).unwrap();
+        assert_eq!((request.input.len(), request.dimensions), (0, Some(7)));
+        assert_eq!(tokens, Some(vec![vec![1, 2], vec![3]]));
+        assert_eq!(read(r#"{"input":["a"]}"#).unwrap().1, None);
+        assert_eq!(
+            read(r#"{"input":[[1],[2],[3],[4]]}"#).unwrap_err().error,
+            ErrorType::TooManyInputs
+        );
     }
 
     #[test]

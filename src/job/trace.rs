@@ -1,4 +1,4 @@
-//! Which trace a job belongs to, as its caller says in `traceparent`.
+//! Which trace a job belongs to, as its caller says in `traceparent`, and where in it a span of ours stands.
 
 use std::fmt;
 
@@ -34,6 +34,61 @@ impl TraceParent {
     pub fn trace_id(&self) -> &str {
         &self.0[3..35]
     }
+
+    /// Whether its caller may have kept what it told of the trace (section 3.2.3.1).
+    pub fn is_sampled(&self) -> bool {
+        self.flags() & SAMPLED != 0
+    }
+
+    fn flags(&self) -> u8 {
+        u8::from_str_radix(&self.0[53..55], 16).expect("two digits, or it would not have been read")
+    }
+}
+
+/// The flag that says that a trace is kept.
+const SAMPLED: u8 = 1;
+/// That and the flag that says that the trace's id is random (Trace Context, level 2): the flags that a version of ours may pass on.
+const KNOWN_FLAGS: u8 = 0b11;
+
+/// Where a span of ours stands in a trace that is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The trace's id, not 0.
+    pub trace: u128,
+    /// The span's own id, not 0.
+    pub span: u64,
+    /// The span of the caller below which it stands; `None` if the trace begins with it.
+    pub parent: Option<u64>,
+    /// The trace's flags.
+    pub flags: u8,
+}
+
+impl Place {
+    /// Below the caller's span.
+    pub fn below(parent: &TraceParent, span: u64) -> Place {
+        let hex = "hexadecimal digits, or it would not have been read";
+        Place {
+            trace: u128::from_str_radix(parent.trace_id(), 16).expect(hex),
+            span,
+            parent: Some(u64::from_str_radix(&parent.0[36..52], 16).expect(hex)),
+            flags: parent.flags() & KNOWN_FLAGS,
+        }
+    }
+
+    /// At the beginning of a trace of its own.
+    pub fn root(trace: u128, span: u64) -> Place {
+        Place {
+            trace,
+            span,
+            parent: None,
+            flags: SAMPLED,
+        }
+    }
+
+    /// What is said to those whose spans stand below this one.
+    pub fn traceparent(&self) -> TraceParent {
+        TraceParent(format!("00-{:032x}-{:016x}-{:02x}", self.trace, self.span, self.flags).into())
+    }
 }
 
 impl fmt::Display for TraceParent {
@@ -55,6 +110,39 @@ mod tests {
         assert_eq!(parent.trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
         let later = format!("01{}-more", &GOOD[2..]);
         assert_eq!(TraceParent::parse(&later).unwrap().to_string(), later);
+    }
+
+    /// Goal: what is said of a span of ours is well formed, of the same trace, and kept as the caller keeps it.
+    #[test]
+    fn a_span_of_ours_stands_below_the_caller_s() {
+        let caller = TraceParent::parse(GOOD).unwrap();
+        let place = Place::below(&caller, 0xabc);
+        assert_eq!(place.parent, Some(0x00f0_67aa_0ba9_02b7));
+        let told = place.traceparent();
+        assert_eq!(
+            told.as_str(),
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000abc-01"
+        );
+        assert_eq!(TraceParent::parse(told.as_str()), Some(told));
+        let later = TraceParent::parse(&format!("01{}f3-more", &GOOD[2..53])).unwrap();
+        assert!(later.is_sampled());
+        assert!(
+            Place::below(&later, 1)
+                .traceparent()
+                .as_str()
+                .ends_with("-0000000000000001-03")
+        );
+        assert!(
+            !TraceParent::parse(&format!("{}02", &GOOD[..53]))
+                .unwrap()
+                .is_sampled()
+        );
+        let root = Place::root(7, 9).traceparent();
+        assert_eq!(
+            root.as_str(),
+            "00-00000000000000000000000000000007-0000000000000009-01"
+        );
+        assert!(root.is_sampled());
     }
 
     #[test]

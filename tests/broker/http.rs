@@ -93,7 +93,19 @@ fn what_is_wrong_is_named() {
     for (body, status, code, param) in [
         ("{", 400, "invalid_request", None),
         ("{}", 400, "invalid_request", Some("input")),
-        (r#"{"input":[1,2,3]}"#, 400, "invalid_request", Some("input")),
+        (r#"{"input":[1,2,"a"]}"#, 400, "invalid_request", Some("input")),
+        (
+            r#"{"input":[[1,2],[999999]]}"#,
+            400,
+            "invalid_request",
+            Some("input"),
+        ),
+        (
+            r#"{"input":[[1],[2],[3],[4]]}"#,
+            413,
+            "too_many_inputs",
+            Some("input"),
+        ),
         (r#"{"input":[]}"#, 400, "invalid_request", Some("input")),
         (
             r#"{"input":"a","model":"nobody"}"#,

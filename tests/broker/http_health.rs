@@ -172,6 +172,7 @@ fn promtool_finds_nothing_wrong() {
     assert!(sample(&page, "embeddings_tokens_total") > 2.0);
     assert!(sample(&page, "embeddings_watchdog_pets_total") >= 2.0);
     assert!(sample(&page, "embeddings_stage_seconds_count{stage=\"published\"}") >= 2.0);
+    assert_eq!(sample(&page, "embeddings_spans_dropped_total"), 0.0);
     assert!(sample(&page, "process_resident_memory_bytes") > 1e6);
     assert!(
         sample(

@@ -31,6 +31,8 @@ async fn each_wrong_field_is_named() {
         (br#"{"input":7}"#, invalid(Some("input"))),
         (br#"{"input":["a",null]}"#, invalid(Some("input"))),
         (br#"{"input":["a",["b"]]}"#, invalid(Some("input"))),
+        (br#"{"input":[1,2]}"#, invalid(Some("input"))),
+        (br#"{"input":[[1,2]]}"#, invalid(Some("input"))),
         (br#"{"input":"\ud800"}"#, invalid(Some("input"))),
         (b"{\"input\":\"\xc3\x28\"}", invalid(Some("input"))),
         (br#"{"input":"a","model":7}"#, invalid(Some("model"))),

@@ -1,6 +1,6 @@
 """OpenAI's Python client and LangChain's OpenAIEmbeddings against the service, unchanged but for the base URL.
 
-Usage: client.py BASE_URL MAX_QUEUE
+Usage: client.py BASE_URL MAX_QUEUE, with tiktoken's vocabulary in TIKTOKEN_CACHE_DIR
 """
 
 import json
@@ -9,6 +9,7 @@ import threading
 import time
 
 import openai
+import tiktoken
 from langchain_openai import OpenAIEmbeddings
 
 base, max_queue = sys.argv[1], int(sys.argv[2])
@@ -43,9 +44,20 @@ wrong = refused(openai.NotFoundError, model="text-embedding-none", input="a")
 assert (wrong.status_code, wrong.code, wrong.param) == (404, "model_not_found", "model"), wrong
 wrong = refused(openai.BadRequestError, model=model, input="a", dimensions=10_000)
 assert (wrong.code, wrong.param, wrong.type) == ("invalid_request", "dimensions", "invalid_request_error"), wrong
-wrong = refused(openai.BadRequestError, model=model, input=[[1, 2, 3]])
-assert "token ids" in wrong.message, wrong
+wrong = refused(openai.BadRequestError, model=model, input=[[1, 2, 3], [4, 100256]])
+assert "input[1]: 100256 is no token" in wrong.message and wrong.param == "input", wrong
 assert wrong.request_id.startswith("req_"), wrong.request_id
+wrong = refused(openai.BadRequestError, model=model, input=[220] * 8193)
+assert "8193 token ids for one text, limit is 8192" in wrong.message and wrong.param == "input", wrong
+
+# OpenAI's other two shapes: the token ids of a text, or of several.
+vocabulary = tiktoken.get_encoding("cl100k_base")
+texts = ["a text", "größer als 北京, 👩‍👩‍👧‍👦", "  two\n\nparagraphs\t"]
+ids = [vocabulary.encode_ordinary(text) for text in texts]
+by_ids = client.embeddings.create(model=model, input=ids).data
+for by_id, by_text in zip(by_ids, client.embeddings.create(model=model, input=texts).data, strict=True):
+    assert cosine(by_id.embedding, by_text.embedding) > 0.99999
+assert cosine(client.embeddings.create(model=model, input=ids[0]).data[0].embedding, plain) > 0.99999
 
 # More at once than may be inside: without retries some are refused, and told when to come back…
 long = ["words to work on while others are refused " * 10] * 64
@@ -81,10 +93,35 @@ assert total == 4 * max_queue and 0 < without < total, (without, total)
 with_retries, total = crowd(20)
 assert (with_retries, total) == (0, 4 * max_queue), (with_retries, total)
 
-# LangChain sends OpenAI's tokens unless it is told to leave texts alone.
+# LangChain by its base URL alone: it cuts texts by OpenAI's vocabulary, sends the ids of the pieces, and takes the mean of their
+# vectors, each by its length.
+def mean_of_pieces(text, length):
+    tokens = vocabulary.encode_ordinary(text)
+    pieces = [tokens[at : at + length] for at in range(0, len(tokens), length)]
+    cut = [vocabulary.decode(piece) for piece in pieces]
+    vectors = [item.embedding for item in client.embeddings.create(model=model, input=cut).data]
+    weighted = [sum(len(p) * v[i] for p, v in zip(pieces, vectors)) for i in range(len(vectors[0]))]
+    return weighted, len(pieces)
+
+
+chain = OpenAIEmbeddings(model=model, base_url=base, api_key="none")
+documents = chain.embed_documents(texts)
+for document, text in zip(documents, texts, strict=True):
+    assert cosine(document, client.embeddings.create(model=model, input=text).data[0].embedding) > 0.9999, text
+assert cosine(chain.embed_query("a text"), plain) > 0.9999
+assert len(chain.embed_query("")) == 384
+
+story = "Über den Wolken 👩‍👩‍👧‍👦 muß die Freiheit wohl grenzenlos sein, 北京. " * 40
+for text, length in [(story, 7), (story, 100), ("words to fill a page with " * 4000, 8191)]:
+    chain = OpenAIEmbeddings(model=model, base_url=base, api_key="none", embedding_ctx_length=length)
+    expected, pieces = mean_of_pieces(text, length)
+    assert pieces > 2, pieces
+    short, long = chain.embed_documents(["a text", text])
+    assert cosine(short, plain) > 0.9999 and cosine(long, expected) > 0.9999, (length, cosine(long, expected))
+assert any("\ufffd" in vocabulary.decode(vocabulary.encode_ordinary(story)[at : at + 7]) for at in range(0, 700, 7))
+
+# Told to leave texts alone it may, too.
 chain = OpenAIEmbeddings(model=model, base_url=base, api_key="none", check_embedding_ctx_length=False)
-documents = chain.embed_documents(["a text", "another"])
-assert len(documents) == 2 and cosine(documents[0], plain) > 0.9999
 assert cosine(chain.embed_query("a text"), plain) > 0.9999
 
 print(json.dumps({"refused_without_retries": without, "of": total}))

@@ -2,7 +2,7 @@
 
 use super::super::desk::Held;
 use super::Loop;
-use crate::http::{Ask, Call, Reply};
+use crate::http::{Ask, Call, Given};
 use crate::job::{JobKey, Refusal};
 use crate::logic::event::{CallerId, Event};
 use std::hash::BuildHasher;
@@ -33,6 +33,7 @@ impl Loop {
             Ok((plan, request))
         });
         let mut held = Held::called(ask.id, ask.properties.traceparent, ask.reply, unix_ms, now);
+        self.follow(&mut held);
         let arrival = planned.map(|(plan, request)| {
             let (inputs, _) = held.plan(request, plan.clone(), false, unix_ms);
             plan.ticket(caller, inputs, bytes, deadline, None)
@@ -46,13 +47,11 @@ impl Loop {
         let held = self.desk.get_mut(&job)?;
         let connection = held.connection.take();
         let reply = match refusal {
-            Some(refusal) => Some(Reply::Refused(refusal)),
+            Some(refusal) => Some(held.given(Given::Refused(refusal))),
             None => held.vectors(&self.parts.catalogue),
         };
-        let handed = connection
-            .zip(reply)
-            .map(|(connection, reply)| connection.send(reply));
-        let taken = matches!(handed, Some(Ok(())));
+        let handed = connection.zip(reply);
+        let taken = handed.is_some_and(|(connection, reply)| connection.send(reply).is_ok());
         Some(Event::HandedOver { job, taken })
     }
 }

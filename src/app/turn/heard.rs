@@ -121,6 +121,7 @@ impl Loop {
         let caller = CallerId(self.callers.hash_one(arrival.properties.caller()));
         let (redelivered, checkpoint) = (arrival.redelivered, arrival.checkpoint.clone());
         let mut held = Held::new(arrival, self.parts.clock.unix_ms(), now);
+        self.follow(&mut held);
         let Checkpoint { lineage, done, .. } = held.checkpoint;
         if lane == Lane::Resumed && self.lineages.is_behind(lineage, done) {
             info!(job = %held.id, trace_id = held.trace_id(), done, "a copy of a slice whose job has gone on; not computed again");

@@ -72,6 +72,7 @@ impl Loop {
             ("broker", old.broker != new.broker),
             ("engine", old.engine != new.engine),
             ("http", old.http != new.http),
+            ("traces", old.traces != new.traces),
             ("max_inputs", old.limits.max_inputs != new.limits.max_inputs),
             (
                 "watchdog_interval_ms",

@@ -8,6 +8,7 @@ use crate::engine::pool::{BatchResult, PoolEvent, Report};
 use crate::engine::tokenize::{self, Progress};
 use crate::job::{JobKey, Lane, Refusal};
 use crate::logic::event::{BatchId, EngineId, Event, Item, TokenizerId, Worker};
+use crate::logic::ledger::Stage;
 use crate::logic::pressure::Memory;
 use crate::telemetry::memory;
 use std::sync::Arc;
@@ -98,10 +99,12 @@ impl Loop {
             Done::Tokenizer(tokenizer, Progress::Ended) => Event::TokenizerEnded { tokenizer },
             Done::Tokens(job, result) => {
                 self.trace.ends(job);
+                let now = self.parts.clock.now();
                 let result = result.map(|sequences| {
                     let tokens = sequences.iter().map(|sequence| sequence.ids.len()).collect();
                     if let Some(held) = self.desk.get_mut(&job) {
                         held.tokenized(sequences);
+                        held.enters(Stage::Batched, now);
                     }
                     tokens
                 });

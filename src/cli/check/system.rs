@@ -98,6 +98,21 @@ pub fn port(examined: &Examined, report: Option<&Report>, hand: &Hand) -> Option
     })
 }
 
+/// Whether the collector takes spans. It is asked to take none.
+pub fn collector(examined: &Examined, hand: &Hand) -> Option<Finding> {
+    let check = &table::SYSTEM_COLLECTOR;
+    let endpoint = examined.loaded.config.traces.otlp_endpoint.as_deref()?;
+    Some(match crate::traces::probe(endpoint) {
+        Ok(()) => Finding::ok(check, format!("{endpoint} takes spans")),
+        Err(why) => {
+            let from = super::configuration::origin(examined, "traces.otlp_endpoint");
+            let text = format!("traces.otlp_endpoint = \"{endpoint}\": {why}");
+            Finding::warning(check, text, hand.unset(&from, "traces.otlp_endpoint"))
+                .note("or start a collector there that takes OTLP over HTTP")
+        }
+    })
+}
+
 /// The next port that nobody has.
 fn free_above(listen: SocketAddr) -> Option<SocketAddr> {
     let ports = listen.port()..=listen.port().saturating_add(100);

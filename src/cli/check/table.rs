@@ -201,6 +201,9 @@ checks! {
     SYSTEM_SANDBOX, "system.sandbox", NoStart,
         "a file or model below /home, /root, /run/user or /tmp",
         "The unit's sandbox (ProtectHome=, PrivateTmp=) hides these folders from the service.";
+    SYSTEM_COLLECTOR, "system.collector", Part,
+        "a collector in `traces.otlp_endpoint` that does not answer, or would not take spans",
+        "Spans are dropped; jobs go on as if nothing were.";
     SYSTEM_CLOCK, "system.clock", Part,
         "a clock that nothing keeps right",
         "`x-sent-at-ms` counts a job's budget from the caller's clock; a wrong one here lets jobs run out early or late.";

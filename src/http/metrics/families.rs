@@ -45,6 +45,8 @@ pub(super) struct Scene<'a> {
     pub(super) storm: Duration,
     pub(super) watchdog: Option<Duration>,
     pub(super) process: Process,
+    /// Spans that a collector took, and spans that were given up.
+    pub(super) spans: (u64, u64),
     pub(super) requests: BTreeMap<(&'static str, u16), u64>,
 }
 
@@ -62,6 +64,7 @@ impl Scene<'_> {
         self.models(&mut page);
         self.deaths(&mut page);
         self.http(&mut page);
+        self.traces(&mut page);
         self.process(&mut page);
         page.finish()
     }
@@ -322,6 +325,14 @@ impl Scene<'_> {
         }
     }
 
+    fn traces(&self, page: &mut Page) {
+        let (sent, dropped) = self.spans;
+        let help = "Spans that the collector took; 0 where none is configured.";
+        page.lone("embeddings_spans_sent_total", help, Some(sent as f64));
+        let help = "Spans that were given up: the queue was full, or the collector would not have them.";
+        page.lone("embeddings_spans_dropped_total", help, Some(dropped as f64));
+    }
+
     fn process(&self, page: &mut Page) {
         let process = &self.process;
         let as_float = |value: Option<u64>| value.map(|value| value as f64);
@@ -373,6 +384,7 @@ mod tests {
             storm: Duration::from_secs(900),
             watchdog: Some(Duration::from_secs(40)),
             process: Process::default(),
+            spans: (7, 0),
             requests: [(("/metrics", 200), 3)].into(),
         }
     }
