@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 /// Token budget of one batch. Larger ones leave the second-level cache and gain nothing.
 const BATCH_TOKENS: usize = 512;
 /// Nor are batches cut smaller than this: a batch goes through all weights, however few its rows.
-const LEAST_TOKENS: usize = 128;
+const LEAST_TOKENS: usize = 192;
 /// Bytes of English to a token, for what was not made into tokens yet.
 const TOKEN_BYTES: usize = 4;
 /// Lines read ahead, so that a stream of single texts fills batches.
