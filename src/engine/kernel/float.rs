@@ -3,8 +3,8 @@
 //! A strip holds [`STRIP`] columns of the weights for all rows of the input: the inner loop reads one of them, or up to four
 //! side by side, as streams and keeps a tile of the result in registers.
 //!
-//! Unsafe is one thing here: [`tile`] reads activations and weights without a bounds check, after assertions that
-//! cover every index it can form.
+//! Unsafe is one thing here: a [`Tile`] reads activations and weights without a bounds check, and on AVX2 and AVX-512 writes
+//! the sums, after assertions that cover every index it can form.
 
 #[cfg(target_arch = "x86_64")]
 use super::fused;
