@@ -1,7 +1,8 @@
 //! `embeddings embed`: lines of stdin to vectors on stdout, with a model on this machine and no broker.
 //!
 //! One thread reads and parses, the main thread makes tokens, batches and JSON, the engine threads compute.
-//! Batches are cut by tokens in the order of arrival: without padding, sorting by length gains nothing.
+//! Batches are cut by tokens in the order of arrival: without padding, sorting by length gains nothing. Towards the end they
+//! become smaller, so that the engines end at about the same time.
 
 use crate::args::EmbedArgs;
 use crate::engine::pool::{BatchResult, Pool, PoolEvent, Work};
@@ -15,6 +16,10 @@ use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 
 /// Token budget of one batch. Larger ones leave the second-level cache and gain nothing.
 const BATCH_TOKENS: usize = 512;
+/// Nor are batches cut smaller than this: a batch goes through all weights, however few its rows.
+const LEAST_TOKENS: usize = 192;
+/// Bytes of English to a token, for what was not made into tokens yet.
+const TOKEN_BYTES: usize = 4;
 /// Lines read ahead, so that a stream of single texts fills batches.
 const LINES_AHEAD: usize = 64;
 /// Batches given to one engine at once: it computes one while the next lies ready.
@@ -77,6 +82,7 @@ pub fn run(args: &EmbedArgs) -> anyhow::Result<ExitCode> {
         ended: false,
         bad: None,
         texts: VecDeque::new(),
+        tokens_waiting: 0,
         requests: VecDeque::new(),
         first_request: 0,
         batches: BTreeMap::new(),
@@ -141,6 +147,8 @@ struct Embed<W: Write> {
     bad: Option<BadLine>,
     /// Texts without tokens: the request's number (counted from the start), their place in it, themselves.
     texts: VecDeque<(u64, usize, String)>,
+    /// Tokens that these will become, roughly.
+    tokens_waiting: usize,
     /// Lines in order; the first one has the number `first_request`.
     requests: VecDeque<Request>,
     first_request: u64,
@@ -203,7 +211,12 @@ impl<W: Write> Embed<W> {
             .as_ref()
             .and_then(|name| info.prompts.get(name));
         let (mut sequences, mut places, mut tokens) = (Vec::new(), Vec::new(), 0);
-        while tokens < BATCH_TOKENS {
+        let budget = if self.lines_waiting == 0 {
+            budget(self.tokens_waiting, self.load.len())
+        } else {
+            BATCH_TOKENS
+        };
+        while tokens < budget {
             let Some((request, index, text)) = self.texts.pop_front() else {
                 if self.lines_waiting == 0 || self.bad.is_some() {
                     break;
@@ -211,6 +224,7 @@ impl<W: Write> Embed<W> {
                 self.take_line()?;
                 continue;
             };
+            self.tokens_waiting -= rough_tokens(&text, info.max_tokens);
             let sequence = model.tokenize(&text, prompt.map(String::as_str), true)?;
             tokens += sequence.ids.len();
             sequences.push(sequence);
@@ -256,6 +270,8 @@ impl<W: Write> Embed<W> {
                 return Ok(());
             }
         };
+        let most = self.model.info().max_tokens;
+        self.tokens_waiting += texts.iter().map(|text| rough_tokens(text, most)).sum::<usize>();
         let vectors = vec![None; texts.len()];
         self.requests.push_back(Request {
             single,
@@ -297,6 +313,17 @@ impl<W: Write> Embed<W> {
     }
 }
 
+/// Tokens that a text may become.
+fn rough_tokens(text: &str, most: usize) -> usize {
+    (text.len() / TOKEN_BYTES + 2).min(most)
+}
+
+/// Tokens of the next batch where `waiting` are all that is known of: half of an engine's share, so that what is left when
+/// the first engine has nothing more to do becomes less and less.
+fn budget(waiting: usize, engines: usize) -> usize {
+    (waiting / (2 * engines.max(1))).clamp(LEAST_TOKENS, BATCH_TOKENS)
+}
+
 fn write(out: &mut impl Write, request: &Request) -> std::io::Result<()> {
     let vectors = request.vectors.iter().flatten();
     if request.single {
@@ -312,4 +339,30 @@ fn write(out: &mut impl Write, request: &Request) -> std::io::Result<()> {
     }
     out.write_all(b"\n")?;
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Goal: no engine waits long for the others at the end. Method: batches of what is left go to the engine that is
+    // free first, for all amounts; the engines' ends lie no further apart than one least batch.
+    #[test]
+    fn engines_end_together() {
+        for engines in 1..5 {
+            for tokens in (1..9000).step_by(37) {
+                let (mut left, mut ends) = (tokens, vec![0; engines]);
+                while left > 0 {
+                    let batch = budget(left, engines).min(left);
+                    left -= batch;
+                    *ends.iter_mut().min().unwrap() += batch;
+                }
+                let (first, last) = (ends.iter().min().unwrap(), ends.iter().max().unwrap());
+                assert!(
+                    last - first <= LEAST_TOKENS,
+                    "{tokens} tokens on {engines} engines: {ends:?}"
+                );
+            }
+        }
+    }
 }

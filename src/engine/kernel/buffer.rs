@@ -8,6 +8,27 @@ pub const PANEL: usize = 32;
 #[repr(C, align(64))]
 pub struct Row(pub [f32; PANEL]);
 
+/// Columns of a strip: half a panel.
+pub const STRIP: usize = PANEL / 2;
+
+/// One row of half a panel in 32 bits: a cache line. Strips stand one after another, so that a tile as wide as one goes
+/// through all sets of the first-level cache; through half of the lines of whole panels it would use but half of the sets.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Strip(pub [f32; STRIP]);
+
+/// Rows as the rows of strips that they are where numbers have 32 bits.
+pub fn strips(rows: &[Row]) -> &[Strip] {
+    // SAFETY: both are plain numbers on the same boundary, without gaps; two strips have the size of a row.
+    unsafe { std::slice::from_raw_parts(rows.as_ptr().cast(), rows.len() * 2) }
+}
+
+/// As [`strips`], to be changed.
+pub fn strips_mut(rows: &mut [Row]) -> &mut [Strip] {
+    // SAFETY: as above, and the borrow is unique.
+    unsafe { std::slice::from_raw_parts_mut(rows.as_mut_ptr().cast(), rows.len() * 2) }
+}
+
 /// A row of zeros, in any of these formats.
 pub const ZERO: Row = Row([0.0; PANEL]);
 
@@ -33,15 +54,12 @@ impl Floats {
 
 /// Asks for these rows to be brought into the second-level cache.
 #[inline(always)]
-pub fn prefetch(rows: &[Row]) {
+pub fn prefetch(rows: &[Strip]) {
     #[cfg(target_arch = "x86_64")]
-    for line in rows
-        .iter()
-        .flat_map(|row| [&raw const row.0[0], &raw const row.0[PANEL / 2]])
-    {
+    for line in rows {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch reads nothing that the program can see, and the address is that of a live row.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>((&raw const *line).cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = rows;

@@ -1,22 +1,26 @@
-//! The matrix product in 32 bits: weights packed in panels, activations in rows, one thread.
+//! The matrix product in 32 bits: weights packed in strips, activations in rows, one thread.
 //!
-//! A panel holds [`PANEL`] columns of the weights for all rows of the input: the inner loop reads one of them, or two side
-//! by side, as streams and keeps a tile of the result in registers.
+//! A strip holds [`STRIP`] columns of the weights for all rows of the input: the inner loop reads one of them, or up to four
+//! side by side, as streams and keeps a tile of the result in registers.
 //!
-//! Unsafe is one thing here: [`tile`] reads activations and weights without a bounds check, after assertions that
-//! cover every index it can form.
+//! Unsafe is one thing here: a [`Tile`] reads activations and weights without a bounds check, and on AVX2 and AVX-512 writes
+//! the sums, after assertions that cover every index it can form.
 
-use super::{After, Linear, PANEL, Row, ZERO, mul_add, prefetch};
+#[cfg(target_arch = "x86_64")]
+use super::fused;
+use super::{After, Linear, PANEL, STRIP, Strip, ZERO, mul_add, prefetch, strips};
 use pulp::{Simd, WithSimd};
 use std::hint::black_box;
+#[cfg(target_arch = "x86_64")]
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Rows of the largest tile. Six rows of four registers leave room for the panels' row and one broadcast among the 32
+/// Rows of the largest tile. Six rows of four registers leave room for the strips' row and one broadcast among the 32
 /// registers of AVX-512 and NEON, six of two among the 16 of AVX2; and where each row begins stays in a general register.
 const TILE_ROWS: usize = 6;
 
-/// Numbers of the weights that a tile goes through at once, 32 KiB: what a first-level cache holds.
-const PART: usize = 8192;
+/// Rows of a strip that a tile goes through at once: 24 KiB, which stay in the first-level cache beside the activations.
+const PART: usize = 384;
 
 impl WithSimd for Linear<'_> {
     type Output = ();
@@ -53,31 +57,39 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match PANEL / S::F32_LANES {
-            // Two panels side by side, two registers of each.
-            2 => self.panels::<S, 2, 2>(simd),
-            // Sixteen registers, half a panel at a time.
-            4 => self.panels::<S, 2, 1>(simd),
-            // Thirty-two registers of four numbers, half a panel likewise.
-            8 if S::REGISTER_COUNT >= 32 => self.panels::<S, 4, 1>(simd),
-            8 => self.panels::<S, 2, 1>(simd),
-            _ => self.panels::<S, 32, 1>(simd),
+        match S::F32_LANES {
+            // A register holds the row of a strip: four strips side by side.
+            STRIP => self.strips::<S, 1, 4>(simd),
+            8 => self.strips::<S, 2, 1>(simd),
+            4 if S::REGISTER_COUNT >= 32 => self.strips::<S, 4, 1>(simd),
+            // Sixteen registers of four numbers: half a strip at a time.
+            4 => self.strips::<S, 2, 1>(simd),
+            _ => self.strips::<S, STRIP, 1>(simd),
         }
     }
 }
 
 impl Product<'_> {
-    /// Tiles of `V` registers of each of `P` panels; a panel that is left over is worked off alone.
+    /// Tiles of `V` registers of a strip, or of `P` strips; strips that are left over go by two and by one.
     #[inline(always)]
-    fn panels<S: Simd, const V: usize, const P: usize>(mut self, simd: S) {
+    fn strips<S: Simd, const V: usize, const P: usize>(mut self, simd: S) {
+        const EACH: usize = PANEL / STRIP;
         let Range { start, end } = self.part.panels;
-        let together = start + (end - start) / P * P;
-        self.some::<S, V, P>(simd, start..together);
-        self.some::<S, V, 1>(simd, together..end);
+        let end = (end * EACH).min(self.linear.weights.width.div_ceil(STRIP));
+        let (mut first, mut by) = (start * EACH, P);
+        while first < end {
+            let next = first + (end.saturating_sub(first)) / by * by;
+            match by {
+                4 => self.some::<S, V, 4>(simd, first..next),
+                2 => self.some::<S, V, 2>(simd, first..next),
+                _ => self.some::<S, V, 1>(simd, first..next),
+            }
+            (first, by) = (next, by / 2);
+        }
     }
 
     #[inline(always)]
-    fn some<S: Simd, const V: usize, const P: usize>(&mut self, simd: S, panels: Range<usize>) {
+    fn some<S: Simd, const V: usize, const P: usize>(&mut self, simd: S, chosen: Range<usize>) {
         let Linear {
             input,
             input_stride,
@@ -87,28 +99,26 @@ impl Product<'_> {
             output_stride,
             after,
         } = &mut self.linear;
-        let (rows, input_stride, output_stride) = (*rows, *input_stride, *output_stride);
+        let (rows, a_stride, c_stride) = (*rows, *input_stride, *output_stride);
         let Part {
             panels: Range { start: begin, .. },
             depth: Range { start, end },
         } = self.part;
         assert!(start < end, "a product has some depth");
+        let (all, biases) = (strips(&weights.rows), strips(&weights.bias));
         let depth = weights.depth;
         let blocks = rows.div_ceil(TILE_ROWS);
-        let pieces = (end - start).div_ceil(PART / (P * V * S::F32_LANES));
-        let step = (end - start).div_ceil(pieces);
-        for panel in panels.step_by(P) {
+        let step = (end - start).div_ceil((end - start).div_ceil(PART));
+        for strip in chosen.step_by(P) {
             for first in (start..end).step_by(step) {
                 let length = step.min(end - first);
-                let now = &weights.rows[panel * depth + first..];
                 let last = first + step >= depth;
-                for part in (0..PANEL / S::F32_LANES).step_by(V) {
-                    let column = panel * PANEL + part * S::F32_LANES;
+                for at in (0..STRIP / S::F32_LANES).step_by(V) {
+                    let column = strip * STRIP + at * S::F32_LANES;
                     if column >= weights.width {
                         break;
                     }
-                    let columns = if P == 1 { V * S::F32_LANES } else { PANEL * P };
-                    let width = columns.min(weights.width - column);
+                    let width = (P * V * S::F32_LANES).min(weights.width - column);
                     let column = column - begin * PANEL;
                     let mut row = 0;
                     for block in 0..blocks {
@@ -116,35 +126,37 @@ impl Product<'_> {
                         let count = (rows - row).div_ceil(blocks - block);
                         // The weights of a model do not fit into the cache of one core: while this piece is used,
                         // the next one comes, a share of it with each tile. The first part brings it for all.
-                        if part == 0 {
+                        if at == 0 {
                             for p in 0..P {
-                                let at = if first + step < end {
-                                    (panel + p) * depth + first + step
+                                let next = if first + step < end {
+                                    (strip + p) * depth + first + step
                                 } else {
-                                    (panel + P + p) * depth + start
+                                    (strip + P + p) * depth + start
                                 };
-                                let later = weights.rows.get(at..).unwrap_or_default();
+                                let later = all.get(next..).unwrap_or_default();
                                 let later = &later[..step.min(later.len())];
                                 prefetch(
                                     &later[later.len() * block / blocks..later.len() * (block + 1) / blocks],
                                 );
                             }
                         }
-                        let a = &input[row * input_stride + first - start..];
-                        let c = &mut output[row * output_stride + column..];
-                        let bias = (first == 0).then_some(&weights.bias[panel..panel + P]);
-                        macro_rules! tiles {
-                            ($($n:literal),*) => {
-                                match count {
-                                    $($n => tile::<S, $n, V, P>(simd, a, input_stride, now, length, depth, part, bias, c, output_stride, width),)*
-                                    _ => unreachable!("tiles have one to {TILE_ROWS} rows"),
-                                }
-                            };
+                        let c = &mut output[row * c_stride + column..];
+                        Tile {
+                            a: &input[row * a_stride + first - start..],
+                            a_stride,
+                            strips: &all[strip * depth + first..],
+                            apart: depth,
+                            length,
+                            at,
+                            bias: (first == 0).then_some(&biases[strip..strip + P]),
+                            c: &mut *c,
+                            c_stride,
+                            width,
                         }
-                        tiles!(1, 2, 3, 4, 5, 6);
+                        .run::<S, V, P>(simd, count);
                         if last && *after == After::Gelu {
                             for i in 0..count {
-                                crate::engine::math::gelu(simd, &mut c[i * output_stride..][..width]);
+                                crate::engine::math::gelu(simd, &mut c[i * c_stride..][..width]);
                             }
                         }
                         row += count;
@@ -155,110 +167,179 @@ impl Product<'_> {
     }
 }
 
-/// One tile of the product, `M` rows by the `V` registers of each panel's rows from `at` on, added to `bias` or to
-/// what is there.
-#[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "a kernel: all of it is needed, nothing of it is kept"
-)]
-#[expect(
-    clippy::needless_range_loop,
-    reason = "indices of four arrays, of which one is read without a check"
-)]
-fn tile<S: Simd, const M: usize, const V: usize, const P: usize>(
-    simd: S,
-    a: &[f32],
+/// One tile of the product.
+struct Tile<'a> {
+    a: &'a [f32],
     a_stride: usize,
-    panels: &[Row],
-    length: usize,
+    /// From the first row that is used of the first strip on.
+    strips: &'a [Strip],
+    /// Rows from one strip to the next.
     apart: usize,
+    length: usize,
+    /// The first register of the strip that is used.
     at: usize,
-    bias: Option<&[Row]>,
-    c: &mut [f32],
+    /// What the product is added to: this, one for each strip, or else what is there.
+    bias: Option<&'a [Strip]>,
+    c: &'a mut [f32],
     c_stride: usize,
+    /// Columns that there are; the tile may be wider.
     width: usize,
-) {
-    let columns = V * P * S::F32_LANES;
-    let mut sums = [[[simd.splat_f32s(0.0); V]; P]; M];
-    if let Some(bias) = bias {
-        for sum in &mut sums {
-            for p in 0..P {
-                sum[p].copy_from_slice(&S::as_simd_f32s(&bias[p].0).0[at..at + V]);
+}
+
+impl Tile<'_> {
+    /// `count` rows by `V` registers of each of `P` strips.
+    #[inline(always)]
+    fn run<S: Simd, const V: usize, const P: usize>(self, simd: S, count: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if S::F32_LANES >= 8 {
+            return self.fused::<S, P>(count);
+        }
+        assert!(P == 1, "only AVX-512 takes several strips at once");
+        macro_rules! rows {
+            ($($n:literal),*) => {
+                match count {
+                    $($n => self.sums::<S, $n, V>(simd),)*
+                    _ => unreachable!("tiles have one to {TILE_ROWS} rows"),
+                }
+            };
+        }
+        rows!(1, 2, 3, 4, 5, 6);
+    }
+
+    /// By the loop that is written in assembly. Where the tile is wider than the output it leaves its sums beside, and what
+    /// there are columns for is copied.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn fused<S: Simd, const P: usize>(self, count: usize) {
+        let columns = P * STRIP;
+        let (a, a_stride, length, width) = (self.a, self.a_stride, self.length, self.width);
+        // What the loop reads and writes.
+        assert!((1..=TILE_ROWS).contains(&count) && self.at == 0);
+        assert!(
+            a.len() >= (count - 1) * a_stride + length,
+            "activations end before the tile does"
+        );
+        assert!(
+            self.strips.len() >= (P - 1) * self.apart + length,
+            "the strips end before the tile does"
+        );
+        assert!(self.bias.is_none_or(|bias| bias.len() >= P));
+        assert!(width <= columns && self.c.len() >= (count - 1) * self.c_stride + width);
+        // Not set to anything: few tiles need it.
+        let mut beside = MaybeUninit::<[[Strip; P]; TILE_ROWS]>::uninit();
+        let narrow = width < columns;
+        let (to, to_stride) = if narrow {
+            (beside.as_mut_ptr().cast::<f32>(), columns)
+        } else {
+            (self.c.as_mut_ptr(), self.c_stride)
+        };
+        if narrow && self.bias.is_none() {
+            for (i, c) in self.c.chunks(self.c_stride).take(count).enumerate() {
+                // SAFETY: `beside` has six rows of so many columns, and `count` is not more.
+                unsafe {
+                    let row = to.add(i * columns);
+                    row.write_bytes(0, columns);
+                    row.copy_from_nonoverlapping(c.as_ptr(), c[..width].len());
+                }
             }
         }
-    } else {
-        for (i, sum) in sums.iter_mut().enumerate() {
-            let out = &c[i * c_stride..][..width];
-            if width == columns {
-                let all = S::as_simd_f32s(out).0;
-                for p in 0..P {
-                    sum[p].copy_from_slice(&all[p * V..p * V + V]);
-                }
+        let (from, from_stride) = match self.bias {
+            Some(bias) => (bias.as_ptr().cast::<f32>(), 0),
+            None => (to.cast_const(), to_stride),
+        };
+        let tile = fused::Tile {
+            a: a.as_ptr(),
+            a_stride: a_stride * size_of::<f32>(),
+            strips: self.strips.as_ptr(),
+            apart: self.apart * size_of::<Strip>(),
+            length,
+            from,
+            from_stride: from_stride * size_of::<f32>(),
+            to,
+            to_stride: to_stride * size_of::<f32>(),
+        };
+        // SAFETY: on x86-64 vectors of 8 are those of AVX2 with FMA and vectors of 16 those of AVX-512, and a `Simd` exists
+        // only where the machine has its instructions; the assertions above cover what a tile reads and writes.
+        unsafe {
+            if S::F32_LANES == STRIP {
+                fused::avx512::<P>(count, &tile);
             } else {
-                let mut row = [ZERO; P];
-                for (o, p) in out.chunks(PANEL).zip(&mut row) {
-                    p.0[..o.len()].copy_from_slice(o);
-                }
-                for p in 0..P {
-                    sum[p].copy_from_slice(&S::as_simd_f32s(&row[p].0).0[..V]);
-                }
+                fused::avx2(count, &tile);
+            }
+        }
+        if narrow {
+            for (i, c) in self.c.chunks_mut(self.c_stride).take(count).enumerate() {
+                // SAFETY: the tile has left its sums in as many rows of `beside`.
+                let row = unsafe { std::slice::from_raw_parts(to.add(i * columns), columns) };
+                c[..width].copy_from_slice(&row[..width]);
             }
         }
     }
-    // The largest index formed below is (M - 1) * a_stride + length - 1. That there is a first turn lets the compiler keep
-    // the sums in their registers: without that they wander from one to another in each.
-    assert!(
-        length > 0 && a.len() >= (M - 1) * a_stride + length,
-        "activations end before the tile does"
-    );
-    assert!((at + V) * S::F32_LANES <= PANEL, "a panel has no such part");
-    assert!(
-        panels.len() >= (P - 1) * apart + length,
-        "the panels end before the tile does"
-    );
-    // Opaque, so that they stay in registers: worked out anew for each row of a panel they take the products' ports.
-    let starts: [usize; M] = black_box(std::array::from_fn(|i| i * a_stride));
-    for (k, row) in panels[..length].iter().enumerate() {
-        let mut weights = [[simd.splat_f32s(0.0); V]; P];
-        for p in 0..P {
-            // SAFETY: k < length and so within the bound asserted above; at + V lies within a row.
-            unsafe {
-                let row = if p == 0 {
-                    row
-                } else {
-                    panels.get_unchecked(p * apart + k)
-                };
-                let b = S::as_simd_f32s(&row.0).0;
-                for j in 0..V {
-                    weights[p][j] = *b.get_unchecked(at + j);
-                }
-            }
-        }
-        for (i, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: i < M and k < length, so the index lies within the bound asserted above.
-            let x = simd.splat_f32s(unsafe { *a.get_unchecked(starts[i] + k) });
-            for p in 0..P {
-                for j in 0..V {
-                    sum[p][j] = mul_add(simd, x, weights[p][j], sum[p][j]);
-                }
-            }
-        }
-    }
-    for (i, sum) in sums.iter().enumerate() {
-        let out = &mut c[i * c_stride..][..width];
-        if width == columns {
-            let all = S::as_mut_simd_f32s(out).0;
-            for p in 0..P {
-                all[p * V..p * V + V].copy_from_slice(&sum[p]);
+
+    /// `M` rows by `V` registers of one strip.
+    #[inline(always)]
+    fn sums<S: Simd, const M: usize, const V: usize>(self, simd: S) {
+        let Tile {
+            a,
+            a_stride,
+            strips,
+            length,
+            at,
+            c,
+            c_stride,
+            width,
+            ..
+        } = self;
+        let columns = V * S::F32_LANES;
+        let mut sums = [[simd.splat_f32s(0.0); V]; M];
+        if let Some(bias) = self.bias {
+            for sum in &mut sums {
+                sum.copy_from_slice(&S::as_simd_f32s(&bias[0].0).0[at..at + V]);
             }
         } else {
-            let mut row = [ZERO; P];
-            for p in 0..P {
-                S::as_mut_simd_f32s(&mut row[p].0).0[..V].copy_from_slice(&sum[p]);
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let out = &c[i * c_stride..][..width];
+                if width == columns {
+                    sum.copy_from_slice(&S::as_simd_f32s(out).0[..V]);
+                } else {
+                    let mut row = ZERO;
+                    row.0[..width].copy_from_slice(out);
+                    sum.copy_from_slice(&S::as_simd_f32s(&row.0).0[..V]);
+                }
             }
-            for (o, p) in out.chunks_mut(PANEL).zip(&row) {
-                o.copy_from_slice(&p.0[..o.len()]);
+        }
+        // The largest index formed below is (M - 1) * a_stride + length - 1. That there is a first turn lets the compiler
+        // keep the sums in their registers: without that they wander from one to another in each.
+        assert!(
+            length > 0 && a.len() >= (M - 1) * a_stride + length,
+            "activations end before the tile does"
+        );
+        assert!((at + V) * S::F32_LANES <= STRIP, "a strip has no such part");
+        // Opaque, so that they stay in registers: worked out anew for each row of a strip they take the products' ports.
+        let starts: [usize; M] = black_box(std::array::from_fn(|i| i * a_stride));
+        for (k, row) in strips[..length].iter().enumerate() {
+            let b = S::as_simd_f32s(&row.0).0;
+            let mut weights = [simd.splat_f32s(0.0); V];
+            for (j, weight) in weights.iter_mut().enumerate() {
+                // SAFETY: at + V lies within a row, as asserted above.
+                *weight = unsafe { *b.get_unchecked(at + j) };
+            }
+            for (sum, start) in sums.iter_mut().zip(&starts) {
+                // SAFETY: there are M starts and k < length, so the index lies within the bound asserted above.
+                let x = simd.splat_f32s(unsafe { *a.get_unchecked(start + k) });
+                for j in 0..V {
+                    sum[j] = mul_add(simd, x, weights[j], sum[j]);
+                }
+            }
+        }
+        for (i, sum) in sums.iter().enumerate() {
+            let out = &mut c[i * c_stride..][..width];
+            if width == columns {
+                S::as_mut_simd_f32s(out).0[..V].copy_from_slice(sum);
+            } else {
+                let mut row = ZERO;
+                S::as_mut_simd_f32s(&mut row.0).0[..V].copy_from_slice(sum);
+                out.copy_from_slice(&row.0[..width]);
             }
         }
     }

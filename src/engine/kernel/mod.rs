@@ -7,6 +7,7 @@
 //! | `buffer` | memory on cache lines |
 //! | `panels` | weights, packed once at load |
 //! | `float` | products in 32 bits, on any machine |
+//! | `fused` | their innermost loop on AVX2 and AVX-512 |
 //! | `narrow` | activations as pairs of bf16 or as bytes |
 //! | `product` | products of those, and what is done to them at once |
 //! | `tiles`, `dots` | what adds up: AMX, or AVX-512 with dot products |
@@ -24,6 +25,8 @@ mod choice;
 mod dots;
 mod float;
 #[cfg(target_arch = "x86_64")]
+mod fused;
+#[cfg(target_arch = "x86_64")]
 mod heads;
 #[cfg(target_arch = "x86_64")]
 mod narrow;
@@ -37,7 +40,7 @@ mod tiles;
 
 pub use arch::{Arch, mul_add};
 pub use buffer::{Floats, PANEL, Row};
-use buffer::{ZERO, prefetch};
+use buffer::{STRIP, Strip, ZERO, prefetch, strips, strips_mut};
 pub use choice::{Kernel, arch};
 pub use panels::Panels;
 

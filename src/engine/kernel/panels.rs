@@ -3,12 +3,13 @@
 use super::choice::{Kernel, Rounding};
 #[cfg(target_arch = "x86_64")]
 use super::narrow::{Format, bf16, halves};
-use super::{PANEL, Row, ZERO};
+use super::{PANEL, Row, STRIP, Strip, ZERO, strips_mut};
 
 /// A matrix of `depth` rows and `width` columns cut into panels, and what is added to each row of a product.
 ///
-/// A panel holds [`PANEL`] columns. A row of it holds one number of each column, or two of bf16, or four
-/// bytes, which are neighbours along the depth. Narrow panels are filled up with zeros to whole tiles.
+/// A panel holds [`PANEL`] columns. A row of it holds two numbers of bf16 of each column, or four bytes, which are
+/// neighbours along the depth. Narrow panels are filled up with zeros to whole tiles. In 32 bits a panel is two strips of
+/// [`STRIP`] columns, one after the other; a row of them holds one number of each column.
 #[derive(Debug, Default)]
 pub struct Panels {
     pub(super) depth: usize,
@@ -114,8 +115,8 @@ impl Panels {
         let rows = &mut self.rows[panel * self.panel_rows..][..self.panel_rows];
         match self.kernel {
             Kernel::Floats => {
-                for (row, value) in rows.iter_mut().zip(values) {
-                    row.0[lane] = value;
+                for (row, value) in strip_mut(rows, lane).iter_mut().zip(values) {
+                    row.0[lane % STRIP] = value;
                 }
             }
             Kernel::Rounded(rounding) => {
@@ -129,8 +130,8 @@ impl Panels {
                             .for_each(|v| *v = (*v * per_step).round_ties_even() * step);
                     }
                 }
-                for (row, value) in rows.iter_mut().zip(column) {
-                    row.0[lane] = value;
+                for (row, value) in strip_mut(rows, lane).iter_mut().zip(column) {
+                    row.0[lane % STRIP] = value;
                 }
             }
             #[cfg(target_arch = "x86_64")]
@@ -181,8 +182,8 @@ impl Panels {
         let rows = &mut self.rows[panel * self.panel_rows..][..self.panel_rows];
         match self.kernel {
             Kernel::Floats => {
-                for (row, value) in rows.iter_mut().zip(values) {
-                    row.0[lane] = value * scale;
+                for (row, value) in strip_mut(rows, lane).iter_mut().zip(values) {
+                    row.0[lane % STRIP] = value * scale;
                 }
             }
             #[cfg(target_arch = "x86_64")]
@@ -215,8 +216,9 @@ impl Panels {
             "row {row} of {}",
             self.depth
         );
-        for (panel, part) in values.chunks(PANEL).enumerate() {
-            self.rows[panel * self.depth + row].0[..part.len()].copy_from_slice(part);
+        let strips = strips_mut(&mut self.rows);
+        for (strip, part) in values.chunks(STRIP).enumerate() {
+            strips[strip * self.depth + row].0[..part.len()].copy_from_slice(part);
         }
     }
 
@@ -255,6 +257,13 @@ impl Panels {
     pub(super) fn total(&self, panel: usize) -> &Row {
         &self.total[panel]
     }
+}
+
+/// The strip of a panel in 32 bits that holds column `lane` of it.
+fn strip_mut(panel: &mut [Row], lane: usize) -> &mut [Strip] {
+    let depth = panel.len();
+    let (first, second) = strips_mut(panel).split_at_mut(depth);
+    if lane < STRIP { first } else { second }
 }
 
 /// The step of a column of bytes from −127 to 127, and steps in one. A column of zeros has no steps.

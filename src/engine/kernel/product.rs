@@ -3,7 +3,7 @@
 
 use super::narrow::{Format, Narrow, mask, rounded, split};
 use super::tiles::{self, Tiles};
-use super::{After, Floats, PANEL, Panels, Row, dots, prefetch};
+use super::{After, Floats, PANEL, Panels, Row, dots, prefetch, strips};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -117,7 +117,9 @@ pub fn product(
                     let later = later.map_or(&[][..], |rows| {
                         &rows[(plane * steps + first) * 16..][..count * 16]
                     });
-                    prefetch(&later[later.len() * tile / tiles..later.len() * (tile + 1) / tiles]);
+                    prefetch(strips(
+                        &later[later.len() * tile / tiles..later.len() * (tile + 1) / tiles],
+                    ));
                 }
                 // SAFETY: rows of activations up to the next multiple of 16 may be read, the sums have room
                 // for whole blocks of 32 rows, and a panel has `steps × 16` rows in each plane; of the unit's
