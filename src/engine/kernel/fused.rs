@@ -186,7 +186,7 @@ pub unsafe fn avx2(rows: usize, tile: &Tile) {
 /// A tile of one to six `rows` by `P` strips: one, two or four.
 ///
 /// # Safety
-/// As for [`avx2`], with AVX-512.
+/// As for [`avx2()`], with AVX-512.
 #[inline(always)]
 pub unsafe fn avx512<const P: usize>(rows: usize, tile: &Tile) {
     macro_rules! strips {
