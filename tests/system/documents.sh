@@ -1,6 +1,6 @@
 # Runs what the documents tell people to run, as it stands; sourced by run.
 
-docs=$(cd "$here/../../docs" && pwd)
+root=$(cd "$here/../.." && pwd)
 
 # The blocks of a document that are marked `sh run`, as one script that ends at the first failure. The output of each begins
 # with a line that no command prints.
@@ -11,16 +11,16 @@ script_of() {
        inside' "$1"
 }
 
-# document_runs NAME [FOLDER]: in a shell of an administrator, in that folder. Where TRANSCRIPTS is a folder, what was said is kept there.
+# document_runs FILE [FOLDER]: in a shell of an administrator, in that folder. Where TRANSCRIPTS is a folder, what was said is kept there.
 document_runs() {
   local code=0
   # systemd counts starts by hand as well, and nobody reads all documents within a quarter of an hour.
   inside systemctl reset-failed embeddings 2>/dev/null || true
-  script_of "$docs/$1.md" >"$logs/document.sh"
-  grep -q '^printf' "$logs/document.sh" || fail "$1.md has nothing to run"
+  script_of "$root/$1" >"$logs/document.sh"
+  grep -q '^printf' "$logs/document.sh" || fail "$1 has nothing to run"
   job -p WorkingDirectory="${2:-/root}" --setenv=HOME=/root bash /next/document.sh >"$logs/document.out" 2>&1 || code=$?
   cat "$logs/document.out"
-  [ -z "${TRANSCRIPTS:-}" ] || cp "$logs/document.out" "$TRANSCRIPTS/$1.out"
+  [ -z "${TRANSCRIPTS:-}" ] || cp "$logs/document.out" "$TRANSCRIPTS/$(basename "$1" .md).out"
   expect "exit code" 0 "$code"
 }
 
@@ -101,7 +101,7 @@ exposure_is_as_documented() {
   for unit in embeddings.service embeddings@red.service embeddings-monitor.service embeddings-alarm@x.service; do
     score=$(inside systemd-analyze security --no-pager "$unit" | tail -1 | grep -oE '[0-9]+\.[0-9]+')
     echo "$unit $score"
-    grep -q "^| \`${unit/@*.service/@.service}\` .*| $score |" "$docs/security.md" ||
+    grep -q "^| \`${unit/@*.service/@.service}\` .*| $score |" "$root/docs/security.md" ||
       wrong=yes
   done
   [ -z "$wrong" ] || fail "security.md has other numbers"
