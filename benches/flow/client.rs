@@ -5,8 +5,8 @@ use embeddings::clock::{Clock, Moment};
 use embeddings::job::Names;
 use futures_util::StreamExt;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, QueueDeclareOptions,
-    QueuePurgeOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    QueueDeclareOptions, QueuePurgeOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
@@ -168,6 +168,9 @@ pub enum Plain {
     Deliver(mpsc::UnboundedSender<Moment>),
     /// It sends so many bytes back, and acknowledges.
     Echo(usize),
+    /// It sends so many bytes back, mandatory, and acknowledges each once the broker has confirmed it: what nobody can do
+    /// without who may lose no answer.
+    ConfirmedEcho(usize),
 }
 
 /// The yardstick: a consumer that does nothing but that, with a prefetch as the service has it.
@@ -196,12 +199,17 @@ pub async fn plain_consumer(
     let mut consumer = consumer.await.expect("a consumer");
     tokio::spawn(async move {
         let _kept = (connection, publishing);
+        if let Plain::ConfirmedEcho(_) = plain {
+            let chosen = out.confirm_select(ConfirmSelectOptions::default());
+            chosen.await.expect("confirms");
+        }
         while let Some(Ok(delivery)) = consumer.next().await {
+            let confirmed = matches!(plain, Plain::ConfirmedEcho(_));
             match &plain {
                 Plain::Deliver(delivered) => {
                     let _ = delivered.send(clock.now());
                 }
-                Plain::Echo(bytes) => {
+                Plain::Echo(bytes) | Plain::ConfirmedEcho(bytes) => {
                     let to = delivery.properties.reply_to().clone().expect("a reply queue");
                     let id = delivery.properties.correlation_id().clone().expect("an id");
                     let properties = BasicProperties::default()
@@ -209,9 +217,20 @@ pub async fn plain_consumer(
                         .with_type("echo".into())
                         .with_correlation_id(id);
                     let body = vec![b' '; *bytes];
-                    let sent =
-                        out.basic_publish("".into(), to, BasicPublishOptions::default(), &body, properties);
-                    sent.await.expect("the connection stands");
+                    let options = BasicPublishOptions {
+                        mandatory: confirmed,
+                        ..BasicPublishOptions::default()
+                    };
+                    let sent = out.basic_publish("".into(), to, options, &body, properties);
+                    let confirm = sent.await.expect("the connection stands");
+                    if confirmed {
+                        tokio::spawn(async move {
+                            confirm.await.expect("a confirm");
+                            let acked = delivery.acker.ack(BasicAckOptions::default()).await;
+                            acked.expect("the connection stands");
+                        });
+                        continue;
+                    }
                 }
             }
             let acked = delivery.acker.ack(BasicAckOptions::default()).await;

@@ -27,8 +27,10 @@ pub async fn run() {
         "last refusal ms",
         "delivered ms",
         "echoed ms",
+        "echoed with confirms ms",
         "last refusal ÷ delivered",
         "÷ echoed",
+        "÷ echoed with confirms",
     ];
     let table = Table::new(
         "Flood: ten times the queue from five callers at once (medians of rounds)",
@@ -53,8 +55,10 @@ pub async fn run() {
             of(|it| it.last_ms),
         );
         let (delivered, echoed) = (of(|it| it.delivered_ms), of(|it| it.echoed_ms));
+        let confirmed = of(|it| it.confirmed_ms);
         let to_delivered = of(|it| it.last_ms / it.delivered_ms);
         let to_echoed = of(|it| it.last_ms / it.echoed_ms);
+        let to_confirmed = of(|it| it.last_ms / it.confirmed_ms);
         let mut cells = vec![max_queue.to_string(), (10 * max_queue).to_string()];
         let numbers = [
             refused,
@@ -65,15 +69,18 @@ pub async fn run() {
             last,
             delivered,
             echoed,
+            confirmed,
             to_delivered,
             to_echoed,
+            to_confirmed,
         ];
         cells.extend(numbers.map(short));
         table.row(&cells);
         told.push(json!({
             "max_queue": max_queue, "jobs": 10 * max_queue, "rounds": rounds, "refused": refused, "p50_ms": p50,
             "p99_ms": p99, "max_ms": max, "refusals_s": rate, "last_refusal_ms": last, "delivered_ms": delivered,
-            "echoed_ms": echoed, "last_to_delivered": to_delivered, "last_to_echoed": to_echoed,
+            "echoed_ms": echoed, "confirmed_ms": confirmed, "last_to_delivered": to_delivered, "last_to_echoed": to_echoed,
+            "last_to_confirmed": to_confirmed,
         }));
     }
     tell("flood", json!(told));
@@ -86,6 +93,7 @@ struct Round {
     last_ms: f64,
     delivered_ms: f64,
     echoed_ms: f64,
+    confirmed_ms: f64,
 }
 
 async fn flood(max_queue: usize, rounds: usize) -> Vec<Round> {
@@ -115,12 +123,19 @@ async fn flood(max_queue: usize, rounds: usize) -> Vec<Round> {
         let delivered_ms = ms(last.since(first(&sent)));
         consumer.abort();
 
-        let consumer = plain_consumer(url, &plain, prefetch, Plain::Echo(refusal_bytes), clock).await;
-        let sent = send(&callers, &plain, max_queue).await;
-        let echoes = collect(&mut callers, max_queue).await;
-        let last = echoes.iter().flatten().map(|it| it.at).max().expect("echoes");
-        let echoed_ms = ms(last.since(first(&sent)));
-        consumer.abort();
+        let mut echoes_ms = [0.0; 2];
+        let kinds = [Plain::Echo(refusal_bytes), Plain::ConfirmedEcho(refusal_bytes)];
+        for (kind, took) in kinds.into_iter().zip(&mut echoes_ms) {
+            let consumer = plain_consumer(url, &plain, prefetch, kind, clock).await;
+            let sent = send(&callers, &plain, max_queue).await;
+            let echoes = collect(&mut callers, max_queue).await;
+            let last = echoes.iter().flatten().map(|it| it.at).max().expect("echoes");
+            *took = ms(last.since(first(&sent)));
+            // What is not acknowledged when its connection goes would be echoed once more, in the next turn.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            consumer.abort();
+        }
+        let [echoed_ms, confirmed_ms] = echoes_ms;
 
         let sent = send(&callers, &interactive, max_queue).await;
         let answers = collect(&mut callers, max_queue).await;
@@ -148,6 +163,7 @@ async fn flood(max_queue: usize, rounds: usize) -> Vec<Round> {
             last_ms: ms(ended.since(first(&sent))),
             delivered_ms,
             echoed_ms,
+            confirmed_ms,
         };
         if round > 0 {
             measured.push(measure);

@@ -3,12 +3,12 @@
 use super::announce::{self, Notice};
 use super::connect::Nodes;
 pub(super) use super::connect::connect;
-use super::intake::{self, Origin};
-use super::publish::{self, Blocked, Press, Publication};
+use super::intake::{self, Origin, Receipt};
+use super::publish::{self, Blocked, Press};
 use super::ways::Ways;
 use super::{ACK_MAX, BrokerError, BrokerEvent, Command, Published, Setup, Span, topology, within};
-use crate::job::{Lane, Names};
-use futures_util::StreamExt;
+use crate::job::{JobKey, Lane, Names};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::options::{
     BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions,
 };
@@ -252,10 +252,19 @@ impl Session {
             events.clone(),
         ));
 
+        // Many at a time: each is done when it is written, and the next must not wait for that, nor a publication behind
+        // it. Bounded by the prefetch, as each belongs to an unacknowledged delivery.
+        let mut settling = FuturesUnordered::new();
         let end = loop {
             tokio::select! {
                 command = commands.recv() => match command {
                     None => break Ok(()),
+                    Some(Command::Ack { job, receipt }) if receipt.session == self.number => {
+                        settling.push(settle(Some(job), receipt));
+                    }
+                    Some(Command::Requeue { receipt }) if receipt.session == self.number => {
+                        settling.push(settle(None, receipt));
+                    }
                     Some(Command::StopIntake) => {
                         stopping.store(true, Ordering::Relaxed);
                         // The channels stay open: closing one would void the deliveries still to be settled on it.
@@ -274,9 +283,19 @@ impl Session {
                         // One too many is dropped: the next says more.
                         let _ = notices.try_send(Notice { kind, routing_key, body });
                     }
-                    Some(command) => if let Err(fault) = self.perform(command, events, &publications).await {
-                        break Err(fault);
+                    Some(Command::Publish(publication)) if publication.receipt.session == self.number => {
+                        // The channel holds more than the prefetch allows to be under way, so this never waits long.
+                        let _ = publications.send(publication).await;
+                    }
+                    // Whatever else comes belongs to a session that is gone: the broker delivers it again.
+                    Some(_) => {}
+                },
+                Some(settled) = settling.next(), if !settling.is_empty() => match settled {
+                    Ok(Some(job)) => if events.send(BrokerEvent::Acked { job }).await.is_err() {
+                        break Ok(());
                     },
+                    Ok(None) => {}
+                    Err(fault) => break Err(fault),
                 },
                 Some(ended) = tasks.join_next() => match ended {
                     Ok(Ok(())) => {}
@@ -287,6 +306,8 @@ impl Session {
             }
         };
         if end.is_ok() {
+            // Each has its own deadline.
+            while settling.next().await.is_some() {}
             // What was said last says that this is a good-bye.
             drop(notices);
             let last_words =
@@ -303,33 +324,16 @@ impl Session {
         drop(ways);
         end
     }
+}
 
-    async fn perform(
-        &self,
-        command: Command,
-        events: &mpsc::Sender<BrokerEvent>,
-        publications: &mpsc::Sender<Box<Publication>>,
-    ) -> Result<(), BrokerError> {
-        match command {
-            Command::Publish(publication) if publication.receipt.session == self.number => {
-                // The channel holds more than the prefetch allows to be under way, so this never waits long.
-                let _ = publications.send(publication).await;
-            }
-            Command::Ack { job, receipt } if receipt.session == self.number => {
-                let written = within("acknowledging", ACK_MAX, receipt.ack()).await?;
-                // Not written means that the channel is gone; its consumer reports the fault.
-                if written && events.send(BrokerEvent::Acked { job }).await.is_err() {
-                    return Ok(());
-                }
-            }
-            Command::Requeue { receipt } if receipt.session == self.number => {
-                within("giving back a delivery", ACK_MAX, receipt.requeue()).await?;
-            }
-            // Whatever else comes belongs to a session that is gone: the broker delivers it again.
-            _ => {}
-        }
-        Ok(())
-    }
+/// Acknowledges a delivery of this job, or gives it back where there is none. The job, once that is written; not
+/// written means that the channel is gone, and its consumer reports the fault.
+async fn settle(job: Option<JobKey>, receipt: Receipt) -> Result<Option<JobKey>, BrokerError> {
+    let written = match job {
+        Some(_) => within("acknowledging", ACK_MAX, receipt.ack()).await?,
+        None => within("giving back a delivery", ACK_MAX, receipt.requeue()).await?,
+    };
+    Ok(job.filter(|_| written))
 }
 
 /// Asks the broker over and over how our queues stand, one after the other, on the consuming connection, so

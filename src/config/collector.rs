@@ -7,7 +7,8 @@ pub(super) fn check(text: &str) -> Result<(), String> {
         .strip_prefix("http://")
         .or_else(|| text.strip_prefix("https://"))
         .ok_or("the scheme must be http:// or https://")?;
-    if !text.bytes().all(|b| b.is_ascii_graphic()) {
+    // Those three are no part of a URL, and stand in placeholders that somebody forgot.
+    if !text.bytes().all(|b| b.is_ascii_graphic() && !b"<>`".contains(&b)) {
         return Err("has a blank or a character in it that must be percent-encoded".to_owned());
     }
     if rest.contains('@') {
@@ -51,11 +52,17 @@ pub(super) fn check(text: &str) -> Result<(), String> {
 
 /// Hides whatever may be a password in a URL that may be malformed.
 pub(super) fn mask(text: &str) -> String {
-    match (text.find("://"), text.rfind('@')) {
+    // A key may stand in the query as well.
+    let (text, hidden) = match text.find(['?', '#']) {
+        Some(at) => (&text[..=at], "***"),
+        None => (text, ""),
+    };
+    let shown = match (text.find("://"), text.rfind('@')) {
         (Some(scheme), Some(at)) if scheme + 3 <= at => format!("{}***{}", &text[..scheme + 3], &text[at..]),
         (_, Some(at)) => format!("***{}", &text[at..]),
         (_, None) => text.to_owned(),
-    }
+    };
+    shown + hidden
 }
 
 #[cfg(test)]
@@ -86,7 +93,9 @@ mod tests {
             ("http://ä", "percent-encoded"),
             ("http://a%b", "the host"),
             ("http://u:hunter2@a", "no user"),
-            ("http://a/?key=x", "no query"),
+            ("http://a/?key=hunter2", "no query"),
+            ("http://a/#hunter2@b", "no user"),
+            ("http://a/<tenant>", "percent-encoded"),
             ("http://a:4318/v1/traces", "is added"),
         ] {
             let problem = check(bad).expect_err(bad);
@@ -96,5 +105,6 @@ mod tests {
         assert_eq!(mask("http://u:p@a:1"), "http://***@a:1");
         assert_eq!(mask("u:p@a:1"), "***@a:1");
         assert_eq!(mask("http://a:1"), "http://a:1");
+        assert_eq!(mask("http://a/v1?key=x"), "http://a/v1?***");
     }
 }

@@ -19,7 +19,7 @@ const BATCH: usize = 256;
 const FILL: Duration = Duration::from_secs(1);
 /// Longest time for one attempt, from finding the host to the end of its answer.
 const ATTEMPT_MAX: Duration = Duration::from_secs(5);
-/// Attempts at one batch. What failed so often is dropped: later spans are of more use than older ones.
+/// Attempts at one batch. What failed so often is dropped, and makes room for later ones.
 const ATTEMPTS: u32 = 5;
 /// Pause after the first failure; each further one doubles it.
 const PAUSE: Duration = Duration::from_secs(1);

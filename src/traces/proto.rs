@@ -133,8 +133,6 @@ fn of_message(job: &Job) -> Vec<KeyValue> {
         text("messaging.operation.name", "process"),
         text("messaging.operation.type", "process"),
         text("messaging.destination.name", name),
-        // By the default exchange, whose routing keys are names of queues.
-        text("messaging.rabbitmq.destination.routing_key", name),
         text("messaging.message.id", &job.id),
         whole("messaging.message.body.size", *bytes as u64),
     ];

@@ -61,9 +61,9 @@ async fn a_service_is_measured_and_its_absence_told() {
             .unwrap()
     };
     let ratio = median("broker.bulk.of_engine");
-    // Beside other tests on the same cores the one may be disturbed and not the other: no bound on what it is.
+    // Beside other tests on the same cores the one may be disturbed and not the other: only a wrong unit is found.
     assert!(
-        ratio.is_finite() && ratio > 0.0,
+        (0.01..20.0).contains(&ratio),
         "through the broker {ratio} of the engine alone"
     );
     assert!(median("broker.bulk") > 1.0 && median("broker.single.p50") <= median("broker.single.p99"));

@@ -179,13 +179,6 @@ impl Pty {
         assert_eq!(unsafe { libc::tcflow(self.slave.as_raw_fd(), action) }, 0);
     }
 
-    /// Whether the program is stopped, and waits to be continued.
-    pub fn is_stopped(&self) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        // Behind the name, which is in brackets.
-        stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
-    }
-
     /// Whether the terminal is in the hands of the program.
     pub fn is_raw(&self) -> bool {
         modes(&self.slave).c_lflag & libc::ICANON == 0

@@ -138,20 +138,42 @@ fn a_terminal_is_given_back_at_every_end() {
 fn a_terminal_is_given_back_for_a_while() {
     let Some(bench) = bench("top-stops") else { return };
     let worker = bench.serve("");
-    let mut screen = Pty::start(&mut top(&bench, &bench.node.url, &[]), WINDOW);
     let well = |text: &str| text.contains("● 1 worker, well");
+    // A shell with job control, which tells when the command has stopped and continues it after a while.
+    let (command, wait) = (
+        top(&bench, &bench.node.url, &[]),
+        (INTERVAL + Duration::from_secs(1)).as_secs(),
+    );
+    let mut shell = Command::new("bash");
+    let script = format!("set -m; \"$@\"; echo 'back in the shell'; sleep {wait}; fg >/dev/null");
+    shell.args(["-c", &script, "bash"]).arg(command.get_program());
+    shell.args(command.get_args()).env_remove("NO_COLOR");
+    let mut screen = Pty::start(&mut shell, WINDOW);
     screen.until(SOON, "the worker", well);
     screen.types("\u{1a}");
-    wait_for(SOON, "it stops", || screen.is_stopped());
+    screen.until(SOON, "the shell", |text| text.contains("back in the shell"));
     screen.is_given_back();
-    std::thread::sleep(INTERVAL + Duration::from_secs(1));
-    screen.signal(libc::SIGCONT);
     wait_for(SOON, "it goes on", || screen.is_raw());
     screen.until(SOON, "the worker again", |text| {
         assert!(!text.contains("silent"), "it is we who did not listen: {text}");
-        well(text)
+        well(text) && !row(text, &worker).is_empty()
     });
-    assert!(!row(&screen.text(), &worker).is_empty());
+    screen.types("q");
+    assert_eq!(screen.exit(SOON).code(), Some(0));
+    screen.is_given_back();
+
+    // With no shell that could continue it, it does not stop.
+    let mut screen = Pty::start(&mut top(&bench, &bench.node.url, &[]), WINDOW);
+    screen.until(SOON, "the worker", well);
+    screen.types("\u{1a}");
+    std::thread::sleep(Duration::from_secs(1));
+    wait_for(SOON, "it has the terminal", || screen.is_raw());
+    screen.types("?");
+    screen.until(SOON, "the help", |text| {
+        text.contains("no heartbeat for as long as it promised")
+    });
+    screen.types("?");
+    screen.until(SOON, "the table", well);
 
     screen.hold(true);
     // Time for a drawing that is held up.

@@ -39,6 +39,10 @@ impl Loop {
         let Some(traces) = self.parts.traces.as_ref().filter(|_| held.lane != Lane::Probe) else {
             return;
         };
+        // Whether a job is told of is drawn once: what goes on as another message says so itself.
+        if held.lane == Lane::Resumed && held.traceparent.is_none() {
+            return;
+        }
         held.followed = traces.place(held.traceparent.as_ref()).map(Followed::new);
         if let Some(followed) = &held.followed {
             held.traceparent = Some(followed.traceparent());

@@ -74,13 +74,13 @@ impl Screen {
     }
 
     /// Gives the terminal back and stops the process, as Ctrl-Z does with any other; takes it again when the process is
-    /// continued.
+    /// continued. Where no shell could do that, the system does not stop it.
     ///
     /// # Errors
     /// The terminal does not do as it is told.
     pub fn suspend(&mut self) -> io::Result<()> {
         give_back();
-        signal_hook::low_level::emulate_default_handler(SIGTSTP)?;
+        signal_hook::low_level::raise(SIGTSTP)?;
         seize()?;
         self.redraw()
     }
