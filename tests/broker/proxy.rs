@@ -63,6 +63,11 @@ impl Proxy {
         }
     }
 
+    /// Whether anybody has connected since the last cut.
+    pub fn is_used(&self) -> bool {
+        !self.switches.open.lock().unwrap().is_empty()
+    }
+
     /// Holds every byte in both directions, without closing anything.
     pub fn freeze(&self, frozen: bool) {
         self.switches.frozen.store(frozen, Ordering::SeqCst);

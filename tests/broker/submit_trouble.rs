@@ -44,6 +44,9 @@ async fn cut_connections_cost_no_line() {
     let (input, out) = (file_of(dir.path(), "in", LINES), dir.path().join("out"));
     let submit = spawn(&bench, &bench.node.url_at(proxy.address), &input, &out, &[]);
     for cut in 1..=3 {
+        wait_for(SOON, "it is connected", || proxy.is_used());
+        // What had come before the last cut is written meanwhile; what is written then came by the new connection.
+        tokio::time::sleep(Duration::from_millis(300)).await;
         let before = size(&out);
         wait_for(SOON, "it gets on", || size(&out) > before + 500_000);
         proxy.refuse(cut == 3);
