@@ -8,6 +8,7 @@ mod model;
 mod tensors;
 
 use base64::Engine as _;
+use embeddings::clock::Clock;
 use embeddings::config::Precision;
 use embeddings::engine::pool::{Pool, PoolEvent, QUEUE, Work};
 use embeddings::engine::{LoadError, LoadOptions, Model, Sequence, TokenizeError, pooling};
@@ -420,6 +421,7 @@ fn the_pool_computes_in_order_and_refuses_when_full() {
     let (events, inbox) = channel();
     let pool = Pool::start(
         1,
+        Clock::start(),
         Arc::new(move |event| {
             let _ = closed.lock().unwrap().recv();
             let _ = events.send((std::thread::current().name().map(str::to_owned), event));
@@ -500,7 +502,7 @@ fn the_urgent_come_between_two_layers() {
         let _ = closed.lock().unwrap().recv();
         let _ = events.send(event);
     };
-    let pool = Pool::start(1, Arc::new(hold)).unwrap();
+    let pool = Pool::start(1, Clock::start(), Arc::new(hold)).unwrap();
     pool.submit(0, work(0)).unwrap();
     coming.recv().unwrap();
     for batch in [2, 1] {

@@ -3,8 +3,10 @@
 
 use crate::client::{Answer, Client, Plain, plain_consumer};
 use crate::figures::{Table, median, ms, percentile, short, tell};
+use crate::groups::Groups;
 use crate::{knob, knobs, short_text};
 use embeddings::clock::{Clock, Moment};
+use embeddings::logic::rest;
 use serde_json::json;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -99,6 +101,7 @@ struct Round {
 async fn flood(max_queue: usize, rounds: usize) -> Vec<Round> {
     let bench = &crate::bench(&format!("flood-{max_queue}"));
     let service = bench.serve(&format!("max_queue = {max_queue}"));
+    let _groups = Groups::part(bench, &service);
     let clock = Clock::start();
     let mut callers = Vec::new();
     for _ in 0..CALLERS {
@@ -168,7 +171,8 @@ async fn flood(max_queue: usize, rounds: usize) -> Vec<Round> {
         if round > 0 {
             measured.push(measure);
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        // A flood finds engines that have their rest before them.
+        tokio::time::sleep(rest::ALLOWANCE * rest::SHARE).await;
     }
     measured
 }

@@ -4,6 +4,7 @@
 
 use crate::client::{Client, Plain, plain_consumer};
 use crate::figures::{Table, ms, percentile, short, tell};
+use crate::groups::Groups;
 use crate::service::Bench;
 use crate::{knob, long_text, short_text};
 use embeddings::clock::Clock;
@@ -37,7 +38,8 @@ pub async fn run() {
         std::thread::available_parallelism().map_or(1, usize::from),
     );
     let settings = format!("[engine]\nthreads = {engines}\nbatch_tokens = {BATCH_TOKENS}");
-    let _service = bench.serve(&settings);
+    let service = bench.serve(&settings);
+    let _groups = Groups::part(bench, &service);
     let clock = Clock::start();
     let mut caller = Client::connect(bench, clock).await;
     let plain = format!("{}.plain", bench.prefix);

@@ -9,6 +9,7 @@ mod backlog;
 mod client;
 mod figures;
 mod flood;
+mod groups;
 mod lanes;
 #[path = "../../tests/broker/node.rs"]
 #[expect(dead_code, reason = "the tests use more of it")]

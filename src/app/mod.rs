@@ -247,7 +247,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
 
     let (work_done, work_events) = mpsc::channel(EVENTS);
     let report = turn::report(work_done.clone());
-    let pool = Pool::start(engines, report).context("failed to start engine threads")?;
+    let pool = Pool::start(engines, clock, report).context("failed to start engine threads")?;
     let waiting_max: usize = prefetch.iter().map(|&n| usize::from(n)).sum();
     let tokenizer_threads = device::threads();
     let tokenizers = Tokenizers::start(

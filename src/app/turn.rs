@@ -431,6 +431,7 @@ impl Loop {
                 through_broker,
                 model,
             } => return self.send_canary(through_broker, model, now),
+            Action::Rest { until } => self.parts.pool.rest(until),
             Action::Try(Worker::Engine(engine)) => self.parts.pool.ask(engine.0),
             Action::Try(Worker::Tokenizer(tokenizer)) => self.parts.tokenizers.ask(tokenizer.0),
             Action::Reconnect { lane } => {

@@ -5,6 +5,7 @@
 //! become smaller, so that the engines end at about the same time.
 
 use crate::args::EmbedArgs;
+use crate::clock::Clock;
 use crate::engine::pool::{BatchResult, Pool, PoolEvent, Work};
 use crate::engine::{LoadOptions, Model, device, pooling};
 use anyhow::{Context, anyhow, bail};
@@ -64,8 +65,12 @@ pub fn run(args: &EmbedArgs) -> anyhow::Result<ExitCode> {
             let _ = done.send(Event::Done(engine, batch, result));
         }
     });
-    let pool = Pool::start(args.threads.unwrap_or_else(device::threads), report)
-        .context("failed to start the engine threads")?;
+    let pool = Pool::start(
+        args.threads.unwrap_or_else(device::threads),
+        Clock::start(),
+        report,
+    )
+    .context("failed to start the engine threads")?;
     let (lines, line) = sync_channel(LINES_AHEAD);
     std::thread::Builder::new()
         .name("io-stdin".into())

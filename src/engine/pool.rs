@@ -3,9 +3,12 @@
 
 use super::gpu::Place;
 use super::{Engine, EngineError, Model, Sequence, VectorFault, kernel, trial};
+use crate::clock::{Clock, Moment};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Batches that wait for one engine while it computes. One lies ready, an urgent one may come ahead of it, and the third
 /// covers the time in which the other half of the program is busy with results.
@@ -63,7 +66,29 @@ pub type Report = Arc<dyn Fn(PoolEvent) + Send + Sync>;
 /// A panic in an engine ends its thread through the panic hook; nothing here catches it.
 pub struct Pool {
     queues: Vec<Arc<Queue>>,
+    rest: Arc<Rest>,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// Until when engines rest.
+struct Rest {
+    clock: Clock,
+    /// Microseconds on that clock.
+    until: AtomicU64,
+}
+
+impl Rest {
+    /// Returns when the rest is over, at once if there is none.
+    fn take(&self) {
+        loop {
+            let until = Duration::from_micros(self.until.load(Ordering::Relaxed));
+            let left = until.saturating_sub(self.clock.now().since(Moment::ZERO));
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -94,19 +119,27 @@ impl Pool {
     ///
     /// # Errors
     /// The system starts no more threads.
-    pub fn start(engines: usize, report: Report) -> std::io::Result<Pool> {
+    pub fn start(engines: usize, clock: Clock, report: Report) -> std::io::Result<Pool> {
         let queues: Vec<Arc<Queue>> = (0..engines.max(1)).map(|_| Arc::default()).collect();
+        let rest = Arc::new(Rest {
+            clock,
+            until: AtomicU64::new(0),
+        });
         let threads = queues
             .iter()
             .enumerate()
             .map(|(engine, queue)| {
-                let (queue, report) = (queue.clone(), report.clone());
+                let (queue, rest, report) = (queue.clone(), rest.clone(), report.clone());
                 std::thread::Builder::new()
                     .name(format!("engine-{engine}"))
-                    .spawn(move || run(engine, &queue, &report))
+                    .spawn(move || run(engine, &queue, &rest, &report))
             })
             .collect::<std::io::Result<Vec<_>>>()?;
-        Ok(Pool { queues, threads })
+        Ok(Pool {
+            queues,
+            rest,
+            threads,
+        })
     }
 
     /// How many engines there are; they are numbered from zero.
@@ -134,6 +167,14 @@ impl Pool {
         drop(state);
         queue.changed.notify_one();
         Ok(())
+    }
+
+    /// Has every engine rest until then, from the end of the layer that it computes.
+    pub fn rest(&self, until: Moment) {
+        let until = until.since(Moment::ZERO).as_micros();
+        self.rest
+            .until
+            .store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Has an engine report [`PoolEvent::Tried`], before it takes up another batch.
@@ -204,7 +245,7 @@ fn next_urgent(queue: &Queue) -> Option<Work> {
     waits.then(|| state.work.pop_front()).flatten()
 }
 
-fn run(engine: usize, queue: &Queue, report: &Report) {
+fn run(engine: usize, queue: &Queue, rest: &Rest, report: &Report) {
     let arch = kernel::arch();
     // What is urgent is computed while another batch is half done, so it needs buffers of its own.
     let (mut own, mut between) = (Engines::default(), Engines::default());
@@ -226,13 +267,17 @@ fn run(engine: usize, queue: &Queue, report: &Report) {
         let (batch, urgent) = (work.batch, work.urgent);
         let result = own.embed(work, &mut || {
             report(PoolEvent::Step { engine, batch });
+            rest.take();
             // The urgent let each other be through first.
             if urgent {
                 return;
             }
             while let Some(work) = next_urgent(queue) {
                 let batch = work.batch;
-                let result = between.embed(work, &mut || report(PoolEvent::Step { engine, batch }));
+                let result = between.embed(work, &mut || {
+                    report(PoolEvent::Step { engine, batch });
+                    rest.take();
+                });
                 report(PoolEvent::Done {
                     engine,
                     batch,

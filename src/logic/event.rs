@@ -344,6 +344,11 @@ pub enum Action {
         /// For this model.
         model: ModelId,
     },
+    /// Engines are to rest between two layers, for others on the machine; if they rest already, longer.
+    Rest {
+        /// Until then.
+        until: Moment,
+    },
     /// Ask a thread that has had nothing to do for a while to answer with [`Event::Tried`].
     Try(Worker),
     /// Give the session up and begin a new one: a consumer of ours is missing from its queue.

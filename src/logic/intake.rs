@@ -20,7 +20,14 @@ impl Logic {
         actions: &mut Vec<Action>,
     ) -> Result<(), Refusal> {
         let load = self.memory_to_load(ticket.model);
-        self.admission.admit(lane, ticket, load, now).map_err(|overload| {
+        let admitted = self.admission.admit(lane, ticket, load, now);
+        if lane == Lane::Interactive {
+            let refused = admitted.as_ref().is_err_and(|overload| !overload.too_large);
+            let (held, most) = (self.admission.held(lane), self.setup.limits.max_queue);
+            let rest = self.rest.arrived(held, most, refused, now);
+            actions.extend(rest.map(|until| Action::Rest { until }));
+        }
+        admitted.map_err(|overload| {
             let told = &mut self.told[lane as usize];
             told.refused(overload.cause);
             if !overload.too_large

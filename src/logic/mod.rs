@@ -27,6 +27,7 @@ pub mod pace;
 mod places;
 pub mod pressure;
 pub mod residence;
+pub mod rest;
 pub mod settle;
 pub mod status;
 pub mod tally;
@@ -45,6 +46,7 @@ use ledger::Stage;
 use pace::{Pace, Rate};
 use pressure::Told;
 use residence::Residence;
+use rest::Rest;
 use settle::{Job, Jobs, Phase, Source};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -107,6 +109,7 @@ pub struct Logic {
     faults: Faults,
     inputs: Rate,
     pace: Pace,
+    rest: Rest,
     tally: Tally,
     /// Per lane, what the world was told of its backpressure.
     told: [Told; Lane::COUNT],
@@ -139,6 +142,7 @@ impl Logic {
             faults: Faults::new(setup.engines),
             inputs: Rate::default(),
             pace: Pace::default(),
+            rest: Rest::default(),
             tally: Tally::new(now),
             told: [Told::default(); Lane::COUNT],
             next_local: JobKey::WITHIN,

@@ -15,6 +15,7 @@ use embeddings::logic::event::{
 use embeddings::logic::health::{KillReason, Verdict};
 use embeddings::logic::ledger::Stage;
 use embeddings::logic::pressure::memory_of;
+use embeddings::logic::rest;
 use embeddings::logic::{Logic, Setup};
 use pressure::{Book, Fill};
 use residence::Models;
@@ -130,6 +131,9 @@ pub struct Oracle {
     asked: BTreeMap<Worker, Moment>,
     last_active: BTreeMap<Worker, Moment>,
     born: Moment,
+    /// How long engines have rested, and until when.
+    rested: Duration,
+    rest_until: Moment,
     /// Per lane, since when the broker has had messages that it does not deliver.
     undelivered: [Option<Moment>; Lane::COUNT],
     /// Per lane, since when a large message has been read.
@@ -187,6 +191,8 @@ impl Oracle {
             asked: BTreeMap::new(),
             last_active: BTreeMap::new(),
             born: now,
+            rested: Duration::ZERO,
+            rest_until: Moment::ZERO,
             undelivered: [None; Lane::COUNT],
             reading: [None; Lane::COUNT],
             unconsumed: [0; Lane::COUNT],
@@ -843,6 +849,17 @@ impl Oracle {
                     .is_none_or(|last| now.since(last) >= self.setup.pet_spacing);
                 assert!(spaced, "two pets too close");
                 self.pet = Some(now);
+            }
+            Action::Rest { until } => {
+                let from = self.rest_until.max(now);
+                assert!(
+                    *until > from && *until <= now + rest::SPAN,
+                    "a rest until {until:?}"
+                );
+                self.rested += until.since(from);
+                self.rest_until = *until;
+                let most = rest::ALLOWANCE + now.since(self.born) / rest::SHARE;
+                assert!(self.rested <= most, "{:?} of rest, {most:?} at most", self.rested);
             }
             Action::Try(Worker::Engine(engine)) if self.is_for_a_canary(engine.0) => {}
             Action::Try(worker) => {

@@ -660,7 +660,8 @@ impl World {
             Action::Backpressure(change) => {
                 self.counts.pressed[change.cause as usize] += u64::from(change.on)
             }
-            Action::Drained | Action::Ready => {}
+            // An engine of the simulation takes any time anyway.
+            Action::Drained | Action::Ready | Action::Rest { .. } => {}
         }
     }
 }

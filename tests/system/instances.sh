@@ -22,6 +22,8 @@ instances_are_ready() {
     expect "models of its own" "" "$(inside sh -c "ls /var/lib/$unit/models 2>/dev/null" || true)"
   done
   eventually 20 "the monitor to watch all three" monitor_watches 3
+  expect "all instances' share beside a broker's 100" 25 "$(inside systemctl show --value -p CPUWeight system-embeddings.slice)"
+  expect "the service's share" 25 "$(unit=embeddings property CPUWeight)"
 }
 
 instances_answer_their_own() {
