@@ -22,7 +22,7 @@ pub(super) async fn metrics(State(shared): State<Shared>) -> Response<Body> {
         age,
         now: shared.clock.now(),
         unix_ms: shared.clock.unix_ms(),
-        kills: kills.unwrap_or_default(),
+        kills: kills.ok(),
         storm: shared.sources.storm,
         watchdog: shared.sources.watchdog,
         process: (shared.sources.process)(),

@@ -4,6 +4,7 @@ use super::Logic;
 use super::event::{Action, Ticket};
 use super::pressure::{Cause, Change, Load, Told};
 use crate::clock::Moment;
+use crate::config::Limits;
 use crate::job::{Lane, Refusal};
 use std::time::Duration;
 
@@ -22,9 +23,12 @@ impl Logic {
         let load = self.memory_to_load(ticket.model);
         let admitted = self.admission.admit(lane, ticket, load, now);
         if lane == Lane::Interactive {
-            let refused = admitted.as_ref().is_err_and(|overload| !overload.too_large);
-            let (held, most) = (self.admission.held(lane), self.setup.limits.max_queue);
-            let rest = self.rest.arrived(held, most, refused, now);
+            let Limits {
+                max_queue,
+                liveness_max_stall,
+                ..
+            } = self.setup.limits;
+            let rest = self.rest.arrived(max_queue, liveness_max_stall, now);
             actions.extend(rest.map(|until| Action::Rest { until }));
         }
         admitted.map_err(|overload| {

@@ -494,6 +494,9 @@ impl Logic {
         if job.admitted {
             let settled = matches!(outcome, Outcome::Answered | Outcome::Returned) && !job.gone;
             let latency = now.since(job.delivered);
+            if settled && job.lane == Lane::Interactive {
+                self.rest.done(now);
+            }
             if settled && job.begun.is_some() {
                 self.tally.job_seconds[job.lane as usize].observe(latency.as_secs_f64());
             }

@@ -197,11 +197,16 @@ impl Service {
         self.heard.lock().unwrap().clear();
     }
 
-    /// Sends a signal.
+    /// Sends a signal. After a SIGSTOP it returns when every thread stands: `kill` does not wait for those that run just then.
     pub fn signal(&self, signal: libc::c_int) {
         let pid = libc::pid_t::try_from(self.child.as_ref().unwrap().id()).unwrap();
         // SAFETY: the child is ours and not yet reaped, so the id is still its own.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+        let clock = Clock::start();
+        while signal == libc::SIGSTOP && !stands(pid) {
+            assert!(clock.now().since(Moment::ZERO) < SOON, "it does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Its exit status, if it has ended.
@@ -312,4 +317,16 @@ impl Drop for Service {
             }
         }
     }
+}
+
+/// Whether every thread of the process is stopped, by a signal or by a tracer.
+fn stands(pid: libc::pid_t) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.flatten().all(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        // The state follows the name, which is in parentheses and may have any in it.
+        stat.rsplit(')')
+            .next()
+            .is_none_or(|rest| matches!(rest.trim_start().chars().next(), Some('T' | 't') | None))
+    })
 }

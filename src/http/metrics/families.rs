@@ -41,7 +41,8 @@ pub(super) struct Scene<'a> {
     pub(super) age: Duration,
     pub(super) now: Moment,
     pub(super) unix_ms: u64,
-    pub(super) kills: Vec<Kill>,
+    /// Unless they cannot be read: a zero would be a counter that fell, and the next reading deaths that never were.
+    pub(super) kills: Option<Vec<Kill>>,
     pub(super) storm: Duration,
     pub(super) watchdog: Option<Duration>,
     pub(super) process: Process,
@@ -298,8 +299,12 @@ impl Scene<'_> {
             name,
             "Processes that ended, by reason, from the records that are kept (the last 200).",
         );
-        for reason in REASONS {
-            let count = self.kills.iter().filter(|kill| kill.reason == reason).count();
+        let kills = self.kills.as_deref();
+        for (reason, kills) in kills
+            .into_iter()
+            .flat_map(|kills| REASONS.map(|reason| (reason, kills)))
+        {
+            let count = kills.iter().filter(|kill| kill.reason == reason).count();
             page.sample(name, &[("reason", reason)], count as f64);
         }
         let since = self
@@ -309,7 +314,7 @@ impl Scene<'_> {
         page.lone(
             "embeddings_restarts_window",
             "Processes that ended within the last 15 minutes; at 5 systemd gives up for a while.",
-            Some(self.kills.iter().filter(recent).count() as f64),
+            kills.map(|kills| kills.iter().filter(recent).count() as f64),
         );
     }
 
@@ -376,11 +381,11 @@ mod tests {
             age: Duration::ZERO,
             now: Moment::from_millis(5000),
             unix_ms: 1_000_000_000,
-            kills: vec![Kill {
+            kills: Some(vec![Kill {
                 reason: "signal".into(),
                 at_unix_ms: Some(999_999_000),
                 ..Kill::default()
-            }],
+            }]),
             storm: Duration::from_secs(900),
             watchdog: Some(Duration::from_secs(40)),
             process: Process::default(),
@@ -482,6 +487,12 @@ mod tests {
         assert!(
             page.contains("embeddings_model_state{model=\"m\",state=\"ready\"} 1\n"),
             "{page}"
+        );
+        scene.kills = None;
+        let unread = scene.write();
+        assert!(
+            !unread.contains("kills_total{") && !unread.contains("restarts_window"),
+            "{unread}"
         );
     }
 }
