@@ -17,6 +17,7 @@ use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -397,6 +398,41 @@ fn every_layer_is_a_step() {
         .remove(0)
         .unwrap();
     assert_eq!(steps, 7, "the embeddings and six layers");
+}
+
+// Goal: engines rest between two layers until they are told, a patient batch and an urgent one alike, and no longer. Method: a
+// rest that begins before the batches do, and is made longer once; each batch ends behind it and is whole.
+#[test]
+fn engines_rest_until_they_are_told() {
+    let model = load(&golden().join("cls"));
+    let sequence = model.tokenize("the way to go home", None, true).unwrap();
+    let clock = Clock::start();
+    let (events, inbox) = channel();
+    let report = Arc::new(move |event| {
+        if let PoolEvent::Done { batch, result, .. } = event {
+            let _ = events.send((batch, clock.now(), result.is_ok()));
+        }
+    });
+    let pool = Pool::start(1, clock, report).unwrap();
+    let submit = |batch, urgent| {
+        let (model, sequences) = (model.clone(), vec![sequence.clone()]);
+        let work = Work {
+            batch,
+            model,
+            sequences,
+            urgent,
+        };
+        pool.submit(0, work).unwrap();
+    };
+    let until = clock.now() + Duration::from_millis(300);
+    pool.rest(clock.now() + Duration::from_millis(100));
+    submit(0, false);
+    submit(1, true);
+    pool.rest(until);
+    for _ in 0..2 {
+        let (batch, at, whole) = inbox.recv_timeout(Duration::from_secs(20)).expect("rests end");
+        assert!(whole && at >= until, "batch {batch} at {at:?}, before {until:?}");
+    }
 }
 
 // Goal: batches come back whole from named threads, a full queue hands work back, and a model that nobody
