@@ -119,7 +119,7 @@ impl Service {
         setup.limits.slam_limit = Duration::from_secs(3600);
         setup.prefetch[Lane::Interactive as usize] = queue + 64;
         let mut service = Service {
-            logic: Logic::new(setup, Moment::ZERO),
+            logic: support::loaded(setup),
             now: 0,
             key: 0,
             batches: VecDeque::new(),

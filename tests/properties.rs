@@ -24,7 +24,7 @@ use oracle::Oracle;
 use proptest::prelude::*;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
-use support::{limits, setup, ticket};
+use support::{limits, loaded, setup, ticket};
 
 /// One turn of a history. Numbers choose among what is possible then.
 #[derive(Clone, Debug)]
@@ -114,6 +114,10 @@ impl Life {
         setup.limits.max_inflight = 3;
         setup.limits.slam_limit = Duration::from_secs(4);
         let mut life = Life::new(setup);
+        for model in 0..life.logic.model_states().count() {
+            let model = ModelId(model);
+            life.step(Event::Loaded { model, bytes: None });
+        }
         life.step(Event::BrokerUp { resumable: false });
         for turn in turns {
             if !life.is_over() {
@@ -601,7 +605,7 @@ proptest! {
         (setup.engines, setup.batch_tokens) = (engines, 30);
         setup.limits.max_inflight = max_inflight;
         setup.models = vec![setup.models[0]; 2];
-        let mut logic = Logic::new(setup, Moment::ZERO);
+        let mut logic = loaded(setup);
         let mut running = VecDeque::new();
         let mut key = 0;
         let mut begin = |logic: &mut Logic, running: &mut VecDeque<_>, lane, inputs: usize| {
@@ -656,7 +660,7 @@ proptest! {
         setup.limits.max_inflight = max_inflight;
         setup.limits.max_queue = 10_000;
         setup.limits.max_queue_bytes = usize::MAX;
-        let mut logic = Logic::new(setup, Moment::ZERO);
+        let mut logic = loaded(setup);
         let mut running = VecDeque::new();
         let mut key = 0;
         let mut begin = |logic: &mut Logic, running: &mut VecDeque<_>, caller: usize, inputs: usize| {

@@ -51,6 +51,7 @@ fn run(seed: u64, total: &mut Counts) {
     total.reconnects += counts.reconnects;
     total.loads += counts.loads;
     total.unloads += counts.unloads;
+    total.cuts += counts.cuts;
     for (total, count) in total.pressed.iter_mut().zip(counts.pressed) {
         *total += count;
     }
@@ -79,6 +80,7 @@ fn simulation_of_known_seeds() {
     // A world in which nothing happens proves nothing.
     assert!(total.settled > 1000 && total.pets > 100 && total.canaries > 50);
     assert!(total.loads.min(total.unloads) > 100 || from_env("SEED").is_some());
+    assert!(total.cuts > 20 || from_env("SEED").is_some());
     assert!(total.moved > 100 || from_env("SEED").is_some());
     assert!(total.pressed.iter().all(|&count| count > 20) || from_env("SEED").is_some());
     assert!(total.stalls > 10 || from_env("SEED").is_some());

@@ -3,7 +3,9 @@
 use super::loader::Order;
 use crate::clock::Moment;
 use crate::config::{Config, ModelDirError};
-use crate::engine::{LoadError, LoadOptions, LoadStep, Model, ModelInfo, Sequence, TokenizeError, pooling};
+use crate::engine::{
+    LoadError, LoadOptions, LoadStep, Model, ModelInfo, Outline, Sequence, TokenizeError, pooling,
+};
 use crate::job::reply::result_bytes_max;
 use crate::job::request::{Encoding, InputType, Request};
 use crate::job::{ErrorType, Refusal};
@@ -44,13 +46,71 @@ pub enum CatalogueError {
     },
 }
 
-/// How a model is loaded, and by what it is known again.
+/// How a model is loaded for the first time.
+#[derive(Debug, Clone)]
+pub struct Unproven {
+    name: String,
+    dir: PathBuf,
+    options: LoadOptions,
+}
+
+impl Unproven {
+    /// Loads the model and has it embed the simplest sentence; `progress` is told of each step, with a line for people.
+    ///
+    /// # Errors
+    /// The folder does not load, or the model cannot embed.
+    pub fn load(&self, progress: &mut dyn FnMut(String)) -> Result<Proven, CatalogueError> {
+        let name = &self.name;
+        let before = telemetry::rss_bytes().unwrap_or(0);
+        let model = Model::load(&self.dir, &self.options, &mut |step| {
+            progress(match step {
+                LoadStep::Read { bytes } => format!("loading {name}: {} MB read", bytes / 1_000_000),
+                LoadStep::Packed => format!("loading {name}: packing weights"),
+            });
+        })
+        .map_err(|why| CatalogueError::Load {
+            name: name.clone(),
+            why,
+        })?;
+        let mut step = || progress(format!("loading {name}: first canary"));
+        let reference = canary_vector(name, &model, &mut step)?;
+        let info = model.info().clone();
+        let grown = telemetry::rss_bytes().unwrap_or(0).saturating_sub(before);
+        Ok(Proven {
+            bytes: grown.max(info.weights_bytes),
+            recipe: Recipe {
+                name: name.clone(),
+                // A trial decides but once: a model that comes back must be the one that went.
+                options: LoadOptions {
+                    precision: info.precision.setting(),
+                    device: info.device.setting(),
+                    ..self.options.clone()
+                },
+                info,
+                reference,
+            },
+            model: Arc::new(model),
+        })
+    }
+}
+
+/// A model that has embedded its first sentence.
+#[derive(Debug)]
+pub struct Proven {
+    /// It.
+    pub model: Arc<Model>,
+    /// Memory that it takes, in bytes.
+    pub bytes: u64,
+    recipe: Recipe,
+}
+
+/// How a model is loaded once more, and by what it is known again.
 #[derive(Debug)]
 pub struct Recipe {
     name: String,
     options: LoadOptions,
     /// What it was at the start.
-    pub info: ModelInfo,
+    info: ModelInfo,
     /// The canary's vector, computed at start.
     reference: Vec<f32>,
 }
@@ -62,7 +122,7 @@ impl Recipe {
     /// In words: it does not load, or it is another model than the one of the start, whose vectors cannot be compared.
     pub fn load_again(&self, dir: &Path, step: &mut dyn FnMut()) -> Result<Model, String> {
         let model = Model::load(dir, &self.options, &mut |_| step()).map_err(|error| error.to_string())?;
-        let vector = canary_vector(&self.name, &model, &mut |_| step()).map_err(|error| error.to_string())?;
+        let vector = canary_vector(&self.name, &model, step).map_err(|error| error.to_string())?;
         if model.info() != &self.info || !is_near(&self.reference, &vector) {
             return Err("its folder has changed since the service was started; restart the service".into());
         }
@@ -75,10 +135,12 @@ impl Recipe {
 pub struct Entry {
     /// Its configured name.
     pub name: String,
-    /// What it is, whether or not it is in memory.
-    pub recipe: Arc<Recipe>,
-    /// Its folder.
-    dir: PathBuf,
+    /// What its folder says of it.
+    pub outline: Outline,
+    /// How it was loaded first.
+    unproven: Unproven,
+    /// What it is, once it has been loaded, and whether or not it is in memory.
+    recipe: Option<Arc<Recipe>>,
     /// The model, while it is in memory.
     model: Option<Arc<Model>>,
     /// What the logic has to know of it.
@@ -120,9 +182,11 @@ pub struct Plan {
 }
 
 impl Catalogue {
-    /// Loads every configured model; `progress` is told of each step, with a line for people. One that may be unloaded
-    /// when idle, and is not the default, is let go of again as soon as it has proved itself.
-    pub fn load(config: &Config, progress: &mut dyn FnMut(&str)) -> Result<Catalogue, CatalogueError> {
+    /// Looks at every configured model, and loads none: what a request means can be told before.
+    ///
+    /// # Errors
+    /// Whatever can be seen to be wrong with a folder before its weights are read.
+    pub fn survey(config: &Config) -> Result<Catalogue, CatalogueError> {
         let mut entries = Vec::new();
         let mut names = BTreeMap::new();
         for (name, settings) in &config.models {
@@ -136,44 +200,28 @@ impl Catalogue {
                 device: settings.device,
                 ..LoadOptions::default()
             };
-            let before = telemetry::rss_bytes().unwrap_or(0);
-            let model = Model::load(&dir, &options, &mut |step| match step {
-                LoadStep::Read { bytes } => {
-                    progress(&format!("loading {name}: {} MB read", bytes / 1_000_000))
-                }
-                LoadStep::Packed => progress(&format!("loading {name}: packing weights")),
-            })
-            .map_err(|why| CatalogueError::Load {
+            let outline = Model::outline(&dir, &options).map_err(|why| CatalogueError::Load {
                 name: name.clone(),
                 why,
             })?;
-            let reference = canary_vector(name, &model, progress)?;
             let limits = config.limits_of(name);
-            let info = model.info().clone();
-            let grown = telemetry::rss_bytes().unwrap_or(0).saturating_sub(before);
-            let loaded = limits.idle_unload.is_zero() || *name == config.default_model;
             entries.push(Entry {
                 name: name.clone(),
-                dir,
-                model: loaded.then(|| Arc::new(model)),
+                model: None,
                 setup: ModelSetup {
                     max_queue: settings.max_queue,
                     max_inflight: settings.max_inflight,
                     idle_unload: settings.idle_unload,
-                    loaded,
-                    bytes: grown.max(info.weights_bytes),
+                    kept: limits.idle_unload.is_zero() || *name == config.default_model,
+                    bytes: outline.weights_bytes,
                 },
-                recipe: Arc::new(Recipe {
+                outline,
+                unproven: Unproven {
                     name: name.clone(),
-                    // A trial decides but once: a model that comes back must be the one that went.
-                    options: LoadOptions {
-                        precision: info.precision.setting(),
-                        device: info.device.setting(),
-                        ..options
-                    },
-                    info,
-                    reference,
-                }),
+                    dir,
+                    options,
+                },
+                recipe: None,
                 max_inputs: limits.max_inputs,
                 max_stream_inputs: limits.max_stream_inputs,
                 batch_inputs: limits.batch_inputs,
@@ -186,6 +234,21 @@ impl Catalogue {
             default,
             max_message_bytes: config.broker.max_message_bytes,
         })
+    }
+
+    /// The orders to load every model for the first time, the default one first.
+    pub fn first_orders(&self) -> Vec<Order> {
+        let others = (0..self.entries.len())
+            .map(ModelId)
+            .filter(|id| *id != self.default);
+        let order = |id| Order::First(id, self.entry(id).unproven.clone());
+        [self.default].into_iter().chain(others).map(order).collect()
+    }
+
+    /// The model is in memory for the first time.
+    pub fn prove(&mut self, id: ModelId, proven: Proven) {
+        let entry = &mut self.entries[id.0];
+        (entry.recipe, entry.model) = (Some(Arc::new(proven.recipe)), Some(proven.model));
     }
 
     /// A model.
@@ -223,10 +286,10 @@ impl Catalogue {
         self.entries[id.0].model = Some(model);
     }
 
-    /// The order to load a model.
+    /// The order to load a model again.
     pub fn load_order(&self, id: ModelId) -> Order {
         let entry = self.entry(id);
-        Order::Load(id, entry.dir.clone(), entry.recipe.clone())
+        Order::Load(id, entry.unproven.dir.clone(), entry.known().clone())
     }
 
     /// The order to let go of a model, which the catalogue has done then.
@@ -256,7 +319,7 @@ impl Catalogue {
             let message = format!("input has {inputs} texts, limit is {inputs_max}");
             return Err(Refusal::new(ErrorType::TooManyInputs, message).on("input"));
         }
-        let info = &entry.recipe.info;
+        let info = &entry.outline;
         if let Some(dimensions) = request.dimensions.filter(|&n| n > info.dimensions) {
             let message = format!("dimensions is {dimensions}, the model has {}", info.dimensions);
             return Err(Refusal::invalid("dimensions", message));
@@ -297,7 +360,20 @@ impl Catalogue {
 
     /// Whether a canary's vector is the one computed at start.
     pub fn canary_is_right(&self, model: ModelId, vector: &[f32]) -> bool {
-        is_near(&self.entry(model).recipe.reference, vector)
+        is_near(&self.entry(model).known().reference, vector)
+    }
+}
+
+impl Entry {
+    /// Names how its vectors are made: see [`ModelInfo::fingerprint`]. There are some, so it has been loaded.
+    pub fn fingerprint(&self, dimensions: usize) -> String {
+        self.known().info.fingerprint(dimensions)
+    }
+
+    fn known(&self) -> &Arc<Recipe> {
+        self.recipe
+            .as_ref()
+            .expect("the logic asks nothing of a model that has not been loaded once")
     }
 }
 
@@ -390,11 +466,7 @@ pub fn tokenize(
     texts.iter().enumerate().map(sequence).collect()
 }
 
-fn canary_vector(
-    name: &str,
-    model: &Model,
-    progress: &mut dyn FnMut(&str),
-) -> Result<Vec<f32>, CatalogueError> {
+fn canary_vector(name: &str, model: &Model, step: &mut dyn FnMut()) -> Result<Vec<f32>, CatalogueError> {
     let fails = |why: String| CatalogueError::Canary {
         name: name.to_owned(),
         why,
@@ -409,10 +481,9 @@ fn canary_vector(
     let sequence = model
         .tokenize(CANARY_TEXT, prompt, true)
         .map_err(|error| fails(error.to_string()))?;
-    let mut step = || progress(&format!("loading {name}: first canary"));
     let mut results = model
         .engine()
-        .embed(&[&sequence], &mut step)
+        .embed(&[&sequence], step)
         .map_err(|error| fails(error.to_string()))?;
     let vector = results
         .pop()

@@ -24,9 +24,6 @@ use tokio::sync::oneshot;
 const SLICE_INPUTS: usize = 512;
 const SLICE_BYTES: usize = 128 << 10;
 
-/// Larger bodies are not looked through for their key, since that holds up the loop.
-const KEYED_BYTES_MAX: usize = 64 << 10;
-
 /// How far the sender of a streamed job knows it to be.
 #[derive(Debug, Default)]
 pub struct Pace {
@@ -74,8 +71,8 @@ pub struct Held {
     /// Its tokens, until they are computed.
     pub sequences: Vec<Sequence>,
     vectors: Vec<Vec<f32>>,
-    /// Whether its sender gave it its id.
-    named: bool,
+    /// Its body's digest, if its sender gave it its id.
+    digest: Option<u64>,
     /// What was answered to it when it was here before.
     pub recalled: Option<Arc<results::Result>>,
     /// Where the slice begins that is to follow this one; behind all inputs where this is the last.
@@ -97,6 +94,7 @@ impl Held {
             properties,
             attempt,
             checkpoint,
+            digest,
             ..
         } = arrival;
         let made_up = || format!("{:032x}", rand::random::<u128>());
@@ -112,7 +110,7 @@ impl Held {
             traceparent: properties.traceparent,
             attempt,
             checkpoint: checkpoint.unwrap_or_default(),
-            named,
+            digest: named.then_some(digest),
             received_ms,
             ..Held::blank(lane, id, now)
         }
@@ -173,7 +171,7 @@ impl Held {
             inputs: 0,
             sequences: Vec::new(),
             vectors: Vec::new(),
-            named: false,
+            digest: None,
             recalled: None,
             reached: None,
             arrived: now,
@@ -220,6 +218,23 @@ impl Held {
         (self.inputs, stream)
     }
 
+    /// Its texts, to be tokenized. They are kept of a slice, which may be cut.
+    pub fn texts_to_tokenize(&mut self) -> Vec<String> {
+        match self.plan.as_ref().and_then(|plan| plan.chunk) {
+            Some(_) => self.texts.clone(),
+            None => std::mem::take(&mut self.texts),
+        }
+    }
+
+    /// The slice ends after so many inputs.
+    pub fn cut(&mut self, inputs: usize) {
+        let behind = self.texts.split_off(inputs);
+        self.rest.splice(0..0, behind);
+        self.sequences.truncate(inputs);
+        self.vectors.truncate(inputs);
+        self.inputs = inputs;
+    }
+
     /// Takes the tokens in.
     pub fn tokenized(&mut self, sequences: Vec<Sequence>) {
         self.vectors = vec![Vec::new(); sequences.len()];
@@ -242,11 +257,12 @@ impl Held {
 
     /// By which its answer is kept, if its sender gave it an id and it is answered in one piece. Never a canary's: that
     /// must be computed each time, or it would prove nothing.
-    pub fn key(&self, results: &Results) -> Option<results::Key> {
+    pub fn key(&self) -> Option<results::Key> {
         let plain = self.plan.as_ref().is_some_and(|plan| plan.chunk.is_none());
-        let kept = plain && self.named && self.lane != Lane::Probe;
-        let body = self.receipt.as_ref().filter(|_| kept)?.body();
-        (body.len() <= KEYED_BYTES_MAX).then(|| results.key(&self.id, body))
+        let kept = plain && self.lane != Lane::Probe;
+        let digest = self.digest.filter(|_| kept)?;
+        let id = self.id.clone();
+        Some(results::Key { id, digest })
     }
 
     /// By which a thread can see whether the job is still here.
@@ -265,7 +281,7 @@ impl Held {
             Some(result) => Arc::unwrap_or_clone(result),
             None => {
                 let result = self.take(0..self.sequences.len(), catalogue)?;
-                if let Some(kept) = self.key(results) {
+                if let Some(kept) = self.key() {
                     results.keep(kept, &result);
                 }
                 result
@@ -302,7 +318,7 @@ impl Held {
     fn take(&mut self, inputs: Range<usize>, catalogue: &Catalogue) -> Option<(Answer, String)> {
         let plan = self.plan.as_ref()?;
         let entry = catalogue.entry(plan.model);
-        let dimensions = plan.dimensions.unwrap_or(entry.recipe.info.dimensions);
+        let dimensions = plan.dimensions.unwrap_or(entry.outline.dimensions);
         let first = self.checkpoint.done.saturating_add(inputs.start);
         let sequences = &mut self.sequences[inputs.clone()];
         let truncated = sequences
@@ -317,7 +333,7 @@ impl Held {
             tokens: sequences.iter().map(|sequence| sequence.ids.len() as u64).sum(),
             truncated: truncated.map(|(index, _)| first.saturating_add(index)).collect(),
         };
-        Some((answer, entry.recipe.info.fingerprint(dimensions)))
+        Some((answer, entry.fingerprint(dimensions)))
     }
 
     /// The end of a streamed job, to be published.

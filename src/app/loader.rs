@@ -1,7 +1,7 @@
-//! The thread that brings models into memory and out again while the service runs, one at a time: reading and packing
-//! takes seconds for a large one, and the loop has refusals to send meanwhile.
+//! The thread that brings models into memory and out again, one at a time: reading and packing takes seconds for a large
+//! one, and the loop has refusals to send meanwhile, also at the start.
 
-use super::catalogue::Recipe;
+use super::catalogue::{CatalogueError, Proven, Recipe, Unproven};
 use crate::engine::Model;
 use crate::logic::event::ModelId;
 use std::path::PathBuf;
@@ -10,6 +10,8 @@ use std::sync::mpsc;
 
 /// What the thread shall do.
 pub enum Order {
+    /// Load it for the first time.
+    First(ModelId, Unproven),
     /// Load what the folder holds, and see that it still is the model that was there at the start.
     Load(ModelId, PathBuf, Arc<Recipe>),
     /// Let go of it.
@@ -19,8 +21,10 @@ pub enum Order {
 /// What it has done.
 #[derive(Debug)]
 pub enum Loading {
-    /// Some more of the model is there.
-    Step,
+    /// Some more of the model is there; at the start with a line for people.
+    Step(Option<String>),
+    /// It is there for the first time, or the service cannot go on.
+    First(ModelId, Result<Proven, CatalogueError>),
     /// All of it is.
     Loaded(ModelId, Arc<Model>),
     /// It cannot be had.
@@ -43,12 +47,16 @@ impl Loader {
         let work = move || {
             for order in orders {
                 report(match order {
+                    Order::First(id, unproven) => {
+                        let step = &mut |line| report(Loading::Step(Some(line)));
+                        Loading::First(id, unproven.load(step))
+                    }
                     Order::Unload(id, model) => {
                         drop(model);
                         Loading::Unloaded(id)
                     }
                     Order::Load(id, dir, recipe) => {
-                        match recipe.load_again(&dir, &mut || report(Loading::Step)) {
+                        match recipe.load_again(&dir, &mut || report(Loading::Step(None))) {
                             Ok(model) => Loading::Loaded(id, Arc::new(model)),
                             Err(why) => Loading::Failed(id, why),
                         }

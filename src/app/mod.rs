@@ -15,6 +15,7 @@ mod show;
 mod spans;
 mod trace;
 mod turn;
+mod twins;
 mod window;
 
 use crate::broker::{self, BrokerEvent, Command, Span};
@@ -35,12 +36,13 @@ use crate::watchdog::{self, notify, thread};
 use anyhow::Context;
 use catalogue::Catalogue;
 use signal_hook::consts::signal::SIGTERM;
+use std::hash::RandomState;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 use window::Window;
 
 /// systemd gives up on a start that says nothing for this long; each step of loading says something.
@@ -211,7 +213,6 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     };
     let traces = traces(clock, config).context("failed to start the thread for spans")?;
     let figures = traces.as_ref().map(Traces::figures);
-    // Before the models: whoever asks meanwhile is told that they load.
     let http = config.http.listen.map(|listen| {
         let _inside = runtime.enter();
         http::start(http::Setup {
@@ -227,24 +228,13 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             calls: calls.clone(),
         })
     });
-    let catalogue = Catalogue::load(config, &mut |line| {
-        notify::extend_start(LOAD_STEP_MAX, line);
-        window.loading(line);
-    })?;
-    let default = catalogue.default_entry();
-    let model = default.name.clone();
+    let catalogue = Catalogue::survey(config)?;
+    let model = catalogue.default_entry().name.clone();
     let engines = if config.engine.threads == 0 {
         device::threads()
     } else {
         config.engine.threads
     };
-    info!(
-        model,
-        engines,
-        ready_after_ms = clock.now().as_millis(),
-        "models loaded"
-    );
-
     let (work_done, work_events) = mpsc::channel(EVENTS);
     let report = turn::report(work_done.clone());
     let pool = Pool::start(engines, clock, report).context("failed to start engine threads")?;
@@ -259,6 +249,9 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     .context("failed to start tokenizer threads")?;
 
     let loader = turn::start_loader(work_done.clone()).context("failed to start the loading thread")?;
+    for order in catalogue.first_orders() {
+        anyhow::ensure!(loader.order(order), "the loading thread is gone");
+    }
     turn::watch_memory(work_done.clone()).context("failed to start the memory thread")?;
     if notify::is_service() {
         for fault in watchdog::disorder(&limits, notify::period()) {
@@ -298,12 +291,15 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
         let disconnect_kill = Span::new(limits.disconnect_kill);
         let confirm_patience = Span::new(confirm_patience(&limits));
         let host = host();
+        let resume = Arc::new(AtomicBool::new(false));
         let setup = broker::Setup {
             config: config.broker.clone(),
             prefetch,
             request,
             disconnect_kill: disconnect_kill.clone(),
             confirm_patience: confirm_patience.clone(),
+            resume: resume.clone(),
+            hasher: RandomState::new(),
             name: format!("embeddings@{host}.{}", std::process::id()),
         };
         let (to_broker, commands) = mpsc::channel::<Command>(4 * (waiting_max + EVENTS));
@@ -330,6 +326,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             board: window.board(),
             http,
             traces,
+            resume,
         };
         turn::Loop::new(parts)
             .run(broker_events, called, work_events, session)

@@ -58,7 +58,7 @@ impl Pulse {
             name: dirs.unit.clone(),
             host,
             model: entry.name.clone(),
-            device: entry.recipe.info.device.name(),
+            device: entry.outline.device.name(),
             instance: dirs.runtime.display().to_string(),
             last_kill: history::last(&dirs.state, 1).first().map(|death| LastKill {
                 reason: death.kill_reason.chars().take(NAME_CHARS_MAX).collect(),

@@ -2,7 +2,6 @@
 
 use crate::job::reply::Answer;
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 /// Bytes of vectors that are kept.
@@ -16,8 +15,10 @@ pub type Result = (Answer, String);
 /// Which job: the id its sender gave it, and the very message, so that an id used twice for two jobs harms nobody.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
-    id: String,
-    body: u64,
+    /// The id.
+    pub id: String,
+    /// Equal for equal bodies.
+    pub digest: u64,
 }
 
 /// Answers, the oldest forgotten first.
@@ -26,18 +27,9 @@ pub struct Results {
     kept: HashMap<Key, Arc<Result>>,
     order: VecDeque<Key>,
     bytes: usize,
-    hasher: RandomState,
 }
 
 impl Results {
-    /// The key of a job with this id and body.
-    pub fn key(&self, id: &str, body: &[u8]) -> Key {
-        Key {
-            id: id.to_owned(),
-            body: self.hasher.hash_one(body),
-        }
-    }
-
     /// Keeps an answer.
     pub fn keep(&mut self, key: Key, result: &Result) {
         let bytes = size(result);
@@ -87,16 +79,19 @@ mod tests {
     #[test]
     fn answers_are_kept_by_id_and_body_within_a_bound() {
         let mut results = Results::default();
-        let key = |results: &Results, n: usize| results.key(&n.to_string(), b"body");
+        let key = |n: usize, digest| Key {
+            id: n.to_string(),
+            digest,
+        };
         for n in 0..100 {
-            results.keep(key(&results, n), &answer(100));
+            results.keep(key(n, 7), &answer(100));
             assert!(results.bytes <= BYTES_MAX);
         }
-        assert!(results.recall(&key(&results, 0)).is_none());
-        assert!(results.recall(&key(&results, 99)).is_some());
-        assert!(results.recall(&results.key("99", b"another")).is_none());
+        assert!(results.recall(&key(0, 7)).is_none());
+        assert!(results.recall(&key(99, 7)).is_some());
+        assert!(results.recall(&key(99, 8)).is_none());
         assert_eq!(results.kept.len(), results.order.len());
-        results.keep(key(&results, 200), &answer(1000));
-        assert!(results.recall(&key(&results, 200)).is_none(), "too large to keep");
+        results.keep(key(200, 7), &answer(1000));
+        assert!(results.recall(&key(200, 7)).is_none(), "too large to keep");
     }
 }

@@ -26,7 +26,7 @@ impl Show {
         let entry = catalogue.default_entry();
         Show {
             model: entry.name.clone(),
-            device: entry.recipe.info.device.name(),
+            device: entry.outline.device.name(),
             line: String::new(),
             shown: Moment::ZERO,
             speaks: false,

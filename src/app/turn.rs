@@ -9,7 +9,7 @@ mod work;
 
 pub use work::{Done, report, report_tokenizers, start_loader, watch_memory};
 
-use super::catalogue::{self, Catalogue};
+use super::catalogue::{self, Catalogue, CatalogueError};
 use super::desk::{Desk, Held};
 use super::innocent::Innocent;
 use super::lineages::Lineages;
@@ -19,6 +19,7 @@ use super::pulse::Pulse;
 use super::results::Results;
 use super::show::Show;
 use super::trace::Trace;
+use super::twins::Twins;
 use super::window::{self, Question};
 use super::{die, heed_sentence};
 use crate::broker::{BrokerEvent, Command, Span};
@@ -49,6 +50,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::RandomState;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -93,6 +95,8 @@ pub struct Parts {
     pub http: Option<http::Server>,
     /// The way out for spans, if there is one.
     pub traces: Option<Traces>,
+    /// Whether the broker task may take jobs that go on.
+    pub resume: Arc<AtomicBool>,
 }
 
 /// What comes from outside.
@@ -124,6 +128,9 @@ pub struct Loop {
     /// Ids of jobs that were here when a session was lost: that they come back says nothing against them.
     innocent: Innocent,
     results: Results,
+    twins: Twins,
+    /// What follows in this turn from what was done.
+    pending: Vec<Event>,
     lineages: Lineages,
     retries: Retries,
     ready: bool,
@@ -132,6 +139,10 @@ pub struct Loop {
     show: Show,
     /// What the last attempt to reach the broker came to, while there is no session.
     waiting: Option<String>,
+    /// The last step of loading models for the first time, and when it was; until all have been there.
+    loading: Option<(String, Moment)>,
+    /// Why the service cannot go on.
+    failure: Option<CatalogueError>,
     pulse: Pulse,
     notices: Notices,
     /// Names of callers to numbers, differently in each process: nobody can choose whose number he gets.
@@ -168,6 +179,8 @@ impl Loop {
             session: 0,
             innocent: Innocent::default(),
             results: Results::default(),
+            twins: Twins::default(),
+            pending: Vec::new(),
             lineages: Lineages::default(),
             retries: Retries::default(),
             resumable: false,
@@ -175,6 +188,8 @@ impl Loop {
             draining: false,
             drained: false,
             waiting: None,
+            loading: Some(("loading models".into(), Moment::ZERO)),
+            failure: None,
             posted: None,
             unposted: None,
         }
@@ -211,6 +226,9 @@ impl Loop {
             };
             if let Some(event) = event {
                 self.turn(event);
+            }
+            if let Some(failure) = self.failure.take() {
+                return Err(failure.into());
             }
         }
         // Closing the command channel ends the session, and with it what is left unacknowledged.
@@ -252,8 +270,8 @@ impl Loop {
 
     /// How things are, as far as the loop knows.
     fn report(&self, now: Moment) -> Report {
-        let waiting = self.waiting.as_deref().filter(|_| !self.ready);
-        let line = waiting.map_or_else(|| self.show.present(&self.parts.logic, now), str::to_owned);
+        let awaited = self.awaited(now).filter(|_| !self.ready);
+        let line = awaited.unwrap_or_else(|| self.show.present(&self.parts.logic, now));
         let mut report = window::report(&self.parts.logic, line, now);
         let names = self.parts.catalogue.model_names();
         let states = self.parts.logic.model_states().map(str::to_owned);
@@ -298,15 +316,17 @@ impl Loop {
     fn turn(&mut self, event: Event) {
         let now = self.parts.clock.now();
         self.parts.logic.watched(self.parts.truth.last_look());
-        let mut events = VecDeque::from([event]);
+        let mut events: VecDeque<Event> = [event].into_iter().chain(self.pending.drain(..)).collect();
         let mut actions = Vec::new();
         while let Some(event) = events.pop_front() {
             self.parts.logic.step(event, now, &mut actions);
             for action in actions.drain(..) {
-                if let Some(event) = self.perform(action, now) {
-                    events.push_back(event);
-                }
+                let event = self.perform(action, now);
+                events.extend(event.into_iter().chain(self.pending.drain(..)));
             }
+        }
+        if self.loading.is_some() && !self.parts.logic.starts() {
+            self.models_proven(now);
         }
         self.parts.truth.update(self.parts.logic.health());
         self.show.turned(&self.parts.logic, now);
@@ -359,6 +379,7 @@ impl Loop {
                     self.desk
                         .get_mut(&job)?
                         .answer(job, &self.parts.catalogue, &mut self.results);
+                self.part_twins(job);
                 publication.map(|publication| self.command(Command::Publish(publication)))?;
             }
             Action::Chunk { job, first, inputs } => {
@@ -367,6 +388,11 @@ impl Loop {
                         .get_mut(&job)?
                         .chunk(job, first..first + inputs, &self.parts.catalogue);
                 publication.map(|publication| self.command(Command::Publish(publication)))?;
+            }
+            Action::Cut { job, inputs } => {
+                let held = self.desk.get_mut(&job)?;
+                held.cut(inputs);
+                info!(job = %held.id, trace_id = held.trace_id(), inputs, "a slow slice ends early");
             }
             Action::Finish { job } => {
                 let unix_ms = self.parts.clock.unix_ms();
@@ -483,13 +509,19 @@ impl Loop {
         let plan = held.plan.clone()?;
         // The logic has seen to it that the model is there.
         let model = self.parts.catalogue.model(plan.model)?;
-        if let Some(result) = held.key(&self.results).and_then(|key| self.results.recall(&key)) {
-            debug!(job = %held.id, trace_id = held.trace_id(), "answered with what is at hand");
-            held.recalled = Some(result);
-            return Some(Event::Recalled { job });
+        if let Some(key) = held.key() {
+            if let Some(result) = self.results.recall(&key) {
+                debug!(job = %held.id, trace_id = held.trace_id(), "answered with what is at hand");
+                held.recalled = Some(result);
+                return Some(Event::Recalled { job });
+            }
+            if self.twins.joins(key, job, held.lane) {
+                debug!(job = %held.id, trace_id = held.trace_id(), "the same is being computed; waits for that answer");
+                return Some(Event::Twin { job });
+            }
         }
         let wanted = held.wanted();
-        let texts = std::mem::take(&mut held.texts);
+        let texts = held.texts_to_tokenize();
         let done = self.parts.work_done.clone();
         let task: tokenize::Job = Box::new(move |step| {
             // A job that has gone meanwhile (late, handed back, its session lost) is not worth the work.
@@ -508,6 +540,20 @@ impl Loop {
                 result: Err(refusal),
             }
         })
+    }
+
+    /// Whoever waits for this job's answer has it, or waits for it no longer.
+    fn part_twins(&mut self, job: JobKey) {
+        for job in self.twins.ended(job) {
+            let Some(held) = self.desk.get_mut(&job) else {
+                continue;
+            };
+            held.recalled = held.key().and_then(|key| self.results.recall(&key));
+            self.pending.push(match held.recalled {
+                Some(_) => Event::Recalled { job },
+                None => Event::Parted { job },
+            });
+        }
     }
 
     fn start_batch(

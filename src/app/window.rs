@@ -1,8 +1,8 @@
 //! The window through which the service is seen: what the status socket answers.
 //!
-//! From the first connection of the loop on, every answer is the loop's own: a thread passes the question on
-//! through a channel that holds one, and a loop that hangs does not answer. Before that, while models load,
-//! the last step of loading is told; after it, that the doors are being closed. What needs files (memory,
+//! From its first turn on, every answer is the loop's own: a thread passes the question on
+//! through a channel that holds one, and a loop that hangs does not answer. Before that it is told that the service
+//! starts; after it, that the doors are being closed. What needs files (memory,
 //! records of deaths) is read by that thread, never by the loop.
 
 use super::LOAD_STEP_MAX;
@@ -45,8 +45,8 @@ impl Question {
 /// How far the process is.
 #[derive(Debug)]
 enum Phase {
-    /// Models load; the last step, and when it was.
-    Loading { line: String, at: Moment },
+    /// There is no loop yet.
+    Starting,
     /// The loop answers.
     Turning(mpsc::Sender<Question>),
 }
@@ -69,10 +69,7 @@ impl Window {
     pub fn open(clock: Clock, host: String, config: &Config) -> Window {
         let window = Window {
             clock,
-            phase: Arc::new(Mutex::new(Phase::Loading {
-                line: "loading models".into(),
-                at: clock.now(),
-            })),
+            phase: Arc::new(Mutex::new(Phase::Starting)),
             host: host.into(),
             unit: config.dirs.unit.as_str().into(),
             address: address(&config.broker.shown()).into(),
@@ -80,7 +77,13 @@ impl Window {
             state_dir: config.dirs.state.clone(),
             board: Arc::new(Board::new(clock)),
         };
-        window.post("loading models");
+        window.board.post(Posted {
+            at: clock.now(),
+            report: window.starts(),
+            tally: None,
+            late_after: LOAD_STEP_MAX,
+            dead_after: LOAD_STEP_MAX,
+        });
         if let Err(error) = window.serve(&config.dirs.runtime) {
             warn!(%error, "embeddings status cannot be answered");
         }
@@ -104,29 +107,9 @@ impl Window {
         })
     }
 
-    /// A step of loading is done.
-    pub fn loading(&self, line: &str) {
-        *self.phase() = Phase::Loading {
-            line: line.to_owned(),
-            at: self.clock.now(),
-        };
-        self.post(line);
-    }
-
     /// What is said by HTTP.
     pub fn board(&self) -> Arc<Board> {
         self.board.clone()
-    }
-
-    /// Says by HTTP how far the loading is.
-    fn post(&self, line: &str) {
-        self.board.post(Posted {
-            at: self.clock.now(),
-            report: self.loads(line, Duration::ZERO),
-            tally: None,
-            late_after: LOAD_STEP_MAX,
-            dead_after: LOAD_STEP_MAX,
-        });
     }
 
     /// From now on the loop answers what comes out of this channel.
@@ -161,7 +144,7 @@ impl Window {
 
     fn ask(&self) -> Option<Report> {
         let ask = match &*self.phase() {
-            Phase::Loading { line, at } => return Some(self.loads(line, self.clock.now().since(*at))),
+            Phase::Starting => return Some(self.starts()),
             Phase::Turning(ask) => ask.clone(),
         };
         let (reply, answer) = threads::sync_channel(1);
@@ -178,11 +161,10 @@ impl Window {
     }
 
     /// The report of a process that has no loop yet.
-    fn loads(&self, line: &str, age: Duration) -> Report {
+    fn starts(&self) -> Report {
         Report {
-            line: format!("{line} · {:.1} s ago", age.as_secs_f64()),
-            progress_age_ms: Some(millis(age)),
-            ..self.without_loop("loading", "starting")
+            line: "starting · looking at the models' folders".into(),
+            ..self.without_loop("starting", "starting")
         }
     }
 

@@ -11,6 +11,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Acker, BasicProperties, Consumer};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::mpsc;
@@ -40,6 +41,8 @@ pub struct Arrival {
     pub checkpoint: Option<Checkpoint>,
     /// Size of the body.
     pub bytes: usize,
+    /// Equal for equal bodies, in this process.
+    pub digest: u64,
     /// What it asks for, or what is wrong.
     pub request: Result<Request, Refusal>,
 }
@@ -91,6 +94,8 @@ pub(super) struct Origin {
     /// Message id of the session's canaries, which nobody else can know.
     pub(super) canary: Arc<str>,
     pub(super) limits: RequestLimits,
+    /// What bodies are told apart by.
+    pub(super) hasher: RandomState,
 }
 
 /// Reads one consumer until it ends. Its end is a fault unless we are `stopping`: a queue that was deleted
@@ -150,6 +155,7 @@ fn read(delivery: Delivery, origin: &Origin) -> Arrival {
     let properties = plain(&delivery.properties, delivery.redelivered);
     let request = decode(&properties, &delivery.data, origin.limits);
     let bytes = delivery.data.len();
+    let digest = origin.hasher.hash_one(&delivery.data);
     let redelivered = properties.delivery_count > 0;
     let checkpoint = (origin.lane == Lane::Resumed).then(|| checkpoint(&delivery.properties));
     let before = checkpoint
@@ -175,6 +181,7 @@ fn read(delivery: Delivery, origin: &Origin) -> Arrival {
         redelivered,
         checkpoint,
         bytes,
+        digest,
         request,
     }
 }

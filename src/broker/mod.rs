@@ -26,8 +26,9 @@ use crate::config::BrokerConfig;
 use crate::job::request::RequestLimits;
 use crate::job::{JobKey, Lane};
 use rand::Rng;
+use std::hash::RandomState;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -111,6 +112,15 @@ async fn within<T>(
     }
 }
 
+/// How long a delivery may be held, as RabbitMQ says when one was held for longer: it closes the channel with "delivery
+/// acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms. …". There is no other way to ask for it by AMQP.
+fn held_max(cause: &str) -> Option<Duration> {
+    let (_, behind) = cause.split_once("acknowledgement on channel")?;
+    let (_, value) = behind.split_once("Timeout value used: ")?;
+    let digits = value.split_once(' ').map_or(value, |(digits, _)| digits);
+    digits.parse().ok().map(Duration::from_millis)
+}
+
 fn is_not_found(error: &lapin::Error) -> bool {
     /// AMQP 0-9-1, reply code `not-found`.
     const NOT_FOUND: u16 = 404;
@@ -140,6 +150,8 @@ pub enum BrokerEvent {
     Down {
         /// Why.
         cause: String,
+        /// For how long the broker lets a delivery be held, if one was held for longer.
+        held_max: Option<Duration>,
     },
     /// The broker answered.
     Proof,
@@ -224,6 +236,8 @@ pub enum Command {
         /// Its body, JSON.
         body: Vec<u8>,
     },
+    /// Take jobs that go on, if [`Setup::resume`] came too late for this session.
+    Resume,
     /// Take no further deliveries.
     StopIntake,
     /// Give up the session with the broker and begin a new one.
@@ -248,6 +262,11 @@ pub struct Setup {
     pub disconnect_kill: Span,
     /// How long a reply queue may leave an answer unconfirmed while others confirm theirs.
     pub confirm_patience: Span,
+    /// Whether jobs that go on are taken: what is delivered of them is charged with the death of the process, which at its
+    /// start may have nothing to do with them.
+    pub resume: Arc<AtomicBool>,
+    /// What bodies are told apart by, over all sessions.
+    pub hasher: RandomState,
     /// Name of this connection, as shown by the broker's tools.
     pub name: String,
 }
@@ -315,6 +334,7 @@ pub fn start(
                     }
                     if events
                         .send(BrokerEvent::Down {
+                            held_max: held_max(&cause.to_string()),
                             cause: cause.to_string(),
                         })
                         .await
@@ -366,5 +386,18 @@ async fn wait(pause: Duration, commands: &mut mpsc::Receiver<Command>) -> Option
             () = &mut pause => return Some(()),
             command = commands.recv() => drop(command?),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_broker_says_how_long_a_delivery_may_be_held() {
+        let said = "consuming embeddings.bulk: protocol error: AMQP soft error: PRECONDITION-FAILED: delivery acknowledgement on \
+                    channel 3 timed out. Timeout value used: 60000 ms. This timeout value can be configured";
+        assert_eq!(held_max(said), Some(Duration::from_secs(60)));
+        assert_eq!(held_max("subscribing: no answer within 5000 ms"), None);
     }
 }

@@ -43,7 +43,7 @@ pub(super) struct Session {
     own: Channel,
     /// For notices. Held here too, or dropping it while the connection closes would be an error in the log.
     announcer: Channel,
-    consumers: Vec<(Lane, Arc<str>, Channel, Consumer)>,
+    consumers: Vec<Subscription>,
     /// Whether the broker has the queues for jobs that go on.
     pub(super) resumable: bool,
     names: Names,
@@ -81,32 +81,16 @@ pub(super) async fn open(setup: &Setup, number: u64, nodes: &mut Nodes) -> Resul
     let own = confirming(&publishing).await?;
     let announcer = channel(&publishing).await?;
     let mut consumers = Vec::new();
+    let resumes = resumable && setup.resume.load(Ordering::Relaxed);
     for lane in Lane::ALL {
-        if lane == Lane::Resumed && !resumable {
-            continue;
-        }
         let queue = match lane {
             Lane::Probe => probe_queue.as_str(),
             Lane::Interactive => names.interactive.as_str(),
             Lane::Bulk => names.bulk.as_str(),
+            Lane::Resumed if !resumes => continue,
             Lane::Resumed => names.resumed.as_str(),
         };
-        // The prefetch is set before consuming: lapin hands deliveries on without a bound of its own.
-        let channel = channel(&consuming).await?;
-        within(
-            "setting the prefetch",
-            STEP_MAX,
-            channel.basic_qos(setup.prefetch(lane), BasicQosOptions::default()),
-        )
-        .await?;
-        let subscribed = channel.basic_consume(
-            queue.into(),
-            lane.name().into(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        );
-        let consumer = within("subscribing", STEP_MAX, subscribed).await?;
-        consumers.push((lane, Arc::from(queue), channel, consumer));
+        consumers.push(subscribe(&consuming, lane, queue, setup.prefetch(lane)).await?);
     }
     let (setup, blocked) = (setup.clone(), Blocked::default());
     Ok(Session {
@@ -123,6 +107,40 @@ pub(super) async fn open(setup: &Setup, number: u64, nodes: &mut Nodes) -> Resul
         canary: Arc::from(format!("canary-{:032x}", rand::random::<u128>())),
         setup,
         blocked,
+    })
+}
+
+/// A consumer of ours.
+struct Subscription {
+    lane: Lane,
+    queue: Arc<str>,
+    channel: Channel,
+    consumer: Consumer,
+}
+
+/// Consumes a queue, on a channel of its own.
+async fn subscribe(
+    consuming: &Connection,
+    lane: Lane,
+    queue: &str,
+    prefetch: u16,
+) -> Result<Subscription, BrokerError> {
+    let channel = channel(consuming).await?;
+    // The prefetch is set before consuming: lapin hands deliveries on without a bound of its own.
+    let set = channel.basic_qos(prefetch, BasicQosOptions::default());
+    within("setting the prefetch", STEP_MAX, set).await?;
+    let subscribed = channel.basic_consume(
+        queue.into(),
+        lane.name().into(),
+        BasicConsumeOptions::default(),
+        FieldTable::default(),
+    );
+    let consumer = within("subscribing", STEP_MAX, subscribed).await?;
+    Ok(Subscription {
+        lane,
+        queue: Arc::from(queue),
+        channel,
+        consumer,
     })
 }
 
@@ -185,22 +203,33 @@ impl Session {
         let mut tasks: JoinSet<Result<(), BrokerError>> = JoinSet::new();
         let stopping = Arc::new(AtomicBool::new(false));
         let mut intakes = Vec::new();
-        for (lane, queue, channel, consumer) in std::mem::take(&mut self.consumers) {
+        let (number, canary, limits) = (self.number, self.canary.clone(), self.setup.request);
+        let hasher = self.setup.hasher.clone();
+        let consume = |consumer: Consumer, lane: Lane, queue: Arc<str>| {
             let origin = Origin {
                 lane,
                 queue,
-                session: self.number,
-                canary: self.canary.clone(),
-                limits: self.setup.request,
+                session: number,
+                canary: canary.clone(),
+                limits,
+                hasher: hasher.clone(),
             };
-            tasks.spawn(intake::consume(
+            intake::consume(consumer, origin, stopping.clone(), events.clone())
+        };
+        for subscription in std::mem::take(&mut self.consumers) {
+            let Subscription {
+                lane,
+                queue,
+                channel,
                 consumer,
-                origin,
-                stopping.clone(),
-                events.clone(),
-            ));
+            } = subscription;
+            tasks.spawn(consume(consumer, lane, queue));
             intakes.push((lane, channel));
         }
+        let takes_resumed =
+            |intakes: &[(Lane, Channel)]| intakes.iter().any(|(lane, _)| *lane == Lane::Resumed);
+        // A queue without a consumer of ours says nothing of our session.
+        let resumes = Arc::new(AtomicBool::new(takes_resumed(&intakes)));
         let (publications, queue) = mpsc::channel(PUBLISH_QUEUE);
         // Held here too, for the same reason as the announcer's channel.
         let ways = Arc::new(Ways::on(self.publishing.clone(), self.blocked.clone()));
@@ -232,6 +261,7 @@ impl Session {
         tasks.spawn(probe(
             self.control.clone(),
             queues.into_iter().chain(resumed).collect(),
+            resumes.clone(),
             self.setup.disconnect_kill.clone(),
             events.clone(),
         ));
@@ -264,6 +294,20 @@ impl Session {
                     }
                     Some(Command::Requeue { receipt }) if receipt.session == self.number => {
                         settling.push(settle(None, receipt));
+                    }
+                    Some(Command::Resume)
+                        if self.resumable && !takes_resumed(&intakes) && !stopping.load(Ordering::Relaxed) =>
+                    {
+                        // A round trip or three, each with its deadline, once in the life of a process.
+                        let (queue, prefetch) = (&self.names.resumed, self.setup.prefetch(Lane::Resumed));
+                        match subscribe(&self.consuming, Lane::Resumed, queue, prefetch).await {
+                            Ok(Subscription { lane, queue, channel, consumer }) => {
+                                tasks.spawn(consume(consumer, lane, queue));
+                                intakes.push((lane, channel));
+                                resumes.store(true, Ordering::Relaxed);
+                            }
+                            Err(fault) => break Err(fault),
+                        }
                     }
                     Some(Command::StopIntake) => {
                         stopping.store(true, Ordering::Relaxed);
@@ -341,10 +385,14 @@ async fn settle(job: Option<JobKey>, receipt: Receipt) -> Result<Option<JobKey>,
 async fn probe(
     control: Channel,
     queues: Vec<(Lane, String)>,
+    resumes: Arc<AtomicBool>,
     disconnect_kill: Span,
     events: mpsc::Sender<BrokerEvent>,
 ) -> Result<(), BrokerError> {
     for (lane, queue) in queues.into_iter().cycle() {
+        if lane == Lane::Resumed && !resumes.load(Ordering::Relaxed) {
+            continue;
+        }
         let bound = disconnect_kill.get();
         let interval = (bound / 10).clamp(Duration::from_millis(100), Duration::from_secs(2));
         let patience = (bound / 3).max(Duration::from_millis(200));

@@ -27,7 +27,7 @@ pub mod tokenize;
 mod trial;
 mod weights;
 
-pub use model::{LoadError, LoadOptions, LoadStep, Model, ModelInfo};
+pub use model::{LoadError, LoadOptions, LoadStep, Model, ModelInfo, Outline};
 pub use tokenize::{Sequence, TokenizeError};
 
 /// Computes vectors on one thread.

@@ -160,6 +160,23 @@ impl ModelInfo {
     }
 }
 
+/// What a model will be, as far as its folder tells before its weights are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outline {
+    /// Components of a vector.
+    pub dimensions: usize,
+    /// Whether the model's own chain brings vectors to length one.
+    pub normalize: bool,
+    /// Named prompts: what is put before a text.
+    pub prompts: BTreeMap<String, String>,
+    /// The name of the prompt of an input that names none.
+    pub default_prompt: Option<String>,
+    /// Where it will compute.
+    pub device: Device,
+    /// Bytes of the weights' files.
+    pub weights_bytes: u64,
+}
+
 /// A loaded model. Cheap to share by `Arc`; weights are held once, however many engines compute with them.
 #[derive(Debug)]
 pub struct Model {
@@ -192,6 +209,29 @@ impl Ready {
 }
 
 impl Model {
+    /// Reads a sentence-transformers folder, all but its tokenizer and its weights: it takes milliseconds, whatever their size.
+    ///
+    /// # Errors
+    /// Whatever is missing, damaged or unknown to this engine, by file and key.
+    pub fn outline(dir: &Path, options: &LoadOptions) -> Result<Outline, LoadError> {
+        let (device, place) = where_to(options)?;
+        Precision::choose(options.precision, device, place.is_some())?;
+        let folder = Folder::open(dir)?;
+        let file = folder.transformer.join("config.json");
+        let (_, family) = family::read(&file, &folder::read(&file)?)?;
+        let sizes = family.sizes();
+        max_tokens(&folder, sizes)?;
+        let width = sizes.width * folder.pooling.modes.len();
+        Ok(Outline {
+            dimensions: folder.dense.iter().try_fold(width, check_dense)?,
+            normalize: folder.normalize,
+            prompts: folder.prompts,
+            default_prompt: folder.default_prompt,
+            device,
+            weights_bytes: Weights::open(&folder.transformer)?.bytes(),
+        })
+    }
+
     /// Loads a sentence-transformers folder. `step` is told of all progress.
     ///
     /// # Errors
@@ -201,14 +241,7 @@ impl Model {
         options: &LoadOptions,
         step: &mut dyn FnMut(LoadStep),
     ) -> Result<Model, LoadError> {
-        let (device, place) = if options.by_tensors {
-            let place = Place::open(Device::Cpu).map_err(|error| LoadError::Device {
-                why: error.to_string(),
-            })?;
-            (Device::Cpu, Some(place))
-        } else {
-            Device::choose(options.device, options.precision)?
-        };
+        let (device, place) = where_to(options)?;
         let precisions = Precision::choose(options.precision, device, place.is_some())?;
         let folder = Folder::open(dir)?;
         let file = folder.transformer.join("config.json");
@@ -345,6 +378,17 @@ impl Model {
             Ready::Placed(forward) => Some(forward.whereabouts()),
         }
     }
+}
+
+/// The device, and the place on it unless that is the CPU.
+fn where_to(options: &LoadOptions) -> Result<(Device, Option<Place>), LoadError> {
+    if !options.by_tensors {
+        return Device::choose(options.device, options.precision);
+    }
+    let place = Place::open(Device::Cpu).map_err(|error| LoadError::Device {
+        why: error.to_string(),
+    })?;
+    Ok((Device::Cpu, Some(place)))
 }
 
 /// The folder's own limit, else the tokenizer's, and never more than there are positions.

@@ -163,7 +163,7 @@ impl Logic {
     /// The proving event: real work, all the way round.
     pub(super) fn round(&mut self, now: Moment, actions: &mut Vec<Action>) {
         self.health.round_completed(now);
-        if self.health.becomes_ready(now) {
+        if !self.residence.starts() && self.health.becomes_ready(now) {
             actions.push(Action::Ready);
         }
         if self.health.may_pet(self.setup.pet_spacing, now) {

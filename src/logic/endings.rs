@@ -52,8 +52,7 @@ impl Logic {
         self.health.drain(now);
         for key in self.jobs.keys() {
             let Some(job) = self.jobs.get(key) else { continue };
-            let waits = matches!(job.phase, Phase::Awaiting | Phase::Tokenizing | Phase::Waiting);
-            if !waits {
+            if !job.waits() {
                 continue;
             }
             let (source, lane) = (job.source, job.lane);

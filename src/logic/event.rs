@@ -6,6 +6,7 @@ use super::pressure::{Change, Memory};
 use crate::clock::Moment;
 use crate::config::Limits;
 use crate::job::{JobKey, Lane, Refusal};
+use std::time::Duration;
 
 /// Which loaded model, by its place in the shell's catalogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,6 +100,11 @@ pub enum Event {
     },
     /// The session is gone, and with it every delivery it made.
     BrokerDown,
+    /// The broker has ended a session because a delivery was held for longer than this without an acknowledgement.
+    HeldTooLong {
+        /// Its limit.
+        limit: Duration,
+    },
     /// The broker answered a question of ours.
     BrokerProof,
     /// The broker told how a queue of ours stands; an answer, and so a proof as well.
@@ -184,6 +190,17 @@ pub enum Event {
         /// Tokens of each input.
         result: Result<Vec<usize>, Refusal>,
     },
+    /// Instead of tokens: another job that is here asks for the very same, and its answer will be this one's.
+    /// [`Event::Recalled`] or [`Event::Parted`] follows.
+    Twin {
+        /// The job.
+        job: JobKey,
+    },
+    /// That other job has ended, and left no answer.
+    Parted {
+        /// The job.
+        job: JobKey,
+    },
     /// Instead of tokens: the job was answered before, and the answer is at hand.
     Recalled {
         /// The job.
@@ -234,6 +251,8 @@ pub enum Event {
     Loaded {
         /// Which.
         model: ModelId,
+        /// Memory that it takes, if that was seen.
+        bytes: Option<u64>,
     },
     /// A model could not be loaded.
     LoadFailed {
@@ -292,6 +311,13 @@ pub enum Action {
         /// Its first input in this slice.
         first: usize,
         /// How many.
+        inputs: usize,
+    },
+    /// The job's slice ends before this input: what lies behind goes on with what comes behind the slice.
+    Cut {
+        /// The job.
+        job: JobKey,
+        /// Inputs that are left in the slice.
         inputs: usize,
     },
     /// Publish to the job's sender that all chunks are out.

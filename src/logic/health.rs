@@ -101,7 +101,7 @@ pub enum Verdict {
 /// Why the service is not ready. Overload and a blocking broker cost readiness only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NotReady {
-    /// The first canary has not come round yet.
+    /// Models are loaded for the first time, or the first canary has not come round yet.
     Starting,
     /// The broker has not proved itself within its limit.
     BrokerLost,
@@ -399,6 +399,11 @@ impl Health {
         let first = !self.ready && self.round == Some(now) && self.verdict(now) == Verdict::Proven;
         self.ready |= first;
         first
+    }
+
+    /// Whether it has been ready.
+    pub fn has_been_ready(&self) -> bool {
+        self.ready
     }
 
     /// Whether a canary is due, at once if it is `urgent`; if so it counts as sent. `None` if not due, else

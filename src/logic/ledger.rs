@@ -114,8 +114,8 @@ pub struct Ledger {
     stages: [Cell; 6],
     engines: Vec<Cell>,
     tokenizers: Vec<Cell>,
-    /// Models on their way into memory, for which admitted jobs wait.
-    loads: Cell,
+    /// Models on their way into memory or out of it: admitted jobs may wait for them, and one thread moves them all.
+    moves: Cell,
     engine_trials: Vec<Trial>,
     tokenizer_trials: Vec<Trial>,
     /// Per lane, whether the broker has messages for us that it does not deliver.
@@ -135,7 +135,7 @@ impl Ledger {
             stages: [Cell::default(); 6],
             engines: vec![Cell::default(); engines],
             tokenizers: vec![Cell::default(); tokenizers],
-            loads: Cell::default(),
+            moves: Cell::default(),
             engine_trials: vec![trial; engines],
             tokenizer_trials: vec![trial; tokenizers],
             queues: [Cell::default(); Lane::COUNT],
@@ -178,14 +178,14 @@ impl Ledger {
         self.tried(Worker::Tokenizer(TokenizerId(tokenizer)), now);
     }
 
-    /// A model is to be loaded.
-    pub fn load(&mut self, now: Moment) {
-        self.loads.enter(1, now);
+    /// A model is to be brought into memory, or out of it.
+    pub fn model_moves(&mut self, now: Moment) {
+        self.moves.enter(1, now);
     }
 
-    /// A load got further, or, with one, to its end. For the jobs that wait for it this is progress.
-    pub fn load_moved(&mut self, ended: usize, now: Moment) {
-        self.loads.leave(ended, now);
+    /// That got further, or, with one, to its end. For the jobs that wait for a model this is progress.
+    pub fn model_moved(&mut self, ended: usize, now: Moment) {
+        self.moves.leave(ended, now);
         self.leave(Stage::Admitted, 0, now);
     }
 
@@ -290,7 +290,7 @@ impl Ledger {
                 .max(longest(&self.readers, now))
                 .max(own.waiting(now)),
             Stage::Admitted => longest(&self.tokenizers, now)
-                .max(self.loads.waiting(now))
+                .max(self.moves.waiting(now))
                 .max(unanswered(&self.tokenizer_trials, now))
                 .max(waiting_before(&self.tokenizers, own, now)),
             Stage::Batched => waiting_before(&self.engines, own, now),

@@ -73,7 +73,7 @@ pub struct Setup {
     pub pet_spacing: Duration,
 }
 
-/// One model's own bounds, where it has them, and how it starts.
+/// One model's own bounds, where it has them, and what is known of it at the start, when each is loaded once.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ModelSetup {
     /// On the interactive lane.
@@ -82,9 +82,9 @@ pub struct ModelSetup {
     pub max_inflight: Option<usize>,
     /// On its idleness in memory.
     pub idle_unload: Option<Duration>,
-    /// Whether it is in memory when the service starts.
-    pub loaded: bool,
-    /// Memory that it takes, in bytes.
+    /// Whether it is kept in memory once it has been seen to work.
+    pub kept: bool,
+    /// Memory that it takes, in bytes, as far as that is known before it has been there.
     pub bytes: u64,
 }
 
@@ -118,16 +118,20 @@ pub struct Logic {
     next_canary: usize,
     /// Whether the broker has the queues for jobs that go on.
     resumable: bool,
+    /// Longest wait of a job here before it is begun.
+    held_max: Duration,
     drained: bool,
     killed: bool,
 }
 
 impl Logic {
-    /// A service that has done nothing yet.
+    /// A service that has done nothing yet, but for what loads each of its models for the first time.
     pub fn new(setup: Setup, now: Moment) -> Logic {
         let own = setup.models.iter();
         let max_queue: Vec<_> = own.clone().map(|model| model.max_queue).collect();
-        let residence = own.map(|model| (model.idle_unload, model.loaded));
+        let residence = own.map(|model| (model.idle_unload, model.kept));
+        let mut health = Health::new(setup.limits, setup.engines, setup.tokenizers, now);
+        setup.models.iter().for_each(|_| health.ledger.model_moves(now));
         Logic {
             jobs: Jobs::default(),
             admission: Admission::new(setup.limits, &max_queue),
@@ -138,7 +142,7 @@ impl Logic {
             lanes: Lanes::default(),
             batcher: Batcher::new(setup.engines),
             parts: VecDeque::new(),
-            health: Health::new(setup.limits, setup.engines, setup.tokenizers, now),
+            health,
             faults: Faults::new(setup.engines),
             inputs: Rate::default(),
             pace: Pace::default(),
@@ -148,6 +152,7 @@ impl Logic {
             next_local: JobKey::WITHIN,
             next_canary: 0,
             resumable: false,
+            held_max: onward::HELD_MAX,
             drained: false,
             killed: false,
             setup,
@@ -160,6 +165,7 @@ impl Logic {
         self.take(event, now, actions);
         self.count_in_flight();
         self.expire(now, actions);
+        self.cut_slices(now, actions);
         self.fill_engines(now, actions);
         self.unload_idle(now, actions);
         self.send_canary(now, actions);
@@ -207,6 +213,11 @@ impl Logic {
             .is_some_and(|job| job.phase == Phase::Computing)
     }
 
+    /// Whether a model has not been in memory yet since the start.
+    pub fn starts(&self) -> bool {
+        self.residence.starts()
+    }
+
     /// What has happened so far.
     pub fn tally(&self) -> &Tally {
         &self.tally
@@ -227,6 +238,7 @@ impl Logic {
                 self.health.broker_up(now);
             }
             Event::BrokerDown => self.session_lost(now, actions),
+            Event::HeldTooLong { limit } => self.held_too_long(limit),
             Event::BrokerProof => self.health.broker_proof(now),
             Event::QueueSeen {
                 lane,
@@ -262,6 +274,8 @@ impl Logic {
             Event::TokenizerEnded { tokenizer } => self.health.ledger.tokenizer_moved(tokenizer.0, 1, now),
             Event::Tried(worker) => self.tried(worker, now, actions),
             Event::Tokenized { job, result } => self.tokenized(job, result, now, actions),
+            Event::Twin { job } => self.twin(job),
+            Event::Parted { job } => self.parted(job, now, actions),
             Event::Recalled { job } => self.recalled(job, now, actions),
             Event::BatchStep { engine } => self.health.ledger.computed(engine.0, 0, now),
             Event::BatchDone {
@@ -282,8 +296,8 @@ impl Logic {
                 self.count_in_flight();
             }
             Event::MemorySeen(memory) => self.admission.memory_seen(memory, now),
-            Event::LoadStep => self.health.ledger.load_moved(0, now),
-            Event::Loaded { model } => self.loaded(model, now, actions),
+            Event::LoadStep => self.health.ledger.model_moved(0, now),
+            Event::Loaded { model, bytes } => self.loaded(model, bytes, now, actions),
             Event::LoadFailed { model, why } => self.load_failed(model, &why, now, actions),
             Event::Unloaded { model } => self.unloaded(model, now, actions),
         }
@@ -311,9 +325,14 @@ impl Logic {
     }
 
     /// A canary if one is due: of a model that has just failed at something, else of the next in turn that is in
-    /// memory. With none in memory, any will do: an engine proves itself without it.
+    /// memory. With none in memory, any will do: an engine proves itself without it. Until every model has been there once,
+    /// there is nothing to compare a vector with, and nothing to be ready for.
     fn send_canary(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        let Some(through_broker) = self.health.canary_due(self.faults.wants_check(), now) else {
+        if self.residence.starts() {
+            return;
+        }
+        let urgent = self.faults.wants_check() || !self.health.has_been_ready();
+        let Some(through_broker) = self.health.canary_due(urgent, now) else {
             return;
         };
         let model = self.faults.take_check().unwrap_or_else(|| {
@@ -442,21 +461,42 @@ impl Logic {
 
     /// Nothing is to be computed; and so it proves nothing.
     fn recalled(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
-        let tokenizing = |job: &&mut Job| job.phase == Phase::Tokenizing;
-        let Some(job) = self.jobs.get_mut(key).filter(tokenizing) else {
-            return;
-        };
-        self.health.ledger.leave(Stage::Admitted, 1, now);
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        match job.phase {
+            Phase::Tokenizing => self.health.ledger.leave(Stage::Admitted, 1, now),
+            Phase::Twin => {}
+            _ => return,
+        }
         job.tokenized(Vec::new());
         self.answer(key, now, actions);
+    }
+
+    /// It is on no tokenizer's list any more. That is no progress: nothing has been done for it.
+    fn twin(&mut self, key: JobKey) {
+        if let Some(job) = self.jobs.get_mut(key)
+            && job.phase == Phase::Tokenizing
+        {
+            job.phase = Phase::Twin;
+            self.health.ledger.withdraw(Stage::Admitted, 1);
+        }
+    }
+
+    /// It has to be computed after all.
+    fn parted(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
+        if let Some(job) = self.jobs.get_mut(key)
+            && job.phase == Phase::Twin
+        {
+            job.phase = Phase::Tokenizing;
+            self.health.ledger.enter(Stage::Admitted, 1, now);
+            actions.push(Action::Tokenize { job: key });
+        }
     }
 
     /// Refuses jobs whose callers have stopped waiting before their work began.
     fn expire(&mut self, now: Moment, actions: &mut Vec<Action>) {
         while let Some(key) = self.jobs.expired(now) {
             self.jobs.deadline_met(key);
-            let phase = self.jobs.get(key).map(|job| job.phase);
-            if let Some(Phase::Awaiting | Phase::Tokenizing | Phase::Waiting) = phase {
+            if self.jobs.get(key).is_some_and(Job::waits) {
                 self.leave_lane(key);
                 self.refuse(key, late(), now, actions);
             }

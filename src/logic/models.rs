@@ -51,12 +51,20 @@ impl Logic {
     }
 
     fn load(&mut self, model: ModelId, now: Moment, actions: &mut Vec<Action>) {
-        self.health.ledger.load(now);
+        self.health.ledger.model_moves(now);
         actions.push(Action::Load { model });
     }
 
-    pub(super) fn loaded(&mut self, model: ModelId, now: Moment, actions: &mut Vec<Action>) {
-        self.health.ledger.load_moved(1, now);
+    pub(super) fn loaded(
+        &mut self,
+        model: ModelId,
+        bytes: Option<u64>,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        self.health.ledger.model_moved(1, now);
+        let known = &mut self.setup.models[model.0].bytes;
+        *known = bytes.unwrap_or(*known);
         self.residence.loaded(model, now);
         for job in self.take_awaiting(model) {
             if let Some(waiting) = self.jobs.get_mut(job) {
@@ -68,7 +76,7 @@ impl Logic {
 
     /// No fault of the senders: each job is tried again as after any failure.
     pub(super) fn load_failed(&mut self, model: ModelId, why: &str, now: Moment, actions: &mut Vec<Action>) {
-        self.health.ledger.load_moved(1, now);
+        self.health.ledger.model_moved(1, now);
         self.residence.failed(model);
         for job in self.take_awaiting(model) {
             self.health.ledger.leave(Stage::Admitted, 1, now);
@@ -78,6 +86,7 @@ impl Logic {
     }
 
     pub(super) fn unloaded(&mut self, model: ModelId, now: Moment, actions: &mut Vec<Action>) {
+        self.health.ledger.model_moved(1, now);
         if self.residence.unloaded(model) {
             self.load(model, now, actions);
         }
@@ -87,6 +96,7 @@ impl Logic {
         while !self.health.is_draining()
             && let Some(model) = self.residence.unload(now)
         {
+            self.health.ledger.model_moves(now);
             actions.push(Action::Unload { model });
         }
     }

@@ -12,7 +12,11 @@ use crate::job::{ErrorType, JobKey, Lane, Refusal};
 use std::time::Duration;
 
 /// Longest wait of a job here before it is begun: a third of RabbitMQ's default for an acknowledgement.
-const HELD_MAX: Duration = Duration::from_secs(600);
+pub(super) const HELD_MAX: Duration = Duration::from_secs(600);
+/// The broker's limit is so many times the longest wait.
+const LIMIT_SHARE: u32 = 3;
+/// The longest wait is so many times the time that a slice is given.
+const SLICE_SHARE: u32 = 10;
 
 impl Logic {
     /// What is left of the job goes to another queue of ours.
@@ -34,14 +38,42 @@ impl Logic {
         for key in self.jobs.keys() {
             let waits = self.jobs.get(key).is_some_and(|job| {
                 let lane = matches!(job.lane, Lane::Interactive | Lane::Bulk);
-                let waits = matches!(job.phase, Phase::Waiting | Phase::Awaiting);
+                let waits = matches!(job.phase, Phase::Waiting | Phase::Awaiting | Phase::Twin);
                 let held = job.source == Source::Queue;
-                held && lane && waits && now.since(job.delivered) >= HELD_MAX
+                held && lane && waits && now.since(job.delivered) >= self.held_max
             });
             if waits {
                 self.leave_lane(key);
                 self.move_on(key, Onward::Suspect, now, actions);
             }
+        }
+    }
+
+    /// The broker's patience is shorter than was thought.
+    pub(super) fn held_too_long(&mut self, limit: Duration) {
+        self.held_max = self.held_max.min(limit / LIMIT_SHARE);
+    }
+
+    /// Slices that are at work for long end with the chunks that are begun: a slow model must neither hold a delivery for
+    /// half of the broker's patience, nor lose much by a death.
+    pub(super) fn cut_slices(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        if !self.resumable || self.health.is_draining() {
+            return;
+        }
+        let slice_max = self.held_max / SLICE_SHARE;
+        for key in self.jobs.long_slices(slice_max, now) {
+            let Some(job) = self.jobs.get_mut(key) else {
+                continue;
+            };
+            let (line, caller) = (job.line(), job.ticket.caller);
+            let Some(removed) = job.cut() else { continue };
+            let (inputs, undrawn) = (job.tokens.len(), job.undrawn);
+            self.health.ledger.withdraw(Stage::Batched, removed);
+            if undrawn == 0 {
+                self.lanes.remove(line, caller, key);
+            }
+            actions.push(Action::Cut { job: key, inputs });
+            self.settle_computed(key, now, actions);
         }
     }
 

@@ -2,6 +2,9 @@
 //!
 //! A job holds its model from its admission until it is gone. So no model is unloaded under a job; what is asked of
 //! one that is on its way out waits until it is out, and in again.
+//!
+//! At the start every model is loaded once, so that what cannot work is known before the service calls itself ready. One
+//! that need not be kept goes again as soon as it has been seen to work, unless a job waits for it by then.
 
 use super::event::ModelId;
 use crate::clock::Moment;
@@ -10,7 +13,8 @@ use std::time::Duration;
 /// Where a model stands.
 ///
 /// ```text
-///              hold                 loaded                 due
+///   the start ─────────────────┐
+///              hold            v    loaded                 due
 ///  Unloaded ────────────> Loading ──────────> Ready ─────────────────> Unloading ──unloaded──> Unloaded
 ///     ^                      │                ^   │                        │ held meanwhile
 ///     └────── failed ────────┘                └───┘ held: working          └──unloaded──> Loading
@@ -39,6 +43,10 @@ struct Place {
     idle_unload: Option<Duration>,
     /// The last try to load it came to nothing.
     failed: bool,
+    /// It has not been in memory since the start.
+    first: bool,
+    /// Without a job it is in memory only to be seen to work.
+    spare: bool,
 }
 
 /// All models.
@@ -50,18 +58,21 @@ pub struct Residence {
 }
 
 impl Residence {
-    /// Per model, its own bound on idleness and whether it is in memory now.
+    /// All are on their way into memory. Per model, its own bound on idleness, and whether it is kept once it has been seen
+    /// to work.
     pub fn new(
         models: impl Iterator<Item = (Option<Duration>, bool)>,
         idle_unload: Duration,
         now: Moment,
     ) -> Residence {
-        let place = |(idle_unload, loaded)| Place {
-            state: if loaded { State::Ready } else { State::Unloaded },
+        let place = |(idle_unload, kept): (_, bool)| Place {
+            state: State::Loading,
             held: 0,
             used: now,
             idle_unload,
             failed: false,
+            first: true,
+            spare: !kept,
         };
         Residence {
             models: models.map(place).collect(),
@@ -78,6 +89,7 @@ impl Residence {
     pub fn hold(&mut self, model: ModelId) -> bool {
         let place = &mut self.models[model.0];
         place.held += 1;
+        place.spare = false;
         let load = place.state == State::Unloaded;
         if load {
             place.state = State::Loading;
@@ -100,6 +112,7 @@ impl Residence {
         let place = &mut self.models[model.0];
         assert_eq!(place.state, State::Loading, "model {} was not asked for", model.0);
         (place.state, place.failed, place.used) = (State::Ready, false, now);
+        place.first = false;
     }
 
     /// It could not be loaded.
@@ -122,7 +135,8 @@ impl Residence {
     pub fn unload(&mut self, now: Moment) -> Option<ModelId> {
         let due = |model: &ModelId| self.idle_until(*model).is_some_and(|until| until <= now);
         let model = (0..self.models.len()).map(ModelId).find(due)?;
-        self.models[model.0].state = State::Unloading;
+        let place = &mut self.models[model.0];
+        (place.state, place.spare) = (State::Unloading, false);
         Some(model)
     }
 
@@ -135,8 +149,16 @@ impl Residence {
     fn idle_until(&self, model: ModelId) -> Option<Moment> {
         let place = &self.models[model.0];
         let idle_unload = place.idle_unload.unwrap_or(self.idle_unload);
-        let may = place.state == State::Ready && place.held == 0 && !idle_unload.is_zero();
-        may.then(|| place.used + idle_unload)
+        let may = place.state == State::Ready && place.held == 0;
+        if may && place.spare {
+            return Some(place.used);
+        }
+        (may && !idle_unload.is_zero()).then(|| place.used + idle_unload)
+    }
+
+    /// Whether a model has not been in memory yet.
+    pub fn starts(&self) -> bool {
+        self.models.iter().any(|place| place.first)
     }
 
     /// Whether it is in memory.
@@ -184,9 +206,50 @@ mod tests {
         Moment::from_millis(ms)
     }
 
+    fn of(models: impl IntoIterator<Item = Option<u64>>, idle_ms: u64) -> Residence {
+        let own = |ms: Option<u64>| (ms.map(Duration::from_millis), true);
+        let models: Vec<_> = models.into_iter().map(own).collect();
+        let count = models.len();
+        let mut models = Residence::new(models.into_iter(), Duration::from_millis(idle_ms), at(0));
+        (0..count).for_each(|model| models.loaded(ModelId(model), at(0)));
+        models
+    }
+
+    /// One that has been through its first load, and is in memory or not.
     fn one(loaded: bool) -> Residence {
-        let idle = Duration::from_millis(100);
-        Residence::new([(None, loaded)].into_iter(), idle, at(0))
+        let mut models = of([None], 100);
+        if !loaded {
+            assert_eq!(models.unload(at(100)), Some(MODEL));
+            assert!(!models.unloaded(MODEL));
+        }
+        models
+    }
+
+    #[test]
+    fn at_the_start_each_is_seen_to_work_and_goes_if_nobody_needs_it() {
+        let own = [(None, true), (None, false), (None, false)];
+        let mut models = Residence::new(own.into_iter(), Duration::from_secs(1), at(0));
+        assert!(!models.hold(ModelId(2)), "on its way already");
+        for model in 0..3 {
+            assert!(models.starts());
+            models.loaded(ModelId(model), at(10));
+        }
+        assert!(!models.starts());
+        assert_eq!(models.unload(at(10)), Some(ModelId(1)));
+        assert_eq!(
+            models.unload(at(1009)),
+            None,
+            "one is held, one is kept for its time"
+        );
+        models.release(ModelId(2), true, at(1009));
+        assert_eq!(models.unload(at(1010)), Some(ModelId(0)));
+        assert_eq!(models.unload(at(2008)), None);
+        // What has gone once is a model like any other.
+        assert!(!models.unloaded(ModelId(1)) && models.hold(ModelId(1)));
+        models.loaded(ModelId(1), at(2000));
+        models.release(ModelId(1), true, at(2000));
+        assert_eq!(models.unload(at(2999)), Some(ModelId(2)));
+        assert_eq!(models.unload(at(2999)), None);
     }
 
     #[test]
@@ -229,8 +292,7 @@ mod tests {
 
     #[test]
     fn zero_is_never() {
-        let models = [(Some(Duration::ZERO), true), (None, true)];
-        let mut models = Residence::new(models.into_iter(), Duration::from_secs(1), at(0));
+        let mut models = of([Some(0), None], 1000);
         assert_eq!(models.unload(at(10_000)), Some(ModelId(1)));
         assert_eq!((models.unload(at(10_000)), models.next_check()), (None, None));
     }
@@ -243,9 +305,9 @@ mod tests {
             steps in prop::collection::vec((0u8..6, 0usize..3, 1u64..60), 1..200),
         ) {
             let own = [None, Some(Duration::from_millis(30)), Some(Duration::ZERO)];
-            let loaded = [true, false, false];
-            let mut models = Residence::new(own.into_iter().zip(loaded), Duration::from_millis(50), at(0));
-            let (mut held, mut under_way) = ([0usize; 3], [None::<bool>; 3]);
+            let kept = [true, false, false];
+            let mut models = Residence::new(own.into_iter().zip(kept), Duration::from_millis(50), at(0));
+            let (mut held, mut under_way) = ([0usize; 3], [Some(true); 3]);
             let mut now = 0;
             for (step, which, pause) in steps {
                 now += pause;
@@ -270,7 +332,8 @@ mod tests {
                         Some(false) if models.unloaded(model) => under_way[which] = Some(true),
                         _ => {}
                     },
-                    5 if under_way[which] == Some(true) => {
+                    // One that cannot be loaded at the start ends the process.
+                    5 if under_way[which] == Some(true) && !models.models[which].first => {
                         under_way[which] = None;
                         models.failed(model);
                         // Its jobs are told and leave.

@@ -13,6 +13,7 @@ use std::time::Duration;
 ///      │ admit   └─refuse─────────────────────────┐                   ^  ^ next slice         v
 ///      ├─ its model is not there ──> Awaiting ──Loaded──> Tokenizing    (a canary: Trying ──Tried──> Replying)
 ///      v
+///  Twin <──Twin── Tokenizing; Twin ──Parted──> Tokenizing, Twin ──Recalled──> Replying
 ///  Tokenizing ──Tokenized──> Waiting ──draw──> Computing ──all computed──> Replying ──Confirmed──> Acking ──Acked──> gone
 ///      │ refuse                 │ deadline          │ failed           |       ^ │ rejected        ^
 ///      └────────────────────────┴───────────────────┼──────────────────┼───────┘ │                 │
@@ -28,6 +29,8 @@ pub enum Phase {
     Trying,
     /// Its texts are being tokenized.
     Tokenizing,
+    /// Another job computes the very same. It is in no stage: whatever holds it up holds up the other.
+    Twin,
     /// Tokenized, none of its inputs in a batch yet.
     Waiting,
     /// Some of its inputs are or have been in a batch.
@@ -141,6 +144,8 @@ pub struct Stream {
     pub unconfirmed: usize,
     /// Nobody takes them any more.
     pub returned: bool,
+    /// The slice was to be longer.
+    cut: bool,
 }
 
 impl Stream {
@@ -153,6 +158,7 @@ impl Stream {
             left: left.collect(),
             unconfirmed: 0,
             returned: false,
+            cut: false,
         }
     }
 
@@ -203,6 +209,14 @@ impl Job {
         span
     }
 
+    /// Whether nothing of it has been put into a batch, so that it may be refused or given back without loss.
+    pub fn waits(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Awaiting | Phase::Tokenizing | Phase::Twin | Phase::Waiting
+        )
+    }
+
     /// Whether it is begun at once: while a job waits that was resumed, a death of the process would be charged to it.
     pub fn is_urgent(&self) -> bool {
         matches!(self.lane, Lane::Probe | Lane::Resumed)
@@ -244,6 +258,27 @@ impl Job {
         while self.first_undrawn < self.drawn.len() && self.drawn[self.first_undrawn] {
             self.first_undrawn += 1;
         }
+    }
+
+    /// Ends its slice with the last chunk of which an input is in a batch, or has been: how many inputs are left out. `None` if
+    /// nothing is to be left out, or it was cut before.
+    pub fn cut(&mut self) -> Option<usize> {
+        let stream = self.stream.as_mut().filter(|stream| !stream.cut)?;
+        stream.cut = true;
+        let begun = self.drawn.iter().rposition(|&drawn| drawn)? + 1;
+        let left = begun.div_ceil(stream.chunk) * stream.chunk;
+        let removed = self
+            .tokens
+            .len()
+            .checked_sub(left)
+            .filter(|&removed| removed > 0)?;
+        stream.left.truncate(left / stream.chunk);
+        stream.last = false;
+        self.tokens.truncate(left);
+        self.drawn.truncate(left);
+        // None of those behind was drawn.
+        self.undrawn -= removed;
+        Some(removed)
     }
 
     /// Whether its computation has begun and is not finished. One whose last chunks are on their way is.
@@ -310,6 +345,18 @@ impl Jobs {
     pub fn being_computed(&self) -> impl Iterator<Item = &Job> {
         let begun = self.begun.iter().filter_map(|key| self.jobs.get(key));
         begun.filter(|job| job.is_being_computed())
+    }
+
+    /// Those of them that came from a queue and have had a slice at work for so long, with inputs that are in no batch yet.
+    pub fn long_slices(&self, slice_max: Duration, now: Moment) -> Vec<JobKey> {
+        let long = |key: &&JobKey| {
+            self.jobs.get(key).is_some_and(|job| {
+                let due = job.begun.is_some_and(|begun| now.since(begun) >= slice_max);
+                let streams = job.stream.as_ref().is_some_and(|stream| !stream.cut);
+                due && streams && job.undrawn > 0 && job.failure.is_none() && job.source == Source::Queue
+            })
+        };
+        self.begun.iter().filter(long).copied().collect()
     }
 
     /// How many they are per lane, in the order of [`Lane::ALL`]. Forgets those that are no longer.

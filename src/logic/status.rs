@@ -15,7 +15,7 @@ use std::time::Duration;
 /// The state of the service in a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Not ready yet: no broker so far, or the first canary is under way.
+    /// Not ready yet: models load, no broker so far, or the first canary is under way.
     Starting,
     /// Ready, with nothing in flight.
     Idle,
@@ -199,7 +199,6 @@ impl Logic {
             unit: Some("ms".into()),
             ..condition
         };
-        let started = self.readiness(now) != Err(NotReady::Starting) && health.round_age(now).is_some();
         let proof = health.proof_age(now);
         let proven = health.is_connected() && proof.is_some_and(|age| age < limits.disconnect_kill);
         let blocked = health.blocked_since().map(|since| now.since(since));
@@ -207,7 +206,8 @@ impl Logic {
         let ready = Part::Readiness;
         let mut all = vec![
             condition("not_draining", ready, !health.is_draining()),
-            condition("first_round_completed", ready, started),
+            condition("models_loaded_once", ready, !self.residence.starts()),
+            condition("first_round_completed", ready, health.has_been_ready()),
             span(
                 condition("broker_proven", ready, proven),
                 proof,
@@ -278,6 +278,7 @@ impl Logic {
     pub fn status_line(&self, subject: &Subject<'_>, now: Moment) -> String {
         let mut line = match self.readiness(now) {
             Ok(()) => "ready".to_owned(),
+            Err(NotReady::Starting) if self.residence.starts() => "starting · loading models".to_owned(),
             Err(NotReady::Starting) => format!("starting · {}", NotReady::Starting),
             Err(NotReady::Draining) => "draining".to_owned(),
             Err(cause @ NotReady::Blocked) => {

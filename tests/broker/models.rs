@@ -1,8 +1,10 @@
 //! Models that come into memory when a job wants them, and go when none has for long.
 
-use crate::caller::{Caller, cosine};
+use crate::caller::{Caller, cosine, headers};
 use crate::service::{Bench, MODEL, SOON, Service, bench};
 use embeddings::clock::{Clock, Moment};
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
 use serde_json::{Value, json};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -32,17 +34,23 @@ impl Second {
         self.dir.path().join("modules.json")
     }
 
-    /// From now on whoever reads the folder waits until [`Second::let_go`].
+    fn tokenizer(&self) -> PathBuf {
+        self.dir.path().join("tokenizer.json")
+    }
+
+    /// From now on whoever loads the model waits until [`Second::let_go`].
     fn hold_up(&self) {
-        std::fs::remove_file(self.modules()).unwrap();
-        let made = std::process::Command::new("mkfifo").arg(self.modules()).status();
+        std::fs::remove_file(self.tokenizer()).unwrap();
+        let made = std::process::Command::new("mkfifo")
+            .arg(self.tokenizer())
+            .status();
         assert!(made.unwrap().success());
     }
 
     fn let_go(&self, bench: &Bench) {
-        let text = std::fs::read(bench.model_dir().join("modules.json")).unwrap();
+        let text = std::fs::read(bench.model_dir().join("tokenizer.json")).unwrap();
         // Waits for the reader.
-        std::fs::write(self.modules(), text).unwrap();
+        std::fs::write(self.tokenizer(), text).unwrap();
     }
 }
 
@@ -160,6 +168,75 @@ async fn nobody_else_waits_for_a_load() {
         let reply = caller.reply().await;
         reply.vectors();
         waiting.retain(|id| Some(id.as_str()) != reply.correlation_id());
+    }
+}
+
+/// Goal: whoever comes while models are loaded at the start is refused at once, or waits and is answered; nothing is ready
+/// before, and no job that goes on is taken, which a death would be charged to. Method: the default model's tokenizer is
+/// a pipe that nobody writes to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_service_answers_while_it_loads_its_models() {
+    let Some(bench) = bench("start") else { return };
+    let folder = Second::of(&bench);
+    folder.hold_up();
+    let settings = folder.settings(0, "default_model = \"second\"");
+    let mut service = bench.start(&bench.node.url, &settings);
+    let clock = Clock::start();
+    while !service.runtime().join("status.sock").exists() || report(&service)["broker"]["connected"] != true {
+        assert!(
+            clock.now().since(Moment::ZERO) < SOON,
+            "no session while it loads"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut caller = Caller::connect(&bench).await;
+    let resuming = async |caller: &Caller| {
+        let passive = QueueDeclareOptions::default().passive();
+        let queue = caller.names.resumed.as_str().into();
+        let state = caller
+            .channel
+            .queue_declare(queue, passive, FieldTable::default());
+        state.await.unwrap().consumer_count()
+    };
+    let (properties, _) = caller.properties();
+    let properties = properties.with_headers(headers(&[("x-budget-ms", 200)]));
+    let queue = caller.names.interactive.clone();
+    let late = caller.ask_raw(&queue, br#"{"input": "late"}"#, properties).await;
+    assert_eq!(late.error(), ("deadline_exceeded", 504, None));
+    let mut waiting = vec![
+        caller.send(&json!({"input": "a"})).await,
+        caller.send(&json!({"input": "b"})).await,
+    ];
+    for _ in 0..20 {
+        let refused = caller.ask(&json!({"input": "c"})).await;
+        assert_eq!(refused.error(), ("overloaded", 429, None));
+        assert!(refused.json["error"]["retry_after_ms"].as_u64().unwrap() >= 50);
+    }
+    let unknown = caller.ask(&json!({"input": "c", "model": "third"})).await;
+    assert_eq!(unknown.error(), ("model_not_found", 404, Some("model")));
+    let seen = report(&service);
+    assert_eq!(
+        (&seen["ready"], &seen["not_ready"], &seen["models"]["second"]),
+        (&json!(false), &json!("starting"), &json!("loading")),
+        "{seen}"
+    );
+    assert!(seen["line"].as_str().unwrap().contains("loading"), "{seen}");
+    assert_eq!(resuming(&caller).await, 0);
+    assert!(!service.has_told("READY=1"));
+    folder.let_go(&bench);
+    while !waiting.is_empty() {
+        let reply = caller.reply().await;
+        reply.vectors();
+        waiting.retain(|id| Some(id.as_str()) != reply.correlation_id());
+    }
+    service.ready();
+    let clock = Clock::start();
+    while resuming(&caller).await == 0 {
+        assert!(
+            clock.now().since(Moment::ZERO) < SOON,
+            "jobs that go on are not taken"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -171,6 +171,35 @@ async fn a_job_that_comes_twice_is_computed_once() {
     assert_eq!(service.log().matches(AT_HAND).count(), 1, "{}", service.log());
 }
 
+/// Goal: jobs that come with the same id and body while the first of them is being computed wait for its answer, and each is
+/// answered. Method: some seconds of work in one job, sent three times at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_comes_again_while_it_is_computed_is_computed_once() {
+    let settings = "log = { level = \"debug\" }";
+    let Some((_bench, service, mut caller)) = ready("twins", settings).await else {
+        return;
+    };
+    let queue = caller.names.interactive.clone();
+    let body = json!({"input": vec!["many words make long work ".repeat(40); 64]}).to_string();
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let (properties, id) = caller.properties();
+        let properties = properties.with_message_id("once".into());
+        caller.publish(&queue, body.as_bytes(), properties).await;
+        ids.push(id);
+    }
+    let mut answers = Vec::new();
+    for _ in 0..3 {
+        let reply = caller.reply().await;
+        ids.retain(|id| Some(id.as_str()) != reply.correlation_id());
+        answers.push(reply.vectors());
+    }
+    assert!(ids.is_empty());
+    assert!(answers[0] == answers[1] && answers[0] == answers[2] && answers[0].len() == 64);
+    let log = service.log();
+    assert_eq!(log.matches("waits for that answer").count(), 2, "{log}");
+}
+
 /// Goal: whoever follows a request through several programs finds it here: each answer carries the caller's `traceparent`,
 /// also of a job that has gone on as another message, and the log its trace's id. What is none is left out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -30,10 +30,22 @@ enum Place {
     /// A canary that an engine answers for without its model.
     Trying,
     Tokenizing,
+    /// Another job computes the same.
+    Twin,
     Working,
     Publishing,
     Acking,
     Acked,
+}
+
+impl Place {
+    /// Here, and perhaps not begun.
+    fn waits(self) -> bool {
+        matches!(
+            self,
+            Place::Awaiting | Place::Tokenizing | Place::Twin | Place::Working
+        )
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -75,11 +87,21 @@ struct Seen {
     tried: bool,
     /// Whether chunks of a slice went before.
     slice: bool,
+    /// Its slice ends early.
+    cut: bool,
     /// Its model could not be loaded.
     load_failed: bool,
 }
 
 impl Seen {
+    /// Where its slice ends if nothing further of it is begun, if that is before its end.
+    fn can_be_cut(&self) -> Option<usize> {
+        let (chunk, _) = self.stream?;
+        let begun = self.started.iter().rposition(|started| *started)? + 1;
+        let left = begun.div_ceil(chunk) * chunk;
+        (left < self.started.len()).then_some(left)
+    }
+
     fn undrawn(&self) -> usize {
         if self.place == Place::Working && !self.failed && !self.returned {
             self.started.iter().filter(|started| !**started).count()
@@ -152,6 +174,8 @@ pub struct Oracle {
     part_batches: HashSet<BatchId>,
     /// Whether jobs can go on from another queue.
     resumable: bool,
+    /// Longest wait before a job is begun.
+    held_max: Duration,
     connected: bool,
     proof: Option<Moment>,
     blocked: bool,
@@ -205,6 +229,7 @@ impl Oracle {
             parts: BTreeSet::new(),
             part_batches: HashSet::new(),
             resumable: false,
+            held_max: Duration::from_secs(600),
             connected: false,
             proof: None,
             blocked: false,
@@ -300,8 +325,10 @@ impl Oracle {
                 self.models.step(now);
                 self.progress(Stage::Admitted, now);
             }
-            Event::Loaded { model } => {
+            Event::Loaded { model, bytes } => {
                 self.models.ended(model.0, true, now);
+                let known = &mut self.setup.models[model.0].bytes;
+                *known = bytes.unwrap_or(*known);
                 self.progress(Stage::Admitted, now);
                 for seen in self.jobs.values_mut().filter(|seen| seen.model == *model) {
                     if seen.place == Place::Awaiting {
@@ -319,8 +346,12 @@ impl Oracle {
                     }
                 }
             }
+            Event::HeldTooLong { limit } => self.held_max = self.held_max.min(*limit / 3),
             Event::Superseded { .. } => unreachable!("the world sends no copies"),
-            Event::Unloaded { model } => self.models.unloaded(model.0),
+            Event::Unloaded { model } => {
+                self.models.unloaded(model.0, now);
+                self.progress(Stage::Admitted, now);
+            }
             Event::TokenizerBegan { tokenizer } => {
                 self.active(Worker::Tokenizer(*tokenizer), now);
                 let before = self.tokenizers[tokenizer.0].replace(now);
@@ -400,6 +431,7 @@ impl Oracle {
                     tried: false,
                     load_failed: false,
                     slice: false,
+                    cut: false,
                 };
                 assert!(self.jobs.insert(*job, seen).is_none());
                 self.delivered_now = Some(*job);
@@ -421,10 +453,27 @@ impl Oracle {
             }
             Event::Recalled { job } => {
                 if let Some(seen) = self.jobs.get_mut(job)
+                    && matches!(seen.place, Place::Tokenizing | Place::Twin)
+                {
+                    let tokenizing = seen.place == Place::Tokenizing;
+                    (seen.place, seen.recalled) = (Place::Working, true);
+                    if tokenizing {
+                        self.progress(Stage::Admitted, now);
+                    }
+                }
+            }
+            Event::Twin { job } => {
+                if let Some(seen) = self.jobs.get_mut(job)
                     && seen.place == Place::Tokenizing
                 {
-                    (seen.place, seen.recalled) = (Place::Working, true);
-                    self.progress(Stage::Admitted, now);
+                    seen.place = Place::Twin;
+                }
+            }
+            Event::Parted { job } => {
+                if let Some(seen) = self.jobs.get_mut(job)
+                    && seen.place == Place::Twin
+                {
+                    (seen.place, seen.to_tokenize) = (Place::Tokenizing, true);
                 }
             }
             Event::BatchStep { engine } => {
@@ -701,6 +750,19 @@ impl Oracle {
                 assert!(seen.chunks.insert(*first), "a chunk sent twice in one delivery");
                 seen.unconfirmed += 1;
             }
+            Action::Cut { job, inputs } => {
+                assert!(self.resumable && self.draining.is_none());
+                let slice_max = self.held_max / 10;
+                let seen = self.job(*job, action);
+                assert!(seen.place == Place::Working && seen.lane != Lane::Probe && !seen.cut);
+                assert!(seen.begun_at.is_some_and(|begun| now.since(begun) >= slice_max));
+                assert_eq!(Some(*inputs), seen.can_be_cut(), "cut in the wrong place");
+                seen.tokens.truncate(*inputs);
+                seen.started.truncate(*inputs);
+                seen.good.truncate(*inputs);
+                seen.cut = true;
+                seen.stream = seen.stream.map(|(chunk, _)| (chunk, false));
+            }
             Action::Finish { job } => {
                 let seen = self.job(*job, action);
                 let (chunk, last) = seen.stream.expect("only streamed jobs are finished");
@@ -718,22 +780,19 @@ impl Oracle {
                 let max_attempts = self.setup.limits.max_attempts;
                 let draining = self.draining.is_some();
                 self.withdrawn_now = true;
+                let held_max = self.held_max;
                 let model = self.job(*job, action).model.0;
                 let no_model = self.models.is_out(model);
                 let seen = self.job(*job, action);
                 assert!(resumable && !seen.local && seen.lane != Lane::Probe);
                 match onward {
-                    // One that has waited for ten minutes.
-                    Onward::Suspect if now.since(seen.delivered) >= Duration::from_secs(600) => {
-                        let waits = matches!(seen.place, Place::Awaiting | Place::Working);
-                        assert!(waits && !seen.begun());
+                    // One that has waited for long.
+                    Onward::Suspect if now.since(seen.delivered) >= held_max => {
+                        assert!(seen.place.waits() && !seen.begun());
                     }
                     // One that waits here while the service stops goes back without being charged.
                     Onward::Suspect if draining && seen.lane == Lane::Resumed => {
-                        assert!(
-                            matches!(seen.place, Place::Awaiting | Place::Tokenizing | Place::Working)
-                                && !seen.begun()
-                        );
+                        assert!(seen.place.waits() && !seen.begun());
                     }
                     Onward::Suspect => {
                         assert!(seen.suspect && seen.lane != Lane::Resumed && !seen.admitted);
@@ -776,7 +835,7 @@ impl Oracle {
                 }
                 // After the last attempt the sender is told once the copy is safe.
                 let last_word = seen.dead_letter && seen.place == Place::Acking;
-                let waits = matches!(seen.place, Place::Awaiting | Place::Tokenizing | Place::Working);
+                let waits = seen.place.waits();
                 assert!(last_word || waits && !seen.local);
                 seen.place = Place::Publishing;
             }
@@ -820,7 +879,7 @@ impl Oracle {
             }
             Action::Forget { job, outcome } => self.forget(*job, *outcome, action, now),
             Action::SendCanary { through_broker, .. } => {
-                assert!(self.connected && self.draining.is_none());
+                assert!(self.connected && self.draining.is_none() && !self.models.starts());
                 assert_eq!(*through_broker, !self.blocked);
                 let mine = |seen: &Seen| seen.lane == Lane::Probe && seen.local != *through_broker;
                 assert!(!self.jobs.values().any(mine), "a second canary on the same way");
@@ -831,6 +890,7 @@ impl Oracle {
             }
             Action::Ready => {
                 assert!(!self.ready && self.round_now && self.draining.is_none());
+                assert!(!self.models.starts(), "ready before every model was seen to work");
                 self.ready = true;
             }
             Action::Pet => {
@@ -924,6 +984,10 @@ impl Oracle {
                 !self.book.keeps_out(need, jobs == 1),
                 "admitted while intake pauses"
             );
+        }
+        // A canary of a model that is not there has no use for it.
+        if lane != Lane::Probe || self.models.is_in(model.0) {
+            self.models.wanted(model.0);
         }
         self.book.admitted(need);
         assert!(self.draining.is_none(), "admitted while draining");
@@ -1122,12 +1186,21 @@ impl Oracle {
             if seen.place == Place::Working && seen.at_rest() {
                 panic!("{key:?} is computed and not answered");
             }
+            let slow = seen
+                .begun_at
+                .is_some_and(|begun| now.since(begun) >= self.held_max / 10);
+            let cuttable = slow && !seen.cut && seen.undrawn() > 0 && seen.can_be_cut().is_some();
+            let queued = self.resumable && seen.lane != Lane::Probe && self.draining.is_none();
+            assert!(
+                !(cuttable && queued),
+                "{key:?} holds its delivery for a slow slice"
+            );
             assert!(!seen.to_tokenize, "{key:?} has its model and is not tokenized");
             assert!(
                 seen.place != Place::Awaiting || !self.models.is_out(seen.model.0),
                 "{key:?} waits for a model that nobody loads"
             );
-            if matches!(seen.place, Place::Awaiting | Place::Tokenizing | Place::Working) && !seen.begun() {
+            if seen.place.waits() && !seen.begun() {
                 let late = seen.deadline.is_some_and(|deadline| deadline <= now);
                 assert!(!late, "{key:?} waits although its deadline has passed");
             }
@@ -1228,14 +1301,18 @@ impl Oracle {
             return;
         }
         if self.round_now && self.connected && reasons.is_empty() && !self.withdrawn_now {
-            assert!(self.ready, "the first round makes ready");
+            assert!(
+                self.ready || self.models.starts(),
+                "the first round with all models makes ready"
+            );
             let due = self
                 .pet
                 .is_none_or(|last| now.since(last) >= self.setup.pet_spacing);
             assert!(!due || actions.contains(&Action::Pet), "a round without its pet");
         }
         let interval = self.setup.limits.canary_interval;
-        let due = self.round.is_none_or(|round| now.since(round) >= interval);
+        let due = !self.ready || self.round.is_none_or(|round| now.since(round) >= interval);
+        let due = due && !self.models.starts();
         if self.connected && due && self.killed.is_none() && self.local_or_none_under_way() {
             let sent = actions
                 .iter()

@@ -20,28 +20,34 @@ struct Model {
     used: Moment,
     own: Option<Duration>,
     failed: bool,
+    /// It has not been there since the start.
+    first: bool,
+    /// Without a job it goes as soon as it has been there.
+    spare: bool,
 }
 
 /// All of them.
 #[derive(Clone, Debug)]
 pub struct Models {
     models: Vec<Model>,
-    /// Loads under way, and since when the last of them has not got on.
-    loads: usize,
+    /// Loads and unloads under way, and since when the last of them has not got on.
+    moves: usize,
     moved: Moment,
 }
 
 impl Models {
     pub fn new(setups: &[ModelSetup], now: Moment) -> Models {
         let model = |setup: &ModelSetup| Model {
-            place: if setup.loaded { Place::In } else { Place::Out },
+            place: Place::ComingIn,
             used: now,
             own: setup.idle_unload,
             failed: false,
+            first: true,
+            spare: !setup.kept,
         };
         Models {
             models: setups.iter().map(model).collect(),
-            loads: 0,
+            moves: setups.len(),
             moved: now,
         }
     }
@@ -58,6 +64,16 @@ impl Models {
         self.models[model].failed
     }
 
+    /// Whether one of them has not been there yet.
+    pub fn starts(&self) -> bool {
+        self.models.iter().any(|model| model.first)
+    }
+
+    /// A job wants it.
+    pub fn wanted(&mut self, model: usize) {
+        self.models[model].spare = false;
+    }
+
     /// A caller's job that held it has left.
     pub fn used(&mut self, model: usize, now: Moment) {
         self.models[model].used = now;
@@ -71,10 +87,14 @@ impl Models {
         );
         assert!(wanted, "a load that no job asks for");
         self.models[model].place = Place::ComingIn;
-        if self.loads == 0 {
+        self.moves(now);
+    }
+
+    fn moves(&mut self, now: Moment) {
+        if self.moves == 0 {
             self.moved = now;
         }
-        self.loads += 1;
+        self.moves += 1;
     }
 
     pub fn step(&mut self, now: Moment) {
@@ -86,10 +106,11 @@ impl Models {
         assert_eq!(it.place, Place::ComingIn);
         it.place = if loaded { Place::In } else { Place::Out };
         it.failed = !loaded;
+        assert!(loaded || !it.first, "such a process ends");
         if loaded {
-            it.used = now;
+            (it.used, it.first) = (now, false);
         }
-        self.loads -= 1;
+        self.moves -= 1;
         self.moved = now;
     }
 
@@ -97,10 +118,14 @@ impl Models {
         assert!(!held, "unloaded under a job");
         assert!(self.is_due(model, limits, now), "unloaded before its time");
         self.models[model].place = Place::GoingOut;
+        self.models[model].spare = false;
+        self.moves(now);
     }
 
-    pub fn unloaded(&mut self, model: usize) {
+    pub fn unloaded(&mut self, model: usize, now: Moment) {
         assert_eq!(self.models[model].place, Place::GoingOut);
+        self.moves -= 1;
+        self.moved = now;
         self.models[model].place = Place::Out;
     }
 
@@ -108,11 +133,11 @@ impl Models {
     pub fn is_due(&self, model: usize, limits: &Limits, now: Moment) -> bool {
         let it = &self.models[model];
         let span = it.own.unwrap_or(limits.idle_unload);
-        it.place == Place::In && !span.is_zero() && now.since(it.used) >= span
+        it.place == Place::In && (it.spare || !span.is_zero() && now.since(it.used) >= span)
     }
 
-    /// Since when a load has been under way without getting on.
+    /// Since when a load or an unload has been under way without getting on.
     pub fn stuck_since(&self) -> Option<Moment> {
-        (self.loads > 0).then_some(self.moved)
+        (self.moves > 0).then_some(self.moved)
     }
 }

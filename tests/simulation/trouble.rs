@@ -5,7 +5,8 @@ use super::*;
 impl World {
     pub(super) fn draw_message(&mut self) -> Message {
         let rng = &mut self.rng;
-        let inputs = if rng.one_in(20) {
+        let chunk = rng.one_in(4).then(|| rng.range(1, 5) as usize);
+        let inputs = if rng.one_in(if chunk.is_some() { 4 } else { 20 }) {
             rng.range(1, 60)
         } else {
             rng.range(1, 4)
@@ -22,7 +23,7 @@ impl World {
             model: ModelId(rng.below(self.setup.models.len())),
             // One caller sends half of all.
             caller: CallerId(if rng.one_in(2) { 0 } else { rng.range(1, 6) }),
-            chunk: rng.one_in(4).then(|| rng.range(1, 5) as usize),
+            chunk,
             at: lane,
             done: 0,
             attempt: 1,
@@ -119,6 +120,10 @@ impl World {
                 self.tokenizer_slow = false;
                 self.engines.iter_mut().for_each(|engine| engine.slow = false);
             }
+            56..62 => {
+                let limit = Duration::from_millis(self.rng.range(300, 20_000));
+                self.step(Event::HeldTooLong { limit });
+            }
             72..78 => self.memory_seen(),
             69..72 => {
                 let one_in = if self.rng.one_in(2) { 1 } else { 6 };
@@ -177,6 +182,7 @@ impl World {
             && !self.reader_stuck.contains(&true)
             && self.unconfirming.is_none()
             && !self.loader_stuck
+            && self.first_loads.is_empty()
             && self.slow_until <= self.now
             && self.link
             && self.intake
@@ -239,7 +245,7 @@ pub(super) fn draw_setup(rng: &mut Rng, models: usize) -> Setup {
                 idle_unload: rng
                     .one_in(4)
                     .then(|| Duration::from_millis(rng.range(0, 2) * rng.range(50, 4000))),
-                loaded: model == 0 || rng.one_in(2),
+                kept: model == 0 || rng.one_in(2),
                 bytes: rng.range(0, 20) << 20,
             })
             .collect(),

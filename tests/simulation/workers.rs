@@ -95,11 +95,13 @@ impl World {
             let pause = self.rng.range(0, most);
             self.plan(pause, Next::Load(model, steps - 1));
             self.step(Event::LoadStep);
-        } else if self.rng.one_in(8) {
+        } else if !self.first_loads.contains(&model) && self.rng.one_in(8) {
             let why = "model.safetensors is missing".into();
             self.step(Event::LoadFailed { model, why });
         } else {
-            self.step(Event::Loaded { model });
+            self.first_loads.remove(&model);
+            let bytes = self.rng.one_in(2).then(|| self.rng.range(0, 20) << 20);
+            self.step(Event::Loaded { model, bytes });
         }
     }
 

@@ -18,13 +18,13 @@ use embeddings::logic::health::{Condition, KillReason};
 use embeddings::logic::pressure::Memory;
 use embeddings::logic::{Logic, ModelSetup, Setup};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashSet, VecDeque};
 use std::time::Duration;
 
 /// Unacknowledged deliveries per lane, in the order of [`Lane::ALL`].
 const PREFETCH: [usize; Lane::COUNT] = [4, 24, 12, 1];
 /// Inputs of one slice of a streamed job.
-const SLICE: usize = 6;
+const SLICE: usize = 16;
 /// Clients hold back while the broker has this many messages.
 const BACKLOG_MAX: usize = 120;
 /// Steps longer than this are trouble.
@@ -119,6 +119,9 @@ enum Next {
     Unblock(u64),
     Arrive(u64, Letter),
     LocalCanary,
+    /// Another job is found to compute the same, and then to have ended.
+    Twin(JobKey),
+    TwinEnds(JobKey),
     /// A free tokenizer looks for work.
     Tokenize,
     TokenizerStep(usize, JobKey),
@@ -171,6 +174,7 @@ pub struct Counts {
     pub reconnects: u64,
     pub loads: u64,
     pub unloads: u64,
+    pub cuts: u64,
     /// Times that backpressure went on, in the order of `Cause::ALL`.
     pub pressed: [u64; 4],
 }
@@ -226,6 +230,8 @@ pub struct World {
     tokenizer_slow: bool,
     /// The thread that loads models hangs.
     loader_stuck: bool,
+    /// Models that have not been in memory in this life: one that cannot be loaded the first time ends the process.
+    first_loads: BTreeSet<ModelId>,
     /// Since when the watchdog thread has been frozen.
     watchdog_stuck: Option<u64>,
     /// Per lane, whether the broker has lost our consumer, and whether it does not deliver.
@@ -286,6 +292,7 @@ impl World {
             to_tokenize: VecDeque::new(),
             tokenizer_slow: false,
             loader_stuck: false,
+            first_loads: BTreeSet::new(),
             watchdog_stuck: None,
             unconsumed: [false; Lane::COUNT],
             undelivering: [false; Lane::COUNT],
@@ -437,6 +444,13 @@ impl World {
             }
             Next::Load(model, steps) if !self.loader_stuck => self.load_step(model, steps),
             Next::Unloaded(model) if !self.loader_stuck => self.step(Event::Unloaded { model }),
+            Next::Twin(job) => {
+                let delay = self.rng.range(0, 5000);
+                self.plan(delay, Next::TwinEnds(job));
+                self.step(Event::Twin { job });
+            }
+            Next::TwinEnds(job) if self.rng.one_in(2) => self.step(Event::Recalled { job }),
+            Next::TwinEnds(job) => self.step(Event::Parted { job }),
             Next::Tokenize => self.take_up(),
             Next::TokenizerStep(tokenizer, job) => self.tokenizer_step(tokenizer, job),
             Next::EngineStep(engine, batch) => self.engine_step(engine, batch),
@@ -494,6 +508,11 @@ impl World {
         self.slow_until = 0;
         self.intake = true;
         self.disturbed();
+        self.first_loads = (0..self.setup.models.len()).map(ModelId).collect();
+        for model in self.first_loads.clone() {
+            let (wait, steps) = (self.rng.range(0, 500), self.rng.range(1, 6));
+            self.plan(wait, Next::Load(model, steps));
+        }
         let wait = self.rng.range(0, 2000);
         self.plan(wait, Next::Connect);
     }
@@ -584,9 +603,21 @@ impl World {
                 let delay = self.rng.range(0, 300);
                 self.plan(delay, Next::Unloaded(model));
             }
+            Action::Cut { job, inputs } => {
+                self.counts.cuts += 1;
+                if let Some(Letter::Client(number)) = self.deliveries.get(&job).map(|it| it.letter) {
+                    self.messages[number].slice = inputs;
+                }
+            }
             Action::Tokenize { job } => {
-                self.to_tokenize.push_back(job);
-                self.plan(0, Next::Tokenize);
+                let delivery = self.deliveries.get(&job);
+                let plain = delivery.is_some_and(|it| !it.streamed && it.lane != Lane::Probe);
+                if plain && self.rng.one_in(30) {
+                    self.plan(0, Next::Twin(job));
+                } else {
+                    self.to_tokenize.push_back(job);
+                    self.plan(0, Next::Tokenize);
+                }
             }
             Action::StartBatch {
                 engine,

@@ -42,7 +42,7 @@ pub fn setup() -> Setup {
         prefetch: [8, 320, 16, 1],
         batch_tokens: 512,
         models: vec![ModelSetup {
-            loaded: true,
+            kept: true,
             ..ModelSetup::default()
         }],
         default: ModelId(0),
@@ -62,6 +62,20 @@ pub fn ticket(inputs: usize) -> Ticket {
     }
 }
 
+/// A service whose models have just come into memory.
+pub fn loaded(setup: Setup) -> Logic {
+    let mut logic = Logic::new(setup, Moment::ZERO);
+    for model in 0..logic.model_states().count() {
+        let model = ModelId(model);
+        logic.step(
+            Event::Loaded { model, bytes: None },
+            Moment::ZERO,
+            &mut Vec::new(),
+        );
+    }
+    logic
+}
+
 /// A service on made-up time.
 pub struct Service {
     pub logic: Logic,
@@ -73,7 +87,7 @@ impl Service {
     /// Connected, at the moment zero.
     pub fn connected(setup: Setup) -> (Service, Vec<Action>) {
         let mut service = Service {
-            logic: Logic::new(setup, Moment::ZERO),
+            logic: loaded(setup),
             now: 0,
             next: 0,
         };

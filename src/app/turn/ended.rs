@@ -15,6 +15,7 @@ impl Loop {
             return;
         };
         self.trace.gone(job);
+        self.part_twins(job);
         let went_on = matches!(outcome, Outcome::MovedOn | Outcome::Answered | Outcome::Returned);
         if let (true, Some(reached)) = (went_on, held.reached) {
             self.lineages.reached(held.checkpoint.lineage, reached);
@@ -68,7 +69,7 @@ impl Loop {
                 model: entry.name.clone(),
                 inputs: held.inputs,
                 tokens: held.tokens_here(),
-                dimensions: plan.dimensions.unwrap_or(entry.recipe.info.dimensions),
+                dimensions: plan.dimensions.unwrap_or(entry.outline.dimensions),
                 encoding: plan.encoding,
             }
         });

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 /// While the first broker is awaited, each attempt buys the start this much time over the pause before
 /// the next: more than one attempt can take.
-const ATTEMPT_MAX: Duration = Duration::from_secs(30);
+pub(super) const ATTEMPT_MAX: Duration = Duration::from_secs(30);
 
 impl Loop {
     pub(super) fn heard(&mut self, event: BrokerEvent) -> Option<Event> {
@@ -30,10 +30,8 @@ impl Loop {
                     "waiting for the broker at {} · attempt {attempts}: {cause}",
                     self.parts.config.broker.shown()
                 );
-                if !self.ready {
-                    notify::extend_start(ATTEMPT_MAX + pause, &line);
-                }
                 self.waiting = Some(line);
+                self.start_moves(ATTEMPT_MAX + pause);
                 return None;
             }
             BrokerEvent::Up { session, resumable } => {
@@ -42,15 +40,20 @@ impl Loop {
                 if self.draining {
                     self.command(Command::StopIntake);
                 }
-                if !self.ready {
-                    notify::extend_start(ATTEMPT_MAX, "broker reached · first canary under way");
-                }
+                self.start_moves(ATTEMPT_MAX);
                 Event::BrokerUp { resumable }
             }
-            BrokerEvent::Down { .. } => {
+            BrokerEvent::Down { held_max, .. } => {
                 let brokered = |held: &&Held| held.lane != Lane::Probe && held.receipt.is_some();
                 for held in self.desk.values().filter(brokered) {
                     self.innocent.remember(&held.id);
+                }
+                if let Some(limit) = held_max {
+                    warn!(
+                        limit_ms = limit.as_millis() as u64,
+                        "the broker lets no delivery be held for longer than this (consumer_timeout); jobs go on in shorter slices"
+                    );
+                    self.pending.push(Event::HeldTooLong { limit });
                 }
                 Event::BrokerDown
             }
@@ -99,6 +102,26 @@ impl Loop {
             }
             BrokerEvent::Acked { job } => Event::Acked { job },
         })
+    }
+
+    /// While the service is not ready: tells systemd what is awaited, and buys the start so much time for it.
+    pub(super) fn start_moves(&self, extend: Duration) {
+        if !self.ready {
+            let line = self.awaited(self.parts.clock.now());
+            notify::extend_start(
+                extend,
+                line.as_deref()
+                    .unwrap_or("broker reached · first canary under way"),
+            );
+        }
+    }
+
+    /// What a service that is not ready waits for, other than its first canary.
+    pub(super) fn awaited(&self, now: Moment) -> Option<String> {
+        let loading = self.loading.as_ref();
+        let loading = loading.map(|(line, at)| format!("{line} · {:.1} s ago", now.since(*at).as_secs_f64()));
+        let parts: Vec<String> = self.waiting.clone().into_iter().chain(loading).collect();
+        (!parts.is_empty()).then(|| parts.join(" · "))
     }
 
     fn arrived(&mut self, mut arrival: Arrival) -> Event {

@@ -1,7 +1,11 @@
 //! What the threads that work report, on its way to the loop, and what the loop makes of it.
 
+use super::super::LOAD_STEP_MAX;
 use super::super::loader::{Loader, Loading};
 use super::Loop;
+use super::heard::ATTEMPT_MAX;
+use crate::broker::Command;
+use crate::clock::Moment;
 use crate::engine::EngineError;
 use crate::engine::Sequence;
 use crate::engine::pool::{BatchResult, PoolEvent, Report};
@@ -12,6 +16,7 @@ use crate::logic::ledger::Stage;
 use crate::logic::pressure::Memory;
 use crate::telemetry::memory;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tracing::{error, info};
 
@@ -37,7 +42,7 @@ pub enum Done {
 /// Starts the thread that loads models. A step may be dropped when the loop is behind: the next follows soon.
 pub fn start_loader(done: mpsc::Sender<Done>) -> std::io::Result<Loader> {
     Loader::start(move |loading| {
-        if matches!(loading, Loading::Step) {
+        if matches!(loading, Loading::Step(_)) {
             let _ = done.try_send(Done::Loading(loading));
         } else {
             let _ = done.blocking_send(Done::Loading(loading));
@@ -111,7 +116,7 @@ impl Loop {
                 Event::Tokenized { job, result }
             }
             Done::Memory(reading) => Event::MemorySeen(reading),
-            Done::Loading(loading) => self.loading(loading),
+            Done::Loading(loading) => return self.loading(loading),
             Done::Batch(engine, batch, result) => {
                 if let Err(error @ EngineError::Device { .. }) = &result {
                     error!(engine = engine.0, %error, "an engine must not be used any more");
@@ -139,16 +144,31 @@ impl Loop {
         })
     }
 
-    fn loading(&mut self, loading: Loading) -> Event {
-        match loading {
-            Loading::Step => Event::LoadStep,
+    fn loading(&mut self, loading: Loading) -> Option<Event> {
+        Some(match loading {
+            Loading::Step(line) => {
+                if let Some(line) = line {
+                    self.loading = Some((line, self.parts.clock.now()));
+                    self.start_moves(LOAD_STEP_MAX);
+                }
+                Event::LoadStep
+            }
+            Loading::First(_, Err(failure)) => {
+                self.failure = Some(failure);
+                return None;
+            }
+            Loading::First(model, Ok(proven)) => {
+                let bytes = Some(proven.bytes);
+                self.parts.catalogue.prove(model, proven);
+                Event::Loaded { model, bytes }
+            }
             Loading::Loaded(model, loaded) => {
                 info!(
                     model = self.parts.catalogue.entry(model).name,
                     "a model is loaded"
                 );
                 self.parts.catalogue.put(model, loaded);
-                Event::Loaded { model }
+                Event::Loaded { model, bytes: None }
             }
             Loading::Failed(model, why) => {
                 error!(model = self.parts.catalogue.entry(model).name, %why, "a model cannot be loaded");
@@ -163,7 +183,21 @@ impl Loop {
                 );
                 Event::Unloaded { model }
             }
-        }
+        })
+    }
+
+    /// Every model has been in memory and seen to work: from now on, what a death ends may be its own fault.
+    pub(super) fn models_proven(&mut self, now: Moment) {
+        self.loading = None;
+        info!(
+            model = self.show.model(),
+            engines = self.parts.pool.engines(),
+            ready_after_ms = now.as_millis(),
+            "models loaded"
+        );
+        self.parts.resume.store(true, Ordering::Relaxed);
+        self.command(Command::Resume);
+        self.start_moves(ATTEMPT_MAX);
     }
 
     fn take_vector(
