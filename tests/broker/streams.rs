@@ -1,6 +1,8 @@
 //! Contract 3.3 and 3.4: long jobs in chunks, which survive the death of any worker, and jobs that are tried again.
 
 use crate::caller::{Caller, Reply, cosine, header};
+use crate::frozen::Frozen;
+use crate::private::{Private, wait_for};
 use crate::service::{Bench, SOON, Service, bench};
 use embeddings::clock::{Clock, Moment};
 use embeddings::job::reply::{Received, ReceivedItem};
@@ -262,4 +264,37 @@ async fn deaths_are_charged_to_what_was_at_work() {
     for queue in [&caller.names.interactive, &caller.names.resumed] {
         caller.settles_at(queue, (0, 1)).await;
     }
+}
+
+/// Goal: a broker that lets no delivery be held for long is learned from: what it says when it ends a session is the limit
+/// from then on, slices end before, and the job comes to its end. Method: a limit of some seconds, which it looks at twice a
+/// second, and an engine that stands still for longer than that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_s_short_patience_is_learned() {
+    const INPUTS: usize = 600;
+    let Some(mut bench) = bench("patience") else {
+        return;
+    };
+    let node = Private::start();
+    node.ctl(
+        "eval 'application:set_env(rabbit, consumer_timeout, 20000), application:set_env(rabbit, channel_tick_interval, 500).'",
+    );
+    bench.node.url.clone_from(&node.url);
+    let limits = "liveness_max_stall_ms = 60000\nheartbeat_timeout_ms = 90000\n[engine]\nthreads = 1";
+    let service = bench.serve(limits);
+    let mut caller = Caller::connect(&bench).await;
+    let frozen = Frozen::threads(service.pid(), "engine-");
+    // A slice is 512 of them, which take longer than a thirtieth of the limit.
+    let text = "many words make long work, and more of them make more ".repeat(5);
+    caller
+        .send(&json!({"input": vec![&text; INPUTS], "stream": true}))
+        .await;
+    wait_for(SOON, "the broker ends the session", || {
+        service.log().contains("lets no delivery be held")
+    });
+    drop(frozen);
+    let mut stream = Stream::default();
+    stream.whole(&mut caller, INPUTS).await;
+    let log = service.log();
+    assert!(log.contains("a slow slice ends early"), "{log}");
 }
