@@ -204,6 +204,7 @@ fn a_lane_that_takes_nothing_is_named() {
         since_ms: Some(3000),
         changes: 3,
         refused: [("memory".into(), 10), ("queue_full".into(), 2)].into(),
+        retry_after_ms: Some(800),
     };
     report.backpressure = [
         ("interactive".into(), lane),
