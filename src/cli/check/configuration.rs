@@ -77,7 +77,7 @@ fn files(reading: &Reading, examined: &Examined, hand: &Hand) -> Vec<Finding> {
 
 /// One error of loading.
 fn refused(error: &ConfigError, examined: &Examined, reader: Option<&Reader>, hand: &Hand) -> Finding {
-    let text = error.to_string();
+    let text = hand.whence(error.to_string());
     match error {
         ConfigError::Unreadable { path, .. } => {
             let commands = match path.exists() {
@@ -136,6 +136,10 @@ fn located(text: String, origin: &Origin, key: &str) -> String {
 
 fn unknown(text: String, origin: &Origin, key: &str, nearest: Option<&'static str>, hand: &Hand) -> Finding {
     let (check, commands) = match origin {
+        // What is right may hold a secret, and goes where a person puts it.
+        Origin::Env(name) if hand.handed.contains_key(name) => {
+            (&table::CONFIG_ENVIRONMENT, hand.unset(origin, key))
+        }
         Origin::Env(name) => {
             let unset = format!("unset {name}");
             let command = nearest.map_or(unset.clone(), |nearest| {
@@ -173,10 +177,14 @@ fn unknown(text: String, origin: &Origin, key: &str, nearest: Option<&'static st
             "leave out --set {}=…, or write the key rightly",
             quoted(key)
         )),
-        Origin::Env(_) => finding.note(format!(
-            "in a unit's drop-in it stands behind Environment=: systemctl edit {}",
-            hand.unit
-        )),
+        Origin::Env(name) if hand.handed.contains_key(name) => {
+            let right = nearest.map(|nearest| format!("EMBED_{}", nearest.to_uppercase().replace('.', "__")));
+            finding.note(format!(
+                "or write {} in its stead",
+                right.as_deref().unwrap_or("a key that `embeddings config` lists")
+            ))
+        }
+        Origin::Env(_) => finding,
         Origin::File(_) | Origin::Default => finding,
     }
 }
@@ -193,11 +201,10 @@ fn password(text: String, examined: &Examined, reader: Option<&Reader>, hand: &H
     }
     // The path stands in the message; the value itself was refused and stands nowhere else.
     let path = text.split('"').nth(1).unwrap_or_default().to_owned();
-    let text = match &hand.credential {
-        Some(file) if *file == Path::new(&path) => {
-            text.replacen("flag --set", &format!("LoadCredential= of {}", hand.service()), 1)
-        }
-        _ => text,
+    let text = if hand.hands_over(Path::new(&path)) {
+        text.replacen("flag --set", &format!("LoadCredential= of {}", hand.service()), 1)
+    } else {
+        text
     };
     let commands = vec![secrets::install(Path::new(&path), reader, hand)];
     Finding::error(check, text, commands).note("type the password, Enter, and Ctrl-D")
