@@ -92,6 +92,7 @@ fn examine(mut inputs: Inputs, user: Option<&str>) -> anyhow::Result<(Findings, 
     all.extend(system::port(examined, report.as_ref(), hand));
     all.extend(system::collector(examined, hand));
     all.extend(units.judge(hand));
+    all.extend(units.stop(examined, hand));
     all.extend(units.hidden(&reading, config, hand));
 
     let models = model::Models {
@@ -172,7 +173,11 @@ fn lay_down_the_token(config: &mut Config, units: &Units, hand: &mut Hand) {
 
 /// What has to be mended before the keys that begin so can be believed; a file that is not read may hold any key.
 fn hindrance(errors: &[ConfigError], keys: &[&str]) -> Option<String> {
-    let begins = |key: &str| keys.iter().any(|begin| key.starts_with(begin));
+    // A table that is no table holds all of its keys.
+    let begins = |key: &str| {
+        let within = |begin: &str| key.starts_with(begin) || begin.strip_suffix('.') == Some(key);
+        keys.iter().any(|begin| within(begin))
+    };
     errors.iter().find_map(|error| match error {
         ConfigError::Unreadable { path, .. } | ConfigError::Syntax { path, .. } => Some(format!(
             "mend {} first: what it says of this is not known",

@@ -4,7 +4,7 @@ use super::finding::{Finding, Level};
 use super::mend::{self, Hand, place, quoted};
 use super::user::Reader;
 use super::{secrets, table};
-use crate::config::{ConfigError, Examined, KEYS, Origin, Reading, keys_of};
+use crate::config::{ConfigError, Examined, KEYS, Origin, Reading, keys_of, table_near};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -79,6 +79,12 @@ fn files(reading: &Reading, examined: &Examined, hand: &Hand) -> Vec<Finding> {
 fn refused(error: &ConfigError, examined: &Examined, reader: Option<&Reader>, hand: &Hand) -> Finding {
     let text = hand.whence(error.to_string());
     match error {
+        ConfigError::Unreadable { path, .. } if std::fs::read(path).is_ok() => {
+            let commands = vec![hand.edit(path, None)];
+            let note =
+                "it holds bytes that are not UTF-8; `iconv -f ISO-8859-1 -t UTF-8` turns Latin-1 into that";
+            Finding::error(&table::CONFIG_FILES, text, commands).note(note)
+        }
         ConfigError::Unreadable { path, .. } => {
             let commands = match path.exists() {
                 true => vec![hand.root(format!("chmod a+rX {}", mend::path(path)))],
@@ -128,8 +134,9 @@ fn located(text: String, origin: &Origin, key: &str) -> String {
         return text;
     };
     let name = file.display().to_string();
-    match (place(file, key), text.strip_prefix(&name)) {
-        (Some(line), Some(rest)) => format!("{name}:{}{rest}", line.number),
+    let line = place(file, key).map(|line| line.number);
+    match (line.or_else(|| mend::header(file, key)), text.strip_prefix(&name)) {
+        (Some(line), Some(rest)) => format!("{name}:{line}{rest}"),
         _ => text,
     }
 }
@@ -155,7 +162,12 @@ fn unknown(text: String, origin: &Origin, key: &str, nearest: Option<&'static st
                     .map_or(String::new(), |(above, _)| above.to_owned())
             };
             let commands = match (place(file, key), nearest) {
-                (None, _) => vec![hand.edit(file, None)],
+                (None, _) => match (mend::header(file, key), table_near(key)) {
+                    (Some(line), Some(near)) => {
+                        vec![hand.replace(file, line, &format!("[{key}]"), &format!("[{near}]"))]
+                    }
+                    (line, _) => vec![hand.edit(file, line)],
+                },
                 // A model's keys are known by their last part alone.
                 (Some(line), Some(right)) if above(right) == above(key) || key.starts_with("models.") => {
                     let written = line.written.clone();

@@ -208,13 +208,11 @@ impl Hand {
     fn add(&self, file: &Path, text: &str, key: &str, value: &str) -> String {
         let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
         let header = format!("[{table}]");
-        let at = text
-            .lines()
-            .position(|line| line.split('#').next().unwrap_or_default().trim() == header);
+        let at = self::header(file, table);
         let empty = text.is_empty();
         match (table, at) {
             ("", _) if !empty => self.sed(file, &format!("1i\\{name} = {value}")),
-            (_, Some(at)) => self.sed(file, &format!("{}a\\{name} = {value}", at + 1)),
+            (_, Some(at)) => self.sed(file, &format!("{at}a\\{name} = {value}")),
             // A dotted key above makes a table of this name impossible.
             _ if keys_of(text)
                 .iter()
@@ -239,6 +237,16 @@ impl Hand {
 /// The line of a key in a file.
 pub fn place(file: &Path, key: &str) -> Option<Line> {
     locate(&std::fs::read_to_string(file).ok()?, key)
+}
+
+/// The line of a table's header in a file.
+pub fn header(file: &Path, table: &str) -> Option<usize> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let header = format!("[{table}]");
+    let at = text
+        .lines()
+        .position(|line| line.split('#').next().unwrap_or_default().trim() == header)?;
+    Some(at + 1)
 }
 
 /// Text as a pattern or a replacement of sed.

@@ -4,11 +4,12 @@
 
 use super::super::ask::ask;
 use super::super::status::span_ms;
+use super::configuration;
 use super::finding::Finding;
 use super::handed::{self, Variables};
 use super::mend::{self, Hand};
 use super::table;
-use crate::config::{Config, Reading};
+use crate::config::{Config, Examined, Origin, Reading};
 use crate::telemetry;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -19,7 +20,9 @@ use std::time::Duration;
 /// systemd that does not answer in this time is left out.
 const PATIENCE: Duration = Duration::from_secs(3);
 const PROPERTIES: &str = "LoadState,ActiveState,SubState,Result,ExecMainStatus,UnitFileState,WatchdogUSec,User,\
-                          MemoryMax,ProtectHome,Environment,EnvironmentFiles,UnsetEnvironment,NTPSynchronized,NTP";
+                          MemoryMax,ProtectHome,Environment,EnvironmentFiles,UnsetEnvironment,TimeoutStopUSec,NTPSynchronized,NTP";
+/// From the end of draining to the end of the process.
+const DRAINED_MS: u64 = 1000;
 /// One monitor for all units.
 const MONITOR: &str = "embeddings-monitor.service";
 
@@ -146,6 +149,25 @@ impl Units {
         }
         found.extend(clock(&self.clock, hand));
         found
+    }
+
+    /// Whether systemd waits until what is unfinished has been handed back.
+    pub fn stop(&self, examined: &Examined, hand: &Hand) -> Option<Finding> {
+        let limit_ms = span_ms(self.service.get("TimeoutStopUSec")).filter(|_| self.service.is_known())?;
+        let drain_ms = u64::try_from(examined.loaded.config.limits.drain.as_millis()).unwrap_or(u64::MAX);
+        if drain_ms.saturating_add(DRAINED_MS) < limit_ms {
+            return None;
+        }
+        let seconds = limit_ms / 1000;
+        let text = format!(
+            "drain_ms = {drain_ms} leaves no second of TimeoutStopSec={seconds}s of {}: systemd kills what still drains",
+            hand.service()
+        );
+        let commands = match configuration::origin(examined, "drain_ms") {
+            Origin::Default => hand.drop_in("zz-stop", &["TimeoutStopSec=20s".to_owned()]),
+            origin => hand.unset(&origin, "drain_ms"),
+        };
+        Some(Finding::warning(&table::CONFIG_RISK, text, commands))
     }
 
     /// Files and models that the unit's sandbox hides.
@@ -390,6 +412,33 @@ mod tests {
             service("MemoryMax=1048576").memory(),
             Some((1 << 20, "MemoryMax= of the unit".to_owned()))
         );
+    }
+
+    /// Goal: a drain that systemd would cut off is told, whoever of both is to blame.
+    #[test]
+    fn a_drain_has_to_end_before_systemd_s_patience() {
+        let told = |drain: Option<&str>, limit: &str| {
+            let set = drain.map(|ms| format!("drain_ms={ms}")).into_iter().collect();
+            let inputs = Inputs {
+                etc: "/nowhere".into(),
+                environment: BTreeMap::new(),
+                ..Inputs::from_process(None, set)
+            };
+            let examined = crate::config::examine(&inputs);
+            let units = Units::of_service(&format!("LoadState=loaded\nTimeoutStopUSec={limit}\n"), "");
+            units
+                .stop(&examined, &hand())
+                .map(|finding| (finding.found, finding.mend))
+        };
+        assert_eq!(told(None, "20s"), None);
+        assert_eq!(told(Some("600000"), "infinity"), None);
+        let (found, _) = told(Some("20000"), "20s").unwrap();
+        assert!(
+            found.starts_with("drain_ms = 20000 leaves no second of TimeoutStopSec=20s"),
+            "{found}"
+        );
+        let (_, mend) = told(None, "5s").unwrap();
+        assert!(mend[1].contains("TimeoutStopSec=20s"), "{mend:?}");
     }
 
     #[test]
