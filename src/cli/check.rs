@@ -315,6 +315,11 @@ mod tests {
             "{queue}"
         );
 
+        let secret = "Environment=EMBED_BROKER__URL=amqp://me:hunter2@h\n";
+        let (all, _) = found(dir.path(), &[], secret, "");
+        let told = troubles(&all).into_iter().find(|(id, _)| *id == "config.secret");
+        assert!(told.is_some_and(|(_, text)| !text.contains("hunter2")), "{all:?}");
+
         let missing = "EnvironmentFiles=/nowhere/defaults (ignore_errors=no)\n";
         let (all, _) = found(dir.path(), &[], missing, "");
         assert_eq!(all[0].mend, ["install -D -m 640 /dev/null /nowhere/defaults"]);

@@ -5,7 +5,8 @@ use super::finding::Finding;
 use super::mend::{self, Hand};
 use super::table;
 use super::units::Units;
-use crate::config::Inputs;
+use super::user::is_public;
+use crate::config::{BrokerUrl, Inputs};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -98,12 +99,36 @@ pub fn take(units: &Units, inputs: &mut Inputs, hand: &mut Hand) -> Vec<Finding>
         found.push(Finding::warning(check, text, vec![format!("unset {name}")]));
     }
     for (name, (value, giver)) in variables {
+        found.extend(shown_to_all(&name, &value, &giver, hand));
         if !inputs.environment.contains_key(&name) {
             inputs.environment.insert(name.clone(), value.clone());
             hand.handed.insert(name, (value, giver));
         }
     }
     found
+}
+
+/// A password in a variable of the unit, which `systemctl show` tells every user, or in a file that everybody can read.
+fn shown_to_all(name: &str, value: &str, giver: &Giver, hand: &Hand) -> Option<Finding> {
+    let ours = |url: BrokerUrl| url.has_password() && !url.secret().contains("://guest:guest@");
+    if name != "EMBED_BROKER__URL" || !BrokerUrl::parse(value).is_ok_and(ours) {
+        return None;
+    }
+    let service = hand.service();
+    let (whose, mend) = match giver {
+        Giver::Unit => {
+            let whose = format!("Environment= of {service}, {name}");
+            (whose, hand.root(format!("systemctl edit --full {service}")))
+        }
+        Giver::File(file) if is_public(file) => {
+            let mend = hand.on(file, format!("chmod o-rwx {}", mend::path(file)));
+            (format!("{}, {name}", file.display()), mend)
+        }
+        Giver::File(_) => return None,
+    };
+    let text = format!("{whose}: holds a secret, and everybody on this machine can read it");
+    let note = "take :PASSWORD out of it, and hand it over by LoadCredential=broker-password:FILE";
+    Some(Finding::warning(&table::CONFIG_SECRET, text, vec![mend]).note(note))
 }
 
 /// Words as `systemctl show` prints a list of them: one with blanks or quotes stands in double quotes.
