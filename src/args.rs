@@ -49,6 +49,36 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether facts are asked for as JSON.
+    pub fn is_json(&self) -> bool {
+        match self {
+            Command::Model(
+                ModelCommand::Add { json, .. }
+                | ModelCommand::List { json, .. }
+                | ModelCommand::Check { json, .. }
+                | ModelCommand::Pull { json, .. }
+                | ModelCommand::Rm { json, .. },
+            ) => *json,
+            Command::Config(args) => args.json,
+            Command::Status(args) => args.json,
+            Command::Top(args) => args.json,
+            Command::Check(args) => args.json,
+            Command::Dead(DeadCommand::List(args)) => args.json,
+            Command::Dead(DeadCommand::Show(args)) => args.json,
+            Command::Dead(DeadCommand::Requeue(args)) => args.json,
+            Command::Dead(DeadCommand::Purge(args)) => args.json,
+            Command::Bench(args) => args.json,
+            Command::Serve(_)
+            | Command::Submit(_)
+            | Command::Embed(_)
+            | Command::Monitor(_)
+            | Command::Postmortem
+            | Command::Alarm { .. } => false,
+        }
+    }
+}
+
 /// Which configuration to use, the same for every command that needs one.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ConfigFlags {

@@ -20,9 +20,11 @@ fn main() -> ExitCode {
     // environment meanwhile.
     unsafe { std::env::set_var("RUST_MIN_STACK", STACK_BYTES) };
     telemetry::dying::abort_on_panic();
-    match run(Cli::parse().command) {
+    let command = Cli::parse().command;
+    let json = command.is_json();
+    match run(command) {
         Ok(code) => code,
-        Err(error) => report(&error),
+        Err(error) => report(&error, json),
     }
 }
 
@@ -49,19 +51,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Says on stderr why the command failed. A bad configuration has a status of its own, so that systemd
+/// Says why the command failed. A bad configuration has a status of its own, so that systemd
 /// does not restart on it; everything else is 1 (usage errors are clap's, and 2).
-fn report(error: &anyhow::Error) -> ExitCode {
+fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     match error.downcast_ref::<ConfigErrors>() {
         Some(errors) => {
-            for error in &errors.0 {
-                eprintln!("error: {error}");
-            }
-            ExitCode::from(EXIT_CONFIG)
+            let all: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
+            cli::failed(json, &all, EXIT_CONFIG)
         }
-        None => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        None => cli::failed(json, &[format!("{error:#}")], 1),
     }
 }

@@ -171,6 +171,9 @@ pub struct Http {
     pub listen: Option<String>,
     /// Why it does not, though it should.
     pub problem: Option<String>,
+    /// What it turned away before the loop saw it, since the start: `http_requests` and `http_bodies` (429, as many as may
+    /// be here), `http_connections` (503).
+    pub refused: BTreeMap<String, u64>,
 }
 
 /// What the world was told of a lane's backpressure.
@@ -187,6 +190,8 @@ pub struct Backpressure {
     pub changes: u64,
     /// Jobs refused as overloaded since the start, by cause.
     pub refused: BTreeMap<String, u64>,
+    /// When a job that found no room now may find some: by what is inside, and how fast it goes.
+    pub retry_after_ms: Option<u64>,
 }
 
 /// A job that waits for its next attempt.

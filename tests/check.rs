@@ -107,6 +107,16 @@ fn what_is_written_wrongly() {
         ),
         ("colour = 'blue'", "config.key", ":1: unknown key colour"),
         (
+            "[brokers]\nurl = 'amqp://a'",
+            "config.key",
+            ":1: unknown key brokers; did you mean [broker]?",
+        ),
+        (
+            "broker = 'amqp://a'",
+            "config.value",
+            ":1: broker = a string: must be a table [broker]",
+        ),
+        (
             "max_queue = 0",
             "config.value",
             ":1: max_queue = 0: must be a whole number from 1 to 1000000 (jobs)",
@@ -154,7 +164,10 @@ fn what_is_written_wrongly() {
     ] {
         let machine = machine(lines);
         // What the file says of the broker must not be hidden by a flag.
-        if lines.contains("url") || lines.contains("[http]") {
+        if ["url", "[http]", "broker ="]
+            .iter()
+            .any(|word| lines.contains(word))
+        {
             machine.forget_flags();
         }
         let answer = machine.check();

@@ -18,17 +18,13 @@ use std::os::fd::FromRawFd;
 use std::process::Stdio;
 
 /// Commands without `--json`, and why they need none.
-const NO_FACTS: [(&str, &str); 7] = [
+const NO_FACTS: [(&str, &str); 6] = [
     ("serve", "the service: it writes a log"),
     ("monitor", "a service: it writes a log"),
     ("postmortem", "systemd's to call: it writes to the journal"),
     ("alarm", "systemd's to call: it writes to the journal"),
     ("submit", "its output is JSON Lines"),
     ("embed", "its output is JSON"),
-    (
-        "top",
-        "a screen; the figures are in `status --json` and the heartbeats",
-    ),
 ];
 
 fn machine() -> Machine {
@@ -121,6 +117,58 @@ fn json_is_json_and_a_pipe_gets_no_colours() {
                 );
             }
         }
+    }
+}
+
+/// Goal: a script that asked for JSON gets one object also where the command comes to nothing, and the exit code that it had. Method:
+/// nobody at the broker, names of nothing, a socket that cannot be, a configuration that is wrong.
+#[test]
+fn what_cannot_be_told_is_told_in_json() {
+    let machine = machine();
+    // No socket can have such a name, so nothing can be known of one.
+    let runtime = machine.path(&"far/".repeat(40)).display().to_string();
+    machine.env("RUNTIME_DIRECTORY", &runtime);
+    let minilm = model::minilm().display().to_string();
+    let failing: [(&[&str], i32); 11] = [
+        (&["status"], 4),
+        (&["top"], 69),
+        (&["dead", "list"], 1),
+        (&["dead", "show", "job-1"], 1),
+        (&["dead", "requeue", "--all"], 1),
+        (&["dead", "purge", "--all"], 2),
+        (&["dead", "purge", "--all", "--yes"], 1),
+        (&["model", "check", "nobody"], 1),
+        (&["model", "add", "/nowhere"], 1),
+        (&["model", "rm", "nobody"], 1),
+        (&["bench", "--broker", "--seconds", "0.1", "--model", &minilm], 69),
+    ];
+    let judge = |words: &[&str], code: i32| {
+        let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+        let mut command = machine.command(&with_config(&machine, &words, &["--json"]));
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {output:?}");
+        let said: Result<Value, _> = serde_json::from_slice(&output.stdout);
+        let said = said.unwrap_or_else(|error| panic!("{words:?}: {error}: {output:?}"));
+        let error = said["error"].as_str().unwrap_or_default();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            error.lines().all(|line| told.contains(line)),
+            "{words:?}: {said} {told}"
+        );
+        assert!(!error.is_empty() && said["exit"] == code, "{words:?}: {said}");
+    };
+    for (words, code) in failing {
+        judge(words, code);
+    }
+    machine.append("embeddings.toml", "max_queue = 0\nmax_qeue = 1");
+    for words in [
+        &["config"][..],
+        &["top"],
+        &["dead", "list"],
+        &["model", "list"],
+        &["bench"],
+    ] {
+        judge(words, 78);
     }
 }
 

@@ -16,10 +16,10 @@ use tracing::debug;
 
 /// How often the truth is looked at for a change, which is told at once.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// The loop turns at least this often, so a heartbeat may come so much after it is due.
-const TURN_MAX: Duration = Duration::from_millis(500);
-/// What a heartbeat may need beyond that, on a busy machine and on its way.
-const SLACK: Duration = Duration::from_millis(750);
+/// What a heartbeat may need from when it is due until somebody has heard it, on a busy machine and on its way.
+const SLACK: Duration = Duration::from_millis(1250);
+/// Nobody who listens can judge a shorter silence: it takes two of their proofs that they hear at all (250 ms each).
+const PROMISE_MIN: Duration = Duration::from_millis(500);
 /// Longest name that a heartbeat repeats from a record.
 const NAME_CHARS_MAX: usize = 64;
 
@@ -79,6 +79,13 @@ impl Pulse {
     /// The next turn looks, however long ago the last look was: there may be no other before the end.
     pub fn hurry(&mut self) {
         self.looked = None;
+    }
+
+    /// How long the loop may wait before its next turn: until the next heartbeat is due.
+    pub fn rest(&self, now: Moment) -> Duration {
+        self.sent.map_or(Duration::ZERO, |(last, _)| {
+            due(self.interval).saturating_sub(now.since(last))
+        })
     }
 
     /// The loop has turned: sends a heartbeat to the monitor if it is time, and returns the one for the broker.
@@ -149,15 +156,17 @@ fn interval(limits: &Limits) -> Duration {
 }
 
 /// When the next heartbeat is due: so much before the interval is over that, with what may hold it up, it comes
-/// within the interval. So one that does not come tells of itself when the interval is over, and no later.
+/// within the interval. So one that does not come tells of itself when the interval is over, and no later. A short interval
+/// is not made longer for that; heartbeats come more often instead, up to four times in one.
 fn due(interval: Duration) -> Duration {
-    interval * 3 / 4
+    let promised = promised(interval);
+    let early = promised.saturating_sub(SLACK).max(promised / 4);
+    (interval * 3 / 4).min(early)
 }
 
-/// Within which time the next heartbeat comes, whatever holds it up on a machine in health: the interval, where it
-/// is not so short that the loop cannot keep it.
+/// Within which time the next heartbeat comes, whatever holds it up on a machine in health.
 fn promised(interval: Duration) -> Duration {
-    interval.max(due(interval) + TURN_MAX + SLACK)
+    interval.max(PROMISE_MIN)
 }
 
 fn millis(span: Duration) -> u64 {
@@ -168,16 +177,31 @@ fn millis(span: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    /// Goal: what is promised is the configured interval wherever that can be kept, and is kept always.
+    /// Goal: what is promised is the configured interval, down to what can be judged; it is kept with time to spare, and at
+    /// no great cost.
     #[test]
     fn promises_can_be_kept() {
         let seconds = Duration::from_secs;
         assert_eq!(promised(seconds(5)), seconds(5));
         assert_eq!(promised(seconds(60)), seconds(60));
-        assert_eq!(promised(Duration::from_millis(500)), Duration::from_millis(1625));
+        assert_eq!(
+            (promised(seconds(1)), due(seconds(1))),
+            (seconds(1), seconds(1) / 4)
+        );
+        assert_eq!(due(seconds(2)), Duration::from_millis(750));
+        assert_eq!(
+            (due(seconds(5)), due(seconds(60))),
+            (seconds(5) * 3 / 4, seconds(45))
+        );
         for ms in 100..20_000 {
             let interval = Duration::from_millis(ms);
-            assert!(due(interval) < interval && due(interval) + TURN_MAX + SLACK <= promised(interval));
+            let (due, promised) = (due(interval), promised(interval));
+            assert_eq!(promised, Duration::from_millis(ms.max(500)));
+            assert!(due < interval && 4 * due >= interval, "{interval:?}: {due:?}");
+            assert!(
+                promised - due >= SLACK.min(promised * 3 / 4),
+                "{interval:?}: {due:?}"
+            );
         }
     }
 }

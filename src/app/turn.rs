@@ -207,6 +207,7 @@ impl Loop {
         while !self.drained {
             let now = self.parts.clock.now();
             let mut wait = self.parts.logic.next_check(now).since(now);
+            wait = wait.min(self.pulse.rest(now));
             if let Some(rest) = self.unposted {
                 wait = wait.min(rest);
             }

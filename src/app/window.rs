@@ -263,6 +263,7 @@ fn backpressure(logic: &Logic, lane: Lane, now: Moment) -> Backpressure {
         cause: told.on.map(|(cause, _)| cause.name().to_owned()),
         since_ms: told.on.map(|(_, since)| millis(now.since(since))),
         changes: told.changes,
+        retry_after_ms: Some(logic.retry_after_ms(lane, now)),
         refused: refused
             .filter(|&(_, count)| count > 0)
             .map(|(cause, count)| (cause.name().to_owned(), count))

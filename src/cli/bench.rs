@@ -94,10 +94,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     match bench(args) {
         Ok(code) => Ok(code),
         Err(error) => match error.downcast_ref::<Ended>() {
-            Some(Ended { code, why }) => {
-                eprintln!("error: {why}");
-                Ok(ExitCode::from(*code))
-            }
+            Some(Ended { code, why }) => Ok(super::failed(args.json, std::slice::from_ref(why), *code)),
             None => Err(error),
         },
     }
@@ -390,11 +387,7 @@ fn tell(args: &BenchArgs, plan: &Plan, report: &Report) -> anyhow::Result<ExitCo
         json["comparison"] = serde_json::to_value(compared).context("failed to write the comparison")?;
     }
     let json = format!("{json:#}\n");
-    if args.json {
-        print(&json)?;
-    } else {
-        print(&show::people(report, compared.as_ref(), Paint::stdout()))?;
-    }
+    // Whatever can fail comes before the answer, so that who reads JSON gets one object and not two.
     if let Some(path) = &args.output {
         write(path, &json)?;
     }
@@ -402,6 +395,11 @@ fn tell(args: &BenchArgs, plan: &Plan, report: &Report) -> anyhow::Result<ExitCo
         (Some(compared), Some(below)) => plan::judged(compared, below)?,
         _ => None,
     };
+    if args.json {
+        print(&json)?;
+    } else {
+        print(&show::people(report, compared.as_ref(), Paint::stdout()))?;
+    }
     Ok(match failed {
         None => ExitCode::SUCCESS,
         Some(why) => {

@@ -68,7 +68,8 @@ async fn perform(command: &DeadCommand, broker: &BrokerConfig) -> anyhow::Result
         && !args.yes
         && !std::io::stdin().is_terminal()
     {
-        eprintln!("error: purge --all deletes for good; give --yes, or call it from a terminal");
+        let why = "purge --all deletes for good; give --yes, or call it from a terminal".to_owned();
+        let _ = super::failed(args.json, &[why], EXIT_USAGE);
         return Ok(EXIT_USAGE);
     }
     let opened = Letters::open(broker).await;
@@ -170,7 +171,13 @@ async fn show(args: &DeadShowArgs, letters: &mut Letters) -> anyhow::Result<End>
     }
     if found == 0 {
         eprintln!("error: {}", none(&args.id, &queue));
+        let said = json!({"queue": queue, "found": 0, "dead_letters": []});
         return Ok(End {
+            said: if args.json {
+                format!("{said:#}\n")
+            } else {
+                String::new()
+            },
             code: EXIT_NONE,
             ..End::default()
         });

@@ -1,7 +1,7 @@
 //! The commands, one small file each: arguments in, an exit code out.
 //!
-//! All of them speak alike: the first line is the answer, tables are aligned, `--json` is for machines,
-//! colour is for terminals only and never with `NO_COLOR`, errors go to stderr.
+//! All of them speak alike: the first line is the answer, tables are aligned, `--json` is for machines and prints one object
+//! in every case, colour is for terminals only and never with `NO_COLOR`, errors go to stderr.
 
 pub mod alarm;
 mod ask;
@@ -20,7 +20,9 @@ pub mod top;
 
 use crate::args::ConfigFlags;
 use crate::config::{ConfigErrors, Inputs, Loaded};
+use serde_json::Value;
 use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
 use unicode_width::UnicodeWidthStr;
 
 /// Loads the configuration that the flags choose, from this process's environment.
@@ -51,6 +53,30 @@ fn print_bytes(bytes: &[u8]) -> std::io::Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
+}
+
+/// Says why a command has come to nothing: on stderr to people, and where JSON was asked for on stdout, too, so that whoever
+/// reads that gets one object in every case. Its exit code.
+pub fn failed(json: bool, errors: &[String], code: u8) -> ExitCode {
+    failed_with(json, errors, code, Value::Null)
+}
+
+/// The same, with what this command's JSON has otherwise, as far as it is known.
+fn failed_with(json: bool, errors: &[String], code: u8, known: Value) -> ExitCode {
+    for error in errors {
+        eprintln!("error: {error}");
+    }
+    if json {
+        let mut said = match known {
+            Value::Object(known) => known,
+            _ => serde_json::Map::new(),
+        };
+        said.insert("error".into(), errors.join("\n").into());
+        said.insert("exit".into(), code.into());
+        // The exit code stands, whether or not anybody can read this.
+        let _ = print(&format!("{:#}\n", Value::Object(said)));
+    }
+    ExitCode::from(code)
 }
 
 /// A colour of the terminal.

@@ -17,6 +17,7 @@ use crate::config::{self, ConfigErrors, Inputs, Limits};
 use crate::control::{self, Asked, SOCKET};
 use crate::report::{Report, State};
 use crate::telemetry::history;
+use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -37,8 +38,8 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let report = match look(&inputs) {
         Ok(report) => report,
         Err(why) => {
-            eprintln!("error: {why}");
-            return Ok(ExitCode::from(EXIT_UNKNOWN));
+            let known = json!({"state": "unknown", "name": inputs.unit(), "line": why});
+            return Ok(super::failed_with(args.json, &[why], EXIT_UNKNOWN, known));
         }
     };
     let text = if args.json {

@@ -23,6 +23,7 @@ use anyhow::Context;
 use ears::{Line, learn};
 use plain::Look;
 use screen::Theme;
+use serde_json::json;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -51,16 +52,17 @@ pub fn run(args: &TopArgs) -> anyhow::Result<ExitCode> {
         .context("failed to start the runtime")?;
     let code = runtime.block_on(top(args, &config.broker, &config.limits));
     runtime.shutdown_timeout(Duration::from_secs(1));
-    Ok(ExitCode::from(code?))
+    code
 }
 
-async fn top(args: &TopArgs, broker: &BrokerConfig, limits: &Limits) -> anyhow::Result<u8> {
+async fn top(args: &TopArgs, broker: &BrokerConfig, limits: &Limits) -> anyhow::Result<ExitCode> {
     let clock = Clock::start();
     let line = match Line::open(broker).await {
         Ok(line) => line,
         Err(cause) => {
-            eprintln!("error: cannot hear the workers at {}: {cause}", broker.shown());
-            return Ok(EXIT_UNAVAILABLE);
+            let known = json!({"well": false, "broker": {"address": broker.shown(), "problem": cause}});
+            let why = format!("cannot hear the workers at {}: {cause}", broker.shown());
+            return Ok(super::failed_with(args.json, &[why], EXIT_UNAVAILABLE, known));
         }
     };
     let fleet = Fleet::new(limits.heartbeat_interval + SLACK, clock.now());
@@ -77,9 +79,8 @@ async fn top(args: &TopArgs, broker: &BrokerConfig, limits: &Limits) -> anyhow::
         colour: super::is_coloured(),
         broker: format!("{} · {}", broker.shown(), broker.prefix),
     };
-    live::show(line, fleet, ui, theme, clock)
-        .await
-        .context("the terminal failed")
+    let shown = live::show(line, fleet, ui, theme, clock).await;
+    shown.map(ExitCode::from).context("the terminal failed")
 }
 
 /// Listens for as long as any worker promises to be silent at most, then says what was heard.
@@ -90,7 +91,7 @@ async fn look(
     mut fleet: Fleet,
     broker: &BrokerConfig,
     clock: Clock,
-) -> anyhow::Result<u8> {
+) -> anyhow::Result<ExitCode> {
     let began = clock.now();
     let mut ticks = interval(ECHO_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -133,7 +134,7 @@ async fn look(
     };
     line.close().await;
     print(&said)?;
-    Ok(code)
+    Ok(ExitCode::from(code))
 }
 
 /// Whether there is a terminal that can be drawn on and typed at.

@@ -97,7 +97,7 @@ impl Rule {
                 "amqp://USER[:PASSWORD]@HOST[:PORT]/VHOST, or amqps://; of several HOST[:PORT], commas between them"
             }
             Rule::Path => "a path",
-            Rule::Listen => "ADDRESS:PORT, or empty for off",
+            Rule::Listen => "ADDRESS:PORT in numbers, such as 127.0.0.1:8970, or empty for off",
             Rule::CollectorUrl => "http://HOST[:PORT][/PATH], or https://; empty for off",
             Rule::LogLevel => {
                 "off, error, warn, info, debug, trace, or a filter such as warn,embeddings=debug"

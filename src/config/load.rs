@@ -114,9 +114,25 @@ fn walk(merged: &Merged, dict: &Dict, above: &str, values: &mut Values, errors: 
                 )),
             }
         } else {
-            errors.push(unknown(merged, &key, value, keys::nearest(&key, KEYS)));
+            errors.push(match (value, table_near(&key)) {
+                (Value::Dict(..), Some(near)) => ConfigError::Unknown {
+                    origin: origin_of(merged, value),
+                    hint: format!("; did you mean [{near}]?"),
+                    key,
+                    nearest: None,
+                },
+                _ => unknown(merged, &key, value, keys::nearest(&key, KEYS)),
+            });
         }
     }
+}
+
+/// The table that was probably meant by one that does not exist.
+pub fn table_near(wrong: &str) -> Option<String> {
+    let tables = KEYS.iter().filter_map(|key| key.name.rsplit_once('.'));
+    let mut names: Vec<String> = tables.map(|(table, _)| table.to_owned()).collect();
+    names.push("models".to_owned());
+    keys::similar(wrong, names)
 }
 
 fn walk_models(merged: &Merged, models: &Dict, values: &mut Values, errors: &mut Vec<ConfigError>) {

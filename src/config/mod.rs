@@ -31,7 +31,7 @@ pub use dirs::{ModelDirError, directories, instance_of, plain_name};
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use keys::{KEYS, Key, Kind, MODEL_KEYS, Preset, Rule, similar};
 pub use layers::{Inputs, Reading, reading};
-pub use load::{Examined, Loaded, Setting, examine, load};
+pub use load::{Examined, Loaded, Setting, examine, load, table_near};
 pub use locate::{Line, keys_of, locate};
 pub use paper::{default_file, manual};
 pub use types::{Device, Precision, missing};

@@ -2,10 +2,12 @@
 //! waits for nobody who reads it.
 
 use crate::clock::{Clock, Moment};
+use crate::job::Lane;
 use crate::logic::hour::Hour;
 use crate::logic::tally::Tally;
 use crate::report::{Http, Kill, Report};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +26,31 @@ pub struct Posted {
     pub dead_after: Duration,
 }
 
+/// What is turned away by HTTP itself, before the loop could refuse it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Full {
+    /// As many requests for vectors are here as may be.
+    Requests,
+    /// As many bytes of bodies.
+    Bodies,
+    /// As many connections.
+    Connections,
+}
+
+impl Full {
+    /// All of them.
+    pub(super) const ALL: [Full; 3] = [Full::Requests, Full::Bodies, Full::Connections];
+
+    /// The name used in metrics and in the status.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Full::Requests => "http_requests",
+            Full::Bodies => "http_bodies",
+            Full::Connections => "http_connections",
+        }
+    }
+}
+
 /// The board.
 #[derive(Debug)]
 pub struct Board {
@@ -31,6 +58,8 @@ pub struct Board {
     posted: Mutex<Arc<Posted>>,
     hour: Mutex<Hour>,
     http: Mutex<Http>,
+    /// In the order of [`Full::ALL`].
+    refused: [AtomicU64; 3],
 }
 
 impl Board {
@@ -41,6 +70,7 @@ impl Board {
             posted: Mutex::default(),
             hour: Mutex::default(),
             http: Mutex::default(),
+            refused: Default::default(),
         }
     }
 
@@ -66,7 +96,30 @@ impl Board {
 
     /// How the HTTP listener stands.
     pub fn http(&self) -> Http {
-        lock(&self.http).clone()
+        let refused = Full::ALL.map(|full| (full.name().to_owned(), self.refused(full)));
+        Http {
+            refused: refused.into_iter().filter(|&(_, count)| count > 0).collect(),
+            ..lock(&self.http).clone()
+        }
+    }
+
+    /// How often something was turned away for this.
+    pub(super) fn refused(&self, full: Full) -> u64 {
+        self.refused[full as usize].load(Ordering::Relaxed)
+    }
+
+    /// Something is turned away.
+    pub(super) fn refuse(&self, full: Full) {
+        self.refused[full as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// When a job that comes now and finds the queue full may find room, by the loop's last word; `None` before its first.
+    pub(super) fn retry_after_ms(&self) -> Option<u64> {
+        let (posted, age) = self.seen();
+        let told = posted.report.backpressure.get(Lane::Interactive.name())?;
+        // What has not moved since will take as long again.
+        let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        Some(told.retry_after_ms?.saturating_add(age_ms))
     }
 
     pub(super) fn set_http(&self, http: Http) {

@@ -4,7 +4,7 @@ use super::board::Board;
 use crate::job::reply::Answer;
 use crate::job::request::{Properties, Request};
 use crate::job::trace::TraceParent;
-use crate::job::{JobKey, Refusal};
+use crate::job::{ErrorType, JobKey, Refusal};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,8 +12,6 @@ use std::time::Duration;
 use tokio::sync::mpsc::{self, OwnedPermit, error::TrySendError};
 use tokio::sync::oneshot;
 
-/// Longest wait for an answer while the loop turns. OpenAI's clients give up after as long.
-const ANSWER_MAX: Duration = Duration::from_secs(600);
 /// How often one who waits looks whether the loop still turns.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// A loop that has said nothing for this long is not waited for. Longer than `late_after`, so that a pause is no error.
@@ -74,8 +72,8 @@ pub(super) enum Unanswered {
 pub enum Call {
     /// Somebody asks.
     Ask(Box<Ask>),
-    /// Who asked this has gone away.
-    Gone(JobKey),
+    /// Nobody waits for this any more: who asked has gone away, or was told of this error in the answer's stead.
+    Gone(JobKey, Option<ErrorType>),
 }
 
 /// The way to the loop.
@@ -83,6 +81,7 @@ pub enum Call {
 pub(super) struct Line {
     calls: mpsc::Sender<Call>,
     board: Arc<Board>,
+    answer_max: Duration,
     next: AtomicU64,
 }
 
@@ -91,21 +90,23 @@ pub(super) struct Line {
 struct Waiting {
     job: JobKey,
     gone: Option<OwnedPermit<Call>>,
+    told: Option<ErrorType>,
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         if let Some(place) = self.gone.take() {
-            place.send(Call::Gone(self.job));
+            place.send(Call::Gone(self.job, self.told));
         }
     }
 }
 
 impl Line {
-    pub(super) fn new(calls: mpsc::Sender<Call>, board: Arc<Board>) -> Line {
+    pub(super) fn new(calls: mpsc::Sender<Call>, board: Arc<Board>, answer_max: Duration) -> Line {
         Line {
             calls,
             board,
+            answer_max,
             next: AtomicU64::new(JobKey::CALLED + 1),
         }
     }
@@ -138,7 +139,11 @@ impl Line {
             Err(TrySendError::Full(_)) => return Err(self.hangs()),
             Err(TrySendError::Closed(_)) => return Err(Unanswered::Stopping),
         };
-        let mut waiting = Waiting { job, gone: None };
+        let mut waiting = Waiting {
+            job,
+            gone: None,
+            told: None,
+        };
         match self.calls.try_send(Call::Ask(ask)) {
             Ok(()) => waiting.gone = Some(place),
             Err(TrySendError::Full(_)) => return Err(self.hangs()),
@@ -158,8 +163,9 @@ impl Line {
             if self.board.seen().1 > SILENCE_MAX {
                 return Err(self.hangs());
             }
-            if waited >= ANSWER_MAX {
-                return Err(Unanswered::Late(ANSWER_MAX));
+            if waited >= self.answer_max {
+                waiting.told = Some(ErrorType::DeadlineExceeded);
+                return Err(Unanswered::Late(self.answer_max));
             }
         }
     }
@@ -177,6 +183,8 @@ mod tests {
     use crate::logic::tally::Tally;
     use std::net::Ipv4Addr;
 
+    const ANSWER_MAX: Duration = LOOK_INTERVAL;
+
     fn line(places: usize) -> (Line, mpsc::Receiver<Call>) {
         let (calls, told) = mpsc::channel(places);
         let board = Board::new(Clock::start());
@@ -184,7 +192,7 @@ mod tests {
             tally: Some(Box::new(Tally::new(Moment::ZERO))),
             ..Posted::default()
         });
-        (Line::new(calls, Arc::new(board)), told)
+        (Line::new(calls, Arc::new(board), ANSWER_MAX), told)
     }
 
     fn ask(line: &Line) -> impl Future<Output = Result<Reply, Unanswered>> {
@@ -207,8 +215,22 @@ mod tests {
         let Some(Call::Ask(first)) = told.recv().await else {
             panic!("the job comes first")
         };
-        assert!(matches!(told.recv().await, Some(Call::Gone(job)) if job == first.job));
+        assert!(matches!(told.recv().await, Some(Call::Gone(job, None)) if job == first.job));
         assert!(first.reply.is_closed());
+    }
+
+    /// Goal: the loop knows of a job that was too late what its caller was told, for the job's span. Method: a loop that says how
+    /// it is, and answers nobody.
+    #[tokio::test]
+    async fn an_answer_that_is_too_late_is_told_of() {
+        let (line, mut told) = line(2);
+        assert_eq!(ask(&line).await.err(), Some(Unanswered::Late(ANSWER_MAX)));
+        assert!(matches!(told.recv().await, Some(Call::Ask(_))));
+        let gone = told.recv().await;
+        assert!(
+            matches!(gone, Some(Call::Gone(_, Some(ErrorType::DeadlineExceeded)))),
+            "{gone:?}"
+        );
     }
 
     /// Goal: a loop that takes nothing in costs a caller no time.

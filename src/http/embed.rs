@@ -1,10 +1,13 @@
 //! `POST /v1/embeddings`: a request of OpenAI's shape to a job, and its answer to a response.
 
 use super::Shared;
+use super::board::Full;
 use super::call::{Given, Reply, Unanswered};
 use super::gate::{self, Peer, RequestId};
 use super::refusal::{self, json_response};
 use super::tokens;
+use super::turnstile::Turnstile;
+use crate::clock::Clock;
 use crate::job::reply::{Answer, HEADER_ATTEMPT, HEADER_FINGERPRINT};
 use crate::job::request::{Number, Properties, Request as Wanted, RequestLimits, decode_tokens};
 use crate::job::{ErrorType, Refusal};
@@ -16,8 +19,6 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 
-/// Longest time for a body to arrive.
-const BODY_MAX: Duration = Duration::from_secs(30);
 /// Bodies above this size are read on a thread where that may take its time.
 const DECODE_INLINE_BYTES: usize = 64 << 10;
 /// Answers of more numbers are written on such a thread.
@@ -28,8 +29,6 @@ const ASIDE_MAX: Duration = Duration::from_secs(30);
 const PIECE_BYTES: usize = 1 << 10;
 /// When to come back where no estimate is to be had: the loop hangs, and its end and a new start are seconds away.
 const RETRY_HUNG_MS: u64 = 5000;
-/// When to come back for a place among the bodies: they leave within [`BODY_MAX`], as a rule much sooner.
-const RETRY_BODIES_MS: u64 = 1000;
 
 /// What of bodies may be here at once.
 #[derive(Debug)]
@@ -37,29 +36,52 @@ pub(super) struct Bodies {
     pieces: Arc<Semaphore>,
     pieces_max: usize,
     requests: Arc<Semaphore>,
+    turnstile: Turnstile,
+}
+
+/// The place of a request and its body, for as long as this lives.
+struct Place<'a> {
+    bodies: &'a Bodies,
+    _request: OwnedSemaphorePermit,
+    _pieces: OwnedSemaphorePermit,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.bodies.turnstile.leave();
+    }
 }
 
 impl Bodies {
     /// At most so many bytes, and so many requests.
-    pub(super) fn new(bytes: usize, requests: usize) -> Bodies {
+    pub(super) fn new(bytes: usize, requests: usize, clock: Clock) -> Bodies {
         let pieces_max = (bytes / PIECE_BYTES).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
         Bodies {
             pieces: Arc::new(Semaphore::new(pieces_max)),
             pieces_max,
             requests: Arc::new(Semaphore::new(requests)),
+            turnstile: Turnstile::new(clock),
         }
     }
 
-    /// A place for a body of this size, if there is one now.
-    fn take(&self, bytes: usize) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+    /// A place for a body of this size, or what is full.
+    fn take(&self, bytes: usize) -> Result<Place<'_>, Full> {
         let pieces = bytes.div_ceil(PIECE_BYTES).clamp(1, self.pieces_max);
-        let request = self.requests.clone().try_acquire_owned().ok()?;
-        Some((request, self.take_pieces(pieces)?))
+        let request = self.requests.clone().try_acquire_owned();
+        let _request = request.map_err(|_| Full::Requests)?;
+        let _pieces = self.take_pieces(pieces).ok_or(Full::Bodies)?;
+        self.turnstile.enter();
+        Ok(Place {
+            bodies: self,
+            _request,
+            _pieces,
+        })
     }
 
     /// A place for so many bytes more of a body that has one.
-    fn more(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        self.take_pieces(bytes.div_ceil(PIECE_BYTES).min(self.pieces_max))
+    fn more(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Full> {
+        let pieces = bytes.div_ceil(PIECE_BYTES).min(self.pieces_max);
+        self.take_pieces(pieces).ok_or(Full::Bodies)
     }
 
     fn take_pieces(&self, pieces: usize) -> Option<OwnedSemaphorePermit> {
@@ -82,11 +104,12 @@ pub(super) async fn embed(
         return too_large(limits.body_bytes_max);
     }
     let reserved = announced.unwrap_or(limits.body_bytes_max);
-    let Some(_place) = shared.bodies.take(reserved) else {
-        return no_place();
+    let _place = match shared.bodies.take(reserved) {
+        Ok(place) => place,
+        Err(full) => return no_place(&shared, full),
     };
     let body = axum::body::to_bytes(body, limits.body_bytes_max);
-    let body = match tokio::time::timeout(BODY_MAX, body).await {
+    let body = match tokio::time::timeout(shared.bounds.body, body).await {
         Ok(Ok(body)) => body,
         Ok(Err(error)) if is_too_large(&error) => return too_large(limits.body_bytes_max),
         Ok(Err(error)) => {
@@ -94,7 +117,10 @@ pub(super) async fn embed(
             return refusal::plain(StatusCode::BAD_REQUEST, "invalid_request", &message);
         }
         Err(_) => {
-            let message = format!("the body has not come within {} s", BODY_MAX.as_secs());
+            let message = format!(
+                "the body has not come within {} s",
+                shared.bounds.body.as_secs_f64()
+            );
             let mut response = refusal::plain(StatusCode::REQUEST_TIMEOUT, "body_timeout", &message);
             refusal::close(&mut response);
             return response;
@@ -108,8 +134,9 @@ pub(super) async fn embed(
     // Token ids may be shorter than the texts that they stand for.
     let texts = wanted.as_ref().map_or(0, text_bytes);
     bytes = bytes.max(texts);
-    let Some(_more) = shared.bodies.more(bytes.saturating_sub(reserved)) else {
-        return no_place();
+    let _more = match shared.bodies.more(bytes.saturating_sub(reserved)) {
+        Ok(more) => more,
+        Err(full) => return no_place(&shared, full),
     };
     match shared.line.ask(id, peer, properties, bytes, wanted).await {
         Ok(Reply { given, traceparent }) => {
@@ -172,9 +199,17 @@ fn text_bytes(wanted: &Wanted) -> usize {
     wanted.input.iter().map(String::len).sum()
 }
 
-fn no_place() -> Response<Body> {
-    let refusal = Refusal::new(ErrorType::Overloaded, "as many requests are here as may be");
-    refusal::response(&refusal.retry_after(RETRY_BODIES_MS))
+/// Not before places have become free here, nor before the loop expects to have room: a request that waits for the one alone
+/// would be turned away by the other.
+fn no_place(shared: &Shared, full: Full) -> Response<Body> {
+    shared.board.refuse(full);
+    let here_ms = shared.bodies.turnstile.retry_after_ms();
+    let retry_after_ms = here_ms.max(shared.board.retry_after_ms().unwrap_or(0));
+    let message = match full {
+        Full::Bodies => "the bodies of requests that are here have as many bytes as they may",
+        Full::Requests | Full::Connections => "as many requests are here as may be",
+    };
+    refusal::response(&Refusal::new(ErrorType::Overloaded, message).retry_after(retry_after_ms))
 }
 
 async fn vectors(answer: Answer, fingerprint: &str) -> Response<Body> {
@@ -257,15 +292,15 @@ mod tests {
 
     #[test]
     fn places_are_given_back() {
-        let bodies = Bodies::new(3 * PIECE_BYTES, 2);
+        let bodies = Bodies::new(3 * PIECE_BYTES, 2, Clock::start());
         let first = bodies.take(PIECE_BYTES + 1).unwrap();
-        assert!(bodies.take(2 * PIECE_BYTES).is_none(), "no bytes left");
+        assert_eq!(bodies.take(2 * PIECE_BYTES).err(), Some(Full::Bodies));
         let second = bodies.take(0).unwrap();
-        assert!(bodies.take(0).is_none(), "no request more");
+        assert_eq!(bodies.take(0).err(), Some(Full::Requests));
         drop((first, second));
         let all = bodies.take(usize::MAX);
-        assert!(all.is_some(), "one alone may take all");
-        assert!(bodies.more(0).is_some() && bodies.more(1).is_none());
+        assert!(all.is_ok(), "one alone may take all");
+        assert!(bodies.more(0).is_ok() && bodies.more(1).is_err());
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ mod families;
 mod text;
 
 use super::Shared;
+use super::board::Full;
 use super::refusal;
 use axum::body::Body;
 use axum::extract::State;
@@ -28,6 +29,7 @@ pub(super) async fn metrics(State(shared): State<Shared>) -> Response<Body> {
         process: (shared.sources.process)(),
         spans: (shared.sources.spans)(),
         requests: shared.counts.all(),
+        refused: Full::ALL.map(|full| (full.name(), shared.board.refused(full))),
     };
     let mut response = refusal::json_response(StatusCode::OK, scene.write().into_bytes());
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

@@ -10,6 +10,7 @@
 //! nothing about jobs.
 
 mod board;
+mod bounds;
 mod call;
 mod embed;
 mod gate;
@@ -19,6 +20,7 @@ mod page;
 mod refusal;
 mod server;
 mod tokens;
+mod turnstile;
 mod views;
 
 pub use board::{Board, Posted, Process, Sources};
@@ -43,6 +45,7 @@ struct Inside {
     deaths: views::Deaths,
     line: call::Line,
     bodies: embed::Bodies,
+    bounds: bounds::Bounds,
     limits: RequestLimits,
     token: Option<Token>,
     /// Names and aliases of the configured models.

@@ -30,9 +30,32 @@ pub(super) fn unavailable(message: &str, retry_after_ms: u64) -> Response<Body> 
     response
 }
 
+/// The whole answer to a connection that is not served, in the bytes of HTTP/1.1: nobody knows what it would have asked.
+pub(super) fn crowded(retry_after_ms: u64) -> Vec<u8> {
+    let error = json!({ "error": {
+        "message": "as many connections are here as may be",
+        "type": "server_error",
+        "param": null,
+        "code": "unavailable",
+        "retry_after_ms": retry_after_ms,
+    }});
+    let body = error.to_string();
+    let (seconds, length) = (whole_seconds(retry_after_ms), body.len());
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: {seconds}\r\n\
+         retry-after-ms: {retry_after_ms}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    answer.into_bytes()
+}
+
+/// `Retry-After` has no smaller unit, and none at all would be at once.
+fn whole_seconds(ms: u64) -> u64 {
+    ms.div_ceil(1000).max(1)
+}
+
 fn come_back(response: &mut Response<Body>, ms: u64) {
     let headers = response.headers_mut();
-    headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000).max(1)));
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(ms)));
     headers.insert(RETRY_AFTER_MS, HeaderValue::from(ms));
 }
 

@@ -1,10 +1,12 @@
 //! The listener and its connections: how many, how long each may take over what, and their end.
 
-use super::board::{Board, Sources};
+use super::board::{Board, Full, Sources};
+use super::bounds::Bounds;
 use super::call::{Call, Line};
 use super::embed::Bodies;
 use super::gate::{Counts, Peer, Token};
-use super::{Inside, Shared, router, views};
+use super::turnstile::Turnstile;
+use super::{Inside, Shared, refusal, router, views};
 use crate::clock::Clock;
 use crate::job::request::RequestLimits;
 use crate::report::Http;
@@ -26,18 +28,8 @@ use tokio::task::JoinHandle;
 use tokio_io_timeout::TimeoutStream;
 use tracing::{error, info, warn};
 
-/// Connections that may stay, and no more than a quarter of the files that the process may open: whatever a crowd does, the
-/// broker can be reached.
-const CONNECTIONS_MAX: usize = 1024;
+/// Connections that stay have one of so many files that the process may open.
 const FILES_SHARE: u64 = 4;
-/// Above that so many more are served once and closed: a crowd that only holds connections keeps no health check out.
-const CONNECTIONS_SPARE: usize = 128;
-/// Longest time for the head of a request, and for a connection to be idle.
-const HEAD_MAX: Duration = Duration::from_secs(30);
-/// The same for a connection above [`CONNECTIONS_MAX`].
-const HEAD_SPARE_MAX: Duration = Duration::from_secs(3);
-/// Longest time for a client to take in any further piece of its response.
-const WRITE_MAX: Duration = Duration::from_secs(30);
 /// What is kept of a head that is too long for it is an error (431).
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Pause before a taken port is tried again.
@@ -87,14 +79,18 @@ impl Server {
 
 /// Starts the server on the current runtime. A port that is taken is tried again: jobs from the broker need none.
 pub fn start(setup: Setup) -> Server {
+    start_within(setup, Bounds::default())
+}
+
+fn start_within(setup: Setup, bounds: Bounds) -> Server {
     let (stop, stopped) = oneshot::channel();
     Server {
         stop,
-        task: tokio::spawn(serve(setup, stopped)),
+        task: tokio::spawn(serve(setup, bounds, stopped)),
     }
 }
 
-async fn serve(setup: Setup, mut stopped: oneshot::Receiver<()>) {
+async fn serve(setup: Setup, bounds: Bounds, mut stopped: oneshot::Receiver<()>) {
     let board = setup.board.clone();
     let wished = setup.listen;
     let listener = tokio::select! {
@@ -102,7 +98,7 @@ async fn serve(setup: Setup, mut stopped: oneshot::Receiver<()>) {
         _ = &mut stopped => return,
     };
     let connections = GracefulShutdown::new();
-    let service = Arc::new(Connections::new(setup));
+    let service = Arc::new(Connections::new(setup, bounds));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -129,7 +125,7 @@ async fn bind(listen: SocketAddr, board: &Board) -> TcpListener {
                 info!(listen = bound, "HTTP is served");
                 board.set_http(Http {
                     listen: Some(bound),
-                    problem: None,
+                    ..Http::default()
                 });
                 return listener;
             }
@@ -144,8 +140,8 @@ async fn bind(listen: SocketAddr, board: &Board) -> TcpListener {
             told.clone_from(&failed);
         }
         board.set_http(Http {
-            listen: None,
             problem: Some(format!("{listen}: {failed}")),
+            ..Http::default()
         });
         tokio::time::sleep(BIND_PAUSE).await;
     }
@@ -154,30 +150,42 @@ async fn bind(listen: SocketAddr, board: &Board) -> TcpListener {
 /// All connections.
 struct Connections {
     router: TowerToHyperService<axum::Router>,
+    board: Arc<Board>,
+    bounds: Bounds,
     open: AtomicUsize,
     stay_max: usize,
+    /// Those above `stay_max`: how fast they go is when a connection may find room.
+    spare: Turnstile,
 }
 
 /// One of them; it is counted for as long as this lives.
-struct Counted(Arc<Connections>);
+struct Counted {
+    all: Arc<Connections>,
+    stays: bool,
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.all.open.fetch_sub(1, Ordering::Relaxed);
+        if !self.stays {
+            self.all.spare.leave();
+        }
     }
 }
 
 impl Connections {
-    fn new(setup: Setup) -> Connections {
+    fn new(setup: Setup, bounds: Bounds) -> Connections {
         let files = (setup.sources.process)().max_fds.unwrap_or(u64::MAX) / FILES_SHARE;
-        let stay_max = usize::try_from(files).map_or(CONNECTIONS_MAX, |files| files.min(CONNECTIONS_MAX));
+        let stay_max =
+            usize::try_from(files).map_or(bounds.connections, |files| files.min(bounds.connections));
         let shared = Shared(Arc::new(Inside {
             clock: setup.clock,
-            line: Line::new(setup.calls, setup.board.clone()),
-            board: setup.board,
+            line: Line::new(setup.calls, setup.board.clone(), bounds.answer),
+            board: setup.board.clone(),
             sources: setup.sources,
             deaths: views::Deaths::default(),
-            bodies: Bodies::new(setup.bodies_bytes_max, setup.requests_max),
+            bodies: Bodies::new(setup.bodies_bytes_max, setup.requests_max, setup.clock),
+            bounds,
             limits: setup.limits,
             token: setup.token,
             models: setup.models,
@@ -185,31 +193,40 @@ impl Connections {
         }));
         Connections {
             router: TowerToHyperService::new(router(shared)),
+            board: setup.board,
+            bounds,
             open: AtomicUsize::new(0),
             stay_max,
+            spare: Turnstile::new(setup.clock),
         }
     }
 
-    /// Serves a connection aside, or closes it at once where there are too many.
+    /// Serves a connection aside, or sends it away at once where there are too many.
     fn take(self: Arc<Self>, stream: TcpStream, peer: IpAddr, watcher: Watcher) {
-        let before = self.open.fetch_add(1, Ordering::Relaxed);
-        let counted = Counted(self);
-        let stays_max = counted.0.stay_max;
-        if before >= stays_max + CONNECTIONS_SPARE {
+        // One task accepts all connections, so nobody comes between the look and the count.
+        let before = self.open.load(Ordering::Relaxed);
+        if before >= self.stay_max + self.bounds.spare {
+            self.board.refuse(Full::Connections);
+            turn_away(&stream, self.spare.retry_after_ms());
             return;
         }
+        self.open.fetch_add(1, Ordering::Relaxed);
+        let stays = before < self.stay_max;
+        if !stays {
+            self.spare.enter();
+        }
+        let (bounds, router) = (self.bounds, self.router.clone());
+        let counted = Counted { all: self, stays };
         // Answers are whole; waiting for more to send with them only costs time. A failure costs no more.
         let _ = stream.set_nodelay(true);
         let mut stream = TimeoutStream::new(stream);
-        stream.set_write_timeout(Some(WRITE_MAX));
-        let stays = before < stays_max;
+        stream.set_write_timeout(Some(bounds.write));
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
-            .header_read_timeout(if stays { HEAD_MAX } else { HEAD_SPARE_MAX })
+            .header_read_timeout(if stays { bounds.head } else { bounds.spare_head })
             .keep_alive(stays)
             .max_buf_size(HEAD_BYTES_MAX);
-        let router = counted.0.router.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer));
             router.call(request.map(Body::new))
@@ -222,3 +239,18 @@ impl Connections {
         });
     }
 }
+
+/// Says when to come back, and lets go. Nothing is kept for it, no task and no clock: what the kernel does not take at once is
+/// not said. What has come of the request is taken in first, because a connection that is closed with something unread is
+/// reset, and the caller may lose the answer; of one whose request is still under way it may all the same.
+fn turn_away(stream: &TcpStream, retry_after_ms: u64) {
+    let mut unread = [0; 4 << 10];
+    while stream
+        .try_read(&mut unread)
+        .is_ok_and(|read| read == unread.len())
+    {}
+    let _ = stream.try_write(&refusal::crowded(retry_after_ms));
+}
+
+#[cfg(test)]
+mod tests;

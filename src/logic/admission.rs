@@ -4,16 +4,12 @@
 //! instead, and nothing of its lane is begun while intake pauses; a canary is always let in.
 
 use super::event::{ModelId, Ticket};
-use super::pace::{Pace, SettleRate};
+use super::pace::{Pace, RETRY_MS, SettleRate, retry_ms};
 use super::pressure::{Cause, Guard, Load, Memory, MemoryBound, is_relaxed, memory_of};
 use crate::clock::Moment;
 use crate::config::Limits;
 use crate::job::{ErrorType, Lane, Refusal};
-use std::ops::RangeInclusive;
 use std::time::Duration;
-
-/// A retry is never asked for sooner or later than this.
-const RETRY_MS: RangeInclusive<u64> = 50..=600_000;
 
 /// No room, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -237,16 +233,16 @@ impl Admission {
             }
             _ => drained(lane),
         };
-        ((seconds * 1000.0) as u64).clamp(*RETRY_MS.start(), *RETRY_MS.end())
+        retry_ms(seconds)
     }
 
     fn overload(&self, cause: Cause, message: String, now: Moment) -> Overload {
-        let retry_ms = self.retry_after_ms(Lane::Interactive, cause, now);
+        let retry_after_ms = self.retry_after_ms(Lane::Interactive, cause, now);
         Overload {
             cause,
             model: None,
             too_large: false,
-            refusal: Refusal::new(ErrorType::Overloaded, message).retry_after(retry_ms),
+            refusal: Refusal::new(ErrorType::Overloaded, message).retry_after(retry_after_ms),
         }
     }
 }

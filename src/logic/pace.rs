@@ -2,8 +2,11 @@
 //! come back. Nothing here decides.
 
 use crate::clock::Moment;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
+/// A retry is never asked for sooner or later than this.
+pub const RETRY_MS: RangeInclusive<u64> = 50..=600_000;
 /// Memory of a rate: an event counts half after about 7 s. Long enough to smooth batches, short enough to
 /// follow a change of load within the time a caller waits.
 const RATE_MEMORY: Duration = Duration::from_secs(10);
@@ -17,6 +20,11 @@ const STANDSTILLS_APART: f64 = 32.0;
 const STANDSTILL_MIN: Duration = Duration::from_secs(1);
 /// Weight of the newest job in the mean of service times: the last thirty or so count.
 const PACE_WEIGHT: f64 = 1.0 / 16.0;
+
+/// When to come back for what may be had in so many seconds.
+pub fn retry_ms(seconds: f64) -> u64 {
+    ((seconds * 1000.0) as u64).clamp(*RETRY_MS.start(), *RETRY_MS.end())
+}
 
 /// Events a second, forgetting exponentially.
 #[derive(Clone, Copy, Debug, Default)]

@@ -4,6 +4,7 @@
 use super::Logic;
 use super::health::{NotReady, Verdict};
 use super::ledger::Stage;
+use super::pressure::Cause;
 use super::settle::Phase;
 use crate::clock::Moment;
 use crate::config::Limits;
@@ -138,6 +139,12 @@ impl Logic {
     /// Admitted jobs of a lane that no engine has begun.
     pub fn waiting(&self, lane: Lane) -> usize {
         self.admission.held(lane).saturating_sub(self.in_flight(lane))
+    }
+
+    /// When a job of the lane that found no room now may find some, by what is inside and how fast it goes.
+    pub fn retry_after_ms(&self, lane: Lane, now: Moment) -> u64 {
+        let cause = self.told(lane).on.map_or(Cause::QueueFull, |(cause, _)| cause);
+        self.admission.retry_after_ms(lane, cause, now)
     }
 
     /// The whole truth at this moment.

@@ -310,7 +310,7 @@ fn a_topology_that_is_missing_or_another() {
         assert!(
             found
                 .text("found")
-                .contains("is not there, and broker.declare is false"),
+                .contains("not there, and broker.declare is false"),
             "{found:?}"
         );
     }

@@ -120,10 +120,20 @@ async fn a_job_leaves_a_tree_below_its_caller_s_span() {
     assert_eq!(traced(&mut caller, &good, None).await.0, None);
     let http = by_http(&at, &good, Some(&parent("01")));
     let wrong = by_http(&at, &bad, Some(&parent("01")));
-    assert_eq!((http.status, wrong.status), (200, 400));
+    let headers = [
+        ("traceparent", parent("01")),
+        ("x-sent-at-ms", "1".into()),
+        ("x-budget-ms", "1".into()),
+    ];
+    let headers: Vec<(&str, &str)> = headers
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
+    let late = ask(&at, "POST", "/v1/embeddings", &headers, &good.to_string());
+    assert_eq!((http.status, wrong.status, late.status), (200, 400, 504));
     let [told, refused] = [told, refused].map(Option::unwrap);
-    let [http, wrong] = [http, wrong].map(|response| response.headers["traceparent"].clone());
-    for told in [&told, &refused, &http, &wrong] {
+    let [http, wrong, late] = [http, wrong, late].map(|response| response.headers["traceparent"].clone());
+    for told in [&told, &refused, &http, &wrong, &late] {
         assert!(
             told.starts_with(&format!("00-{TRACE}-")) && told.ends_with("-01"),
             "{told}"
@@ -131,8 +141,8 @@ async fn a_job_leaves_a_tree_below_its_caller_s_span() {
         assert!(!told.contains(PARENT), "{told}");
     }
 
-    let all = 6 + 3 + 4 + 1;
-    wait_for(SOON, "four trees have come", || {
+    let all = 6 + 3 + 4 + 1 + 1;
+    wait_for(SOON, "five trees have come", || {
         collector.trace(TRACE).len() >= all
     });
     let spans = collector.trace(TRACE);
@@ -201,6 +211,17 @@ async fn a_job_leaves_a_tree_below_its_caller_s_span() {
         ],
     );
     assert_eq!(span.status, None);
+    // A budget that has run out is one.
+    let span = named(&spans, &late);
+    assert_eq!(span.status.clone().unwrap().code, StatusCode::Error as i32);
+    has(
+        &span,
+        &[
+            ("http.response.status_code", "504"),
+            ("error.type", "deadline_exceeded"),
+            ("embeddings.outcome", "refused"),
+        ],
+    );
 
     let (resource, _) = &collector.spans()[0];
     let of = |key| attribute(&resource.attributes, key).unwrap();

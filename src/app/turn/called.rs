@@ -12,10 +12,13 @@ impl Loop {
     pub(super) fn called(&mut self, call: Call) -> Option<Event> {
         match call {
             Call::Ask(ask) => Some(self.asked(*ask)),
-            Call::Gone(job) => {
+            Call::Gone(job, told) => {
                 // Who is told nothing any more: the job may have been answered in the same moment.
                 let held = self.desk.get_mut(&job)?;
                 held.connection = None;
+                if let Some(error) = told {
+                    held.fails(&Refusal::new(error, "no answer in time"));
+                }
                 debug!(job = %held.id, trace_id = held.trace_id(), "its caller has gone away");
                 Some(Event::CallerGone { job })
             }

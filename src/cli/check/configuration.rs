@@ -4,7 +4,7 @@ use super::finding::{Finding, Level};
 use super::mend::{self, Hand, place, quoted};
 use super::user::Reader;
 use super::{secrets, table};
-use crate::config::{ConfigError, Examined, KEYS, Origin, Reading, keys_of};
+use crate::config::{ConfigError, Examined, KEYS, Origin, Reading, keys_of, table_near};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -77,8 +77,14 @@ fn files(reading: &Reading, examined: &Examined, hand: &Hand) -> Vec<Finding> {
 
 /// One error of loading.
 fn refused(error: &ConfigError, examined: &Examined, reader: Option<&Reader>, hand: &Hand) -> Finding {
-    let text = error.to_string();
+    let text = hand.whence(error.to_string());
     match error {
+        ConfigError::Unreadable { path, .. } if std::fs::read(path).is_ok() => {
+            let commands = vec![hand.edit(path, None)];
+            let note =
+                "it holds bytes that are not UTF-8; `iconv -f ISO-8859-1 -t UTF-8` turns Latin-1 into that";
+            Finding::error(&table::CONFIG_FILES, text, commands).note(note)
+        }
         ConfigError::Unreadable { path, .. } => {
             let commands = match path.exists() {
                 true => vec![hand.root(format!("chmod a+rX {}", mend::path(path)))],
@@ -128,14 +134,19 @@ fn located(text: String, origin: &Origin, key: &str) -> String {
         return text;
     };
     let name = file.display().to_string();
-    match (place(file, key), text.strip_prefix(&name)) {
-        (Some(line), Some(rest)) => format!("{name}:{}{rest}", line.number),
+    let line = place(file, key).map(|line| line.number);
+    match (line.or_else(|| mend::header(file, key)), text.strip_prefix(&name)) {
+        (Some(line), Some(rest)) => format!("{name}:{line}{rest}"),
         _ => text,
     }
 }
 
 fn unknown(text: String, origin: &Origin, key: &str, nearest: Option<&'static str>, hand: &Hand) -> Finding {
     let (check, commands) = match origin {
+        // What is right may hold a secret, and goes where a person puts it.
+        Origin::Env(name) if hand.handed.contains_key(name) => {
+            (&table::CONFIG_ENVIRONMENT, hand.unset(origin, key))
+        }
         Origin::Env(name) => {
             let unset = format!("unset {name}");
             let command = nearest.map_or(unset.clone(), |nearest| {
@@ -151,7 +162,12 @@ fn unknown(text: String, origin: &Origin, key: &str, nearest: Option<&'static st
                     .map_or(String::new(), |(above, _)| above.to_owned())
             };
             let commands = match (place(file, key), nearest) {
-                (None, _) => vec![hand.edit(file, None)],
+                (None, _) => match (mend::header(file, key), table_near(key)) {
+                    (Some(line), Some(near)) => {
+                        vec![hand.replace(file, line, &format!("[{key}]"), &format!("[{near}]"))]
+                    }
+                    (line, _) => vec![hand.edit(file, line)],
+                },
                 // A model's keys are known by their last part alone.
                 (Some(line), Some(right)) if above(right) == above(key) || key.starts_with("models.") => {
                     let written = line.written.clone();
@@ -173,10 +189,14 @@ fn unknown(text: String, origin: &Origin, key: &str, nearest: Option<&'static st
             "leave out --set {}=…, or write the key rightly",
             quoted(key)
         )),
-        Origin::Env(_) => finding.note(format!(
-            "in a unit's drop-in it stands behind Environment=: systemctl edit {}",
-            hand.unit
-        )),
+        Origin::Env(name) if hand.handed.contains_key(name) => {
+            let right = nearest.map(|nearest| format!("EMBED_{}", nearest.to_uppercase().replace('.', "__")));
+            finding.note(format!(
+                "or write {} in its stead",
+                right.as_deref().unwrap_or("a key that `embeddings config` lists")
+            ))
+        }
+        Origin::Env(_) => finding,
         Origin::File(_) | Origin::Default => finding,
     }
 }
@@ -193,11 +213,10 @@ fn password(text: String, examined: &Examined, reader: Option<&Reader>, hand: &H
     }
     // The path stands in the message; the value itself was refused and stands nowhere else.
     let path = text.split('"').nth(1).unwrap_or_default().to_owned();
-    let text = match &hand.credential {
-        Some(file) if *file == Path::new(&path) => {
-            text.replacen("flag --set", &format!("LoadCredential= of {}", hand.service()), 1)
-        }
-        _ => text,
+    let text = if hand.hands_over(Path::new(&path)) {
+        text.replacen("flag --set", &format!("LoadCredential= of {}", hand.service()), 1)
+    } else {
+        text
     };
     let commands = vec![secrets::install(Path::new(&path), reader, hand)];
     Finding::error(check, text, commands).note("type the password, Enter, and Ctrl-D")

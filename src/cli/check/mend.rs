@@ -1,5 +1,6 @@
 //! Commands that mend: exact, for a shell, and safe to run twice.
 
+use super::handed::{Giver, Variables};
 use crate::config::{Inputs, Line, Origin, Reading, keys_of, locate};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -29,8 +30,10 @@ pub struct Hand {
     file: PathBuf,
     /// The service's unit, without its ending.
     pub unit: String,
-    /// The file that the unit hands over as the credential `broker-password`.
-    pub credential: Option<PathBuf>,
+    /// The files that the unit hands over as credentials.
+    pub credentials: Vec<PathBuf>,
+    /// The variables that the unit hands over and this shell does not have: they are mended in other places than its own.
+    pub handed: Variables,
 }
 
 impl Hand {
@@ -44,13 +47,75 @@ impl Hand {
                 .clone()
                 .unwrap_or_else(|| reading.folder.join("embeddings.toml")),
             unit: inputs.unit(),
-            credential: None,
+            credentials: Vec::new(),
+            handed: Variables::new(),
         }
     }
 
     /// The service's unit.
     pub fn service(&self) -> String {
         format!("{}.service", self.unit)
+    }
+
+    /// Whether systemd reads this file for the service.
+    pub fn hands_over(&self, file: &Path) -> bool {
+        self.credentials.iter().any(|known| known == file)
+    }
+
+    /// What is said of a variable, with who hands it over.
+    pub fn whence(&self, text: String) -> String {
+        let of_variable = text.strip_prefix("environment ");
+        let Some((name, rest)) = of_variable.and_then(|text| text.split_once(':')) else {
+            return text;
+        };
+        match self.handed.get(name) {
+            Some((_, Giver::Unit)) => format!("Environment= of {}, {name}:{rest}", self.service()),
+            Some((_, Giver::File(file))) => {
+                let (file, service) = (file.display(), self.service());
+                format!("{file} (EnvironmentFile= of {service}), {name}:{rest}")
+            }
+            None => text,
+        }
+    }
+
+    /// Lines of `[Service]` in a drop-in of the unit, and the service with them.
+    pub fn drop_in(&self, name: &str, lines: &[String]) -> Vec<String> {
+        let folder = format!("/etc/systemd/system/{}.d", self.service());
+        let lines: Vec<String> = lines.iter().map(|line| quoted(line)).collect();
+        vec![
+            self.root(format!("mkdir -p {folder}")),
+            format!(
+                "printf '%s\\n' '[Service]' {} | {} >/dev/null",
+                lines.join(" "),
+                self.root(format!("tee -a {folder}/{name}.conf"))
+            ),
+            self.root("systemctl daemon-reload"),
+            self.root(format!("systemctl restart {}", self.unit)),
+        ]
+    }
+
+    /// A variable that the unit hands over, taken away or set to something else.
+    fn hand_over(&self, name: &str, giver: &Giver, value: Option<&str>) -> Vec<String> {
+        let file = match giver {
+            // % begins a specifier there.
+            Giver::Unit => {
+                let line = match value {
+                    Some(value) => format!("Environment=\"{name}={}\"", value.replace('%', "%%")),
+                    None => format!("UnsetEnvironment={name}"),
+                };
+                return self.drop_in("zz-environment", &[line]);
+            }
+            Giver::File(file) => file,
+        };
+        let is_set = format!("/^[[:space:]]*{name}[[:space:]]*=/");
+        let script = match value {
+            Some(value) => format!("{is_set}c\\{name}=\"{value}\""),
+            None => format!("{is_set}s/^/#/"),
+        };
+        vec![
+            self.sed(file, &script),
+            self.root(format!("systemctl restart {}", self.unit)),
+        ]
     }
 
     /// A file beside the configuration.
@@ -86,7 +151,10 @@ impl Hand {
                 Some(line) => vec![self.comment_out(file, &line)],
                 None => vec![self.edit(file, None)],
             },
-            Origin::Env(name) => vec![format!("unset {name}")],
+            Origin::Env(name) => match self.handed.get(name) {
+                Some((_, giver)) => self.hand_over(name, giver, None),
+                None => vec![format!("unset {name}")],
+            },
             Origin::Flag | Origin::Default => Vec::new(),
         }
     }
@@ -117,7 +185,13 @@ impl Hand {
     /// Sets `key` to a value, as TOML writes it, wherever it is set now.
     pub fn set(&self, origin: &Origin, key: &str, value: &str) -> Vec<String> {
         let file = match origin {
-            Origin::Env(name) => return vec![format!("export {name}={}", quoted(value.trim_matches('"')))],
+            Origin::Env(name) => {
+                let value = value.trim_matches('"');
+                return match self.handed.get(name) {
+                    Some((_, giver)) => self.hand_over(name, giver, Some(value)),
+                    None => vec![format!("export {name}={}", quoted(value))],
+                };
+            }
             Origin::File(file) => file,
             Origin::Default => &self.file,
             Origin::Flag => return Vec::new(),
@@ -134,13 +208,11 @@ impl Hand {
     fn add(&self, file: &Path, text: &str, key: &str, value: &str) -> String {
         let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
         let header = format!("[{table}]");
-        let at = text
-            .lines()
-            .position(|line| line.split('#').next().unwrap_or_default().trim() == header);
+        let at = self::header(file, table);
         let empty = text.is_empty();
         match (table, at) {
             ("", _) if !empty => self.sed(file, &format!("1i\\{name} = {value}")),
-            (_, Some(at)) => self.sed(file, &format!("{}a\\{name} = {value}", at + 1)),
+            (_, Some(at)) => self.sed(file, &format!("{at}a\\{name} = {value}")),
             // A dotted key above makes a table of this name impossible.
             _ if keys_of(text)
                 .iter()
@@ -167,6 +239,16 @@ pub fn place(file: &Path, key: &str) -> Option<Line> {
     locate(&std::fs::read_to_string(file).ok()?, key)
 }
 
+/// The line of a table's header in a file.
+pub fn header(file: &Path, table: &str) -> Option<usize> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let header = format!("[{table}]");
+    let at = text
+        .lines()
+        .position(|line| line.split('#').next().unwrap_or_default().trim() == header)?;
+    Some(at + 1)
+}
+
 /// Text as a pattern or a replacement of sed.
 fn pattern(text: &str) -> String {
     let mut out = String::new();
@@ -190,7 +272,8 @@ mod tests {
             uid: 0,
             file: file.to_owned(),
             unit: "embeddings".to_owned(),
-            credential: None,
+            credentials: Vec::new(),
+            handed: Variables::new(),
         }
     }
 
@@ -260,7 +343,8 @@ mod tests {
             uid: 0,
             file: PathBuf::new(),
             unit: String::new(),
-            credential: None,
+            credentials: Vec::new(),
+            handed: Variables::new(),
         };
         assert_eq!(hand.root("systemctl start x"), "sudo systemctl start x");
         assert_eq!(quoted("o'neil"), r"'o'\''neil'");

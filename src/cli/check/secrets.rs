@@ -1,8 +1,10 @@
 //! Judges the files that the configuration names: who can read them, and whether everybody can.
 
 use super::finding::Finding;
+use super::handed;
 use super::mend::{self, Hand};
 use super::table;
+use super::units::Units;
 use super::user::{Reader, Want, is_public};
 use crate::config::{BrokerUrl, Config, ConfigError, Reading};
 use std::path::{Path, PathBuf};
@@ -113,8 +115,7 @@ fn secret(file: &Named, reader: Option<&Reader>, hand: &Hand) -> Option<Finding>
 
 fn unreadable(file: &Named, reader: &Reader, hand: &Hand) -> Option<Finding> {
     // A credential is read by systemd, which may read everything.
-    let handed_over = hand.credential.as_ref() == Some(&file.path);
-    if handed_over || reader.may(Want::Read, &file.path) != Some(false) {
+    if hand.hands_over(&file.path) || reader.may(Want::Read, &file.path) != Some(false) {
         return None;
     }
     let text = format!(
@@ -129,10 +130,36 @@ fn unreadable(file: &Named, reader: &Reader, hand: &Hand) -> Option<Finding> {
     ))
 }
 
-/// The token's file is read when the service starts; here it is seen whether that will work.
-pub fn token(config: &Config, reader: Option<&Reader>, hand: &Hand) -> Option<Finding> {
+/// The token's file is read when the service starts; here it is seen whether that will work. systemd lays a credential down
+/// only while the service runs: then the file is judged that it will be, and where no path is known systemd's word is taken.
+pub fn token(config: &Config, units: &Units, reader: Option<&Reader>, hand: &Hand) -> Option<Finding> {
     config.http.listen?;
     let path = config.http.token_file.as_deref()?;
+    let service = hand.service();
+    if let Some(name) = handed::credential_of(path, &service)
+        && units.is_installed()
+        && !path.exists()
+    {
+        return Some(match units.credential(name) {
+            Some(_) => Finding::ok(
+                &table::CONFIG_HTTP,
+                format!("a token that {service} hands over as {name}"),
+            ),
+            None => {
+                let file = hand.beside(name);
+                let make = install(&file, reader, hand);
+                let mut commands = vec![format!("head -c 32 /dev/urandom | base64 | {make}")];
+                let line = format!("LoadCredential={name}:{}", file.display());
+                commands.extend(hand.drop_in("http-token", &[line]));
+                let text = format!(
+                    "http.token_file = {:?}: {service} hands over no credential {name}",
+                    path.display().to_string()
+                );
+                Finding::error(&table::CONFIG_HTTP, text, commands)
+                    .note("callers have to be given the new token")
+            }
+        });
+    }
     Some(match config.http.read_token() {
         Ok(_) => Finding::ok(&table::CONFIG_HTTP, format!("a token in {}", path.display())),
         Err(problem) => {

@@ -67,7 +67,7 @@ checks! {
         "a key that does not exist, in a file or a flag",
         "A misspelt key would leave the default in force without a word, so it is refused.";
     CONFIG_ENVIRONMENT, "config.environment", NoStart,
-        "a variable `EMBED_…` that names no key",
+        "a variable `EMBED_…` that names no key, or that this shell has and the service has not; an `EnvironmentFile=` of the unit that cannot be read",
         "A misspelt variable would leave the default in force without a word, so it is refused.";
     CONFIG_VALUE, "config.value", NoStart,
         "a value of the wrong type or out of its range",
@@ -91,7 +91,7 @@ checks! {
         "a file that the service's user cannot read",
         "Root can read everything, the service runs as its own user and ends with 78.";
     CONFIG_HTTP, "config.http", NoStart,
-        "`http.listen` beyond loopback without a token, or a token's file that is missing or empty",
+        "`http.listen` beyond loopback without a token, or a token's file or credential that is missing or empty",
         "Whoever reaches the port could use the machine, so the service refuses to start.";
     BROKER_NAME, "broker.name", NoWork,
         "a host whose name does not resolve",

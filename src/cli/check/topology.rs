@@ -3,7 +3,7 @@
 use super::broker::Place;
 use super::finding::Finding;
 use super::mend::quoted;
-use super::table;
+use super::table::{self, Check};
 use crate::broker::probe::{Kind, Object, Right, State, Use};
 
 /// The three rights, each for all that it was asked for.
@@ -44,10 +44,8 @@ fn short(name: &str) -> &str {
 
 /// Everything of the topology.
 pub fn objects(objects: &[Object], place: &Place) -> Vec<Finding> {
-    let mut found: Vec<Finding> = objects
-        .iter()
-        .filter_map(|object| troubled(object, place))
-        .collect();
+    let mut found = absent(objects, place);
+    found.extend(objects.iter().filter_map(|object| troubled(object, place)));
     let there: Vec<&Object> = objects
         .iter()
         .filter(|it| matches!(it.state, State::There { .. }))
@@ -85,24 +83,40 @@ pub fn objects(objects: &[Object], place: &Place) -> Vec<Finding> {
     found
 }
 
-fn troubled(object: &Object, place: &Place) -> Option<Finding> {
-    let Object { kind, name, state } = object;
-    let check = match kind {
+fn check_of(kind: Kind) -> &'static Check {
+    match kind {
         Kind::Queue => &table::TOPOLOGY_QUEUE,
         Kind::Resumed => &table::TOPOLOGY_RESUMED,
         Kind::Exchange => &table::TOPOLOGY_EXCHANGE,
-    };
-    match state {
-        State::Absent if !place.config.declare => {
-            let text = format!("{name} is not there, and broker.declare is false");
-            let commands = place.hand.set(&place.declare_from, "broker.declare", "true");
-            let note = "the service then declares what is missing; or declare it yourself: docs/operating.md has the table";
-            let finding = match kind {
-                Kind::Resumed => Finding::warning(check, text, commands),
-                Kind::Queue | Kind::Exchange => Finding::error(check, text, commands),
-            };
-            Some(finding.note(note))
+    }
+}
+
+/// What is not there, and that the service must not declare. They are mended in one, and so they are told in one.
+fn absent(objects: &[Object], place: &Place) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for kind in [Kind::Queue, Kind::Resumed, Kind::Exchange] {
+        let own = objects
+            .iter()
+            .filter(|it| it.kind == kind && it.state == State::Absent);
+        let names: Vec<&str> = own.map(|it| it.name.as_str()).collect();
+        if place.config.declare || names.is_empty() {
+            continue;
         }
+        let text = format!("{}: not there, and broker.declare is false", names.join(", "));
+        let commands = place.hand.set(&place.declare_from, "broker.declare", "true");
+        let note = "the service then declares what is missing; or declare it yourself: docs/operating.md has the table";
+        let finding = match kind {
+            Kind::Resumed => Finding::warning(check_of(kind), text, commands),
+            Kind::Queue | Kind::Exchange => Finding::error(check_of(kind), text, commands),
+        };
+        found.push(finding.note(note));
+    }
+    found
+}
+
+fn troubled(object: &Object, place: &Place) -> Option<Finding> {
+    let Object { kind, name, state } = object;
+    match state {
         State::Absent | State::There { .. } => None,
         State::Different(refused) => {
             let vhost = quoted(&place.url.vhost());
@@ -132,7 +146,7 @@ fn troubled(object: &Object, place: &Place) -> Option<Finding> {
         State::Unknown(refused) => {
             let log = place.hand.root("journalctl -u rabbitmq-server -n 50");
             Some(place.on_broker(Finding::error(
-                check,
+                check_of(*kind),
                 format!("{name}: {}", refused.text),
                 vec![log],
             )))

@@ -4,12 +4,15 @@
 
 use super::super::ask::ask;
 use super::super::status::span_ms;
+use super::configuration;
 use super::finding::Finding;
+use super::handed::{self, Variables};
 use super::mend::{self, Hand};
 use super::table;
-use crate::config::{Config, Reading};
+use crate::config::{Config, Examined, Origin, Reading};
 use crate::telemetry;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -17,7 +20,9 @@ use std::time::Duration;
 /// systemd that does not answer in this time is left out.
 const PATIENCE: Duration = Duration::from_secs(3);
 const PROPERTIES: &str = "LoadState,ActiveState,SubState,Result,ExecMainStatus,UnitFileState,WatchdogUSec,User,\
-                          MemoryMax,ProtectHome,NTPSynchronized,NTP";
+                          MemoryMax,ProtectHome,Environment,EnvironmentFiles,UnsetEnvironment,TimeoutStopUSec,NTPSynchronized,NTP";
+/// From the end of draining to the end of the process.
+const DRAINED_MS: u64 = 1000;
 /// One monitor for all units.
 const MONITOR: &str = "embeddings-monitor.service";
 
@@ -27,22 +32,25 @@ pub struct Units {
     service: Shown,
     monitor: Shown,
     clock: Shown,
-    /// The file that the unit hands over as the credential `broker-password`.
-    credential: Option<PathBuf>,
+    /// The credentials that the unit hands over, and the files that they are, where that is known.
+    credentials: BTreeMap<String, Option<PathBuf>>,
 }
 
-/// Properties by name.
+/// Properties by name; what is said several times has a line for each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Shown(BTreeMap<String, String>);
 
 impl Shown {
     fn parse(text: &str) -> Shown {
-        let pairs = text.lines().filter_map(|line| line.split_once('='));
-        Shown(
-            pairs
-                .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                .collect(),
-        )
+        let mut all = BTreeMap::<String, String>::new();
+        for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
+            let said = all.entry(key.to_owned()).or_default();
+            if !said.is_empty() {
+                said.push('\n');
+            }
+            said.push_str(value);
+        }
+        Shown(all)
     }
 
     fn get(&self, key: &str) -> &str {
@@ -53,23 +61,6 @@ impl Shown {
     fn is_known(&self) -> bool {
         !matches!(self.get("LoadState"), "" | "not-found")
     }
-}
-
-/// The file of the credential `broker-password` in a unit's files, one behind the other as systemd reads them. One that
-/// systemd would look up in its own folders has no path here.
-fn credential(files: &str, unit: &str) -> Option<PathBuf> {
-    let instance = unit
-        .split_once('@')
-        .map_or("", |(_, rest)| rest.trim_end_matches(".service"));
-    let set = files
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("LoadCredential="));
-    let last = set.fold(None, |before, value| match value.trim() {
-        "" => None,
-        value => value.strip_prefix("broker-password:").or(before),
-    });
-    let path = last?.replace("%i", instance);
-    (path.starts_with('/') && !path.contains('%')).then(|| PathBuf::from(path))
 }
 
 impl Units {
@@ -91,8 +82,34 @@ impl Units {
             monitor: show("systemctl", &["show", "--property", PROPERTIES, "--", MONITOR]),
             clock: show("timedatectl", &["show"]),
             // `show` leaves credentials out (seen with systemd 252).
-            credential: credential(&said("systemctl", &["cat", "--", &unit]), &unit),
+            credentials: handed::credentials(&said("systemctl", &["cat", "--", &unit]), &unit),
         }
+    }
+
+    /// A service of which systemd says this, for tests.
+    #[cfg(test)]
+    pub fn of_service(shown: &str, files: &str) -> Units {
+        Units {
+            service: Shown::parse(shown),
+            credentials: handed::credentials(files, "embeddings.service"),
+            ..Units::default()
+        }
+    }
+
+    /// Whether systemd knows the service.
+    pub fn is_installed(&self) -> bool {
+        self.service.is_known()
+    }
+
+    /// The variables of the configuration that the unit hands over, and the files of such that cannot be read here.
+    pub fn variables(&self) -> (Variables, Vec<(PathBuf, ErrorKind)>) {
+        let of = |property| self.service.get(property);
+        handed::variables(of("Environment"), of("EnvironmentFiles"), of("UnsetEnvironment"))
+    }
+
+    /// The credential of this name: the file that it is, where that is known; none if the unit hands over no such one.
+    pub fn credential(&self, name: &str) -> Option<Option<&Path>> {
+        self.credentials.get(name).map(Option::as_deref)
     }
 
     /// The user that the unit runs as.
@@ -109,7 +126,7 @@ impl Units {
 
     /// The file that the unit hands over as the credential `broker-password`.
     pub fn password_file(&self) -> Option<PathBuf> {
-        self.credential.clone()
+        self.credential("broker-password")?.map(Path::to_owned)
     }
 
     /// Memory that the service may have, in bytes, and in whose words.
@@ -134,6 +151,25 @@ impl Units {
         found
     }
 
+    /// Whether systemd waits until what is unfinished has been handed back.
+    pub fn stop(&self, examined: &Examined, hand: &Hand) -> Option<Finding> {
+        let limit_ms = span_ms(self.service.get("TimeoutStopUSec")).filter(|_| self.service.is_known())?;
+        let drain_ms = u64::try_from(examined.loaded.config.limits.drain.as_millis()).unwrap_or(u64::MAX);
+        if drain_ms.saturating_add(DRAINED_MS) < limit_ms {
+            return None;
+        }
+        let seconds = limit_ms / 1000;
+        let text = format!(
+            "drain_ms = {drain_ms} leaves no second of TimeoutStopSec={seconds}s of {}: systemd kills what still drains",
+            hand.service()
+        );
+        let commands = match configuration::origin(examined, "drain_ms") {
+            Origin::Default => hand.drop_in("zz-stop", &["TimeoutStopSec=20s".to_owned()]),
+            origin => hand.unset(&origin, "drain_ms"),
+        };
+        Some(Finding::warning(&table::CONFIG_RISK, text, commands))
+    }
+
     /// Files and models that the unit's sandbox hides.
     pub fn hidden(&self, reading: &Reading, config: &Config, hand: &Hand) -> Vec<Finding> {
         let sandboxed = self.service.is_known() && !matches!(self.service.get("ProtectHome"), "" | "no");
@@ -145,7 +181,9 @@ impl Units {
             .iter()
             .chain(&config.http.token_file)
             .chain(&config.broker.ca_file);
-        let own = own.chain(&config.broker.password_file).map(|path| (path, None));
+        let own = own.chain(&config.broker.password_file);
+        // systemd reads credentials outside of the sandbox.
+        let own = own.filter(|path| !hand.hands_over(path)).map(|path| (path, None));
         let models = config
             .models
             .iter()
@@ -376,16 +414,31 @@ mod tests {
         );
     }
 
+    /// Goal: a drain that systemd would cut off is told, whoever of both is to blame.
     #[test]
-    fn the_last_file_says_which_credential() {
-        let of = |files: &str| credential(files, "embeddings@card.service");
-        let one = "[Service]\nLoadCredential=other:/x\nLoadCredential=broker-password:/etc/embeddings/broker-password\n";
-        assert_eq!(of(one).unwrap(), Path::new("/etc/embeddings/broker-password"));
-        assert_eq!(of(&format!("{one}LoadCredential=\n")), None);
-        let own = format!("{one}LoadCredential=broker-password:/etc/%i/word\nLoadCredential=http-token:/y\n");
-        assert_eq!(of(&own).unwrap(), Path::new("/etc/card/word"));
-        assert_eq!(of("LoadCredential=broker-password:%E/word\n"), None);
-        assert_eq!(of("LoadCredential=broker-password\n"), None);
+    fn a_drain_has_to_end_before_systemd_s_patience() {
+        let told = |drain: Option<&str>, limit: &str| {
+            let set = drain.map(|ms| format!("drain_ms={ms}")).into_iter().collect();
+            let inputs = Inputs {
+                etc: "/nowhere".into(),
+                environment: BTreeMap::new(),
+                ..Inputs::from_process(None, set)
+            };
+            let examined = crate::config::examine(&inputs);
+            let units = Units::of_service(&format!("LoadState=loaded\nTimeoutStopUSec={limit}\n"), "");
+            units
+                .stop(&examined, &hand())
+                .map(|finding| (finding.found, finding.mend))
+        };
+        assert_eq!(told(None, "20s"), None);
+        assert_eq!(told(Some("600000"), "infinity"), None);
+        let (found, _) = told(Some("20000"), "20s").unwrap();
+        assert!(
+            found.starts_with("drain_ms = 20000 leaves no second of TimeoutStopSec=20s"),
+            "{found}"
+        );
+        let (_, mend) = told(None, "5s").unwrap();
+        assert!(mend[1].contains("TimeoutStopSec=20s"), "{mend:?}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The report for people: the first line is the answer, then aligned sections, 80 columns wide.
 
-use super::super::{Colour, Paint, table};
+use super::super::{Colour, Paint, count, table};
 pub use crate::report::advice::span;
 use crate::report::{Kill, Report, State};
 use std::collections::BTreeMap;
@@ -137,10 +137,22 @@ fn http(report: &Report) -> Vec<String> {
         .problem
         .as_ref()
         .map(|problem| format!("not served: {problem}"));
-    problem
-        .or_else(|| report.http.listen.clone())
-        .into_iter()
-        .collect()
+    let served = report.http.listen.as_ref().map(|listen| {
+        let of = |full: &str| report.http.refused.get(full).copied().unwrap_or(0);
+        let turned_away = [
+            (of("http_requests") + of("http_bodies"), "request"),
+            (of("http_connections"), "connection"),
+        ];
+        let turned_away = turned_away.iter().filter(|(number, _)| *number > 0);
+        let parts: Vec<String> = turned_away
+            .map(|&(number, thing)| count(usize::try_from(number).unwrap_or(usize::MAX), thing))
+            .collect();
+        match parts.as_slice() {
+            [] => listen.clone(),
+            parts => format!("{listen}, {} turned away at the door", parts.join(" and ")),
+        }
+    });
+    problem.or(served).into_iter().collect()
 }
 
 /// Lanes that take nothing now, and why; nothing where all do.

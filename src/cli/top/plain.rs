@@ -68,7 +68,12 @@ pub fn people(fleet: &Fleet, look: &Look, paint: Paint, now: Moment) -> String {
     }
     let mut ends = words::remarks(fleet, &totals);
     ends.extend(where_to_look(&rows));
-    if totals.workers() == 0 && fleet.deaf(now).is_none() {
+    if totals.unheard > 0 {
+        ends.push(
+            "who takes jobs and sends no heartbeat hangs, or is not of this version; `embeddings status` says so on its machine"
+                .to_owned(),
+        );
+    } else if totals.workers() == 0 && fleet.deaf(now).is_none() {
         ends.push(format!(
             "nothing was heard in {} at {}; is a service running there, with the same broker.prefix?",
             words::age(look.listened),

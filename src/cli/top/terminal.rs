@@ -170,32 +170,4 @@ fn meaning(event: &Event) -> Option<Input> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use ratatui::crossterm::event::KeyEvent;
-
-    #[test]
-    fn keys_have_their_meaning() {
-        let key = |code, modifiers| meaning(&Event::Key(KeyEvent::new(code, modifiers)));
-        let none = KeyModifiers::NONE;
-        assert_eq!(key(KeyCode::Char('q'), none), Some(Input::Key(Press::Char('q'))));
-        assert_eq!(
-            key(KeyCode::Char('G'), KeyModifiers::SHIFT),
-            Some(Input::Key(Press::Char('G')))
-        );
-        assert_eq!(
-            key(KeyCode::Char('c'), KeyModifiers::CONTROL),
-            Some(Input::Key(Press::Interrupt))
-        );
-        assert_eq!(
-            key(KeyCode::Char('z'), KeyModifiers::CONTROL),
-            Some(Input::Suspend)
-        );
-        assert_eq!(key(KeyCode::Char('x'), KeyModifiers::CONTROL), None);
-        assert_eq!(key(KeyCode::F(1), none), None);
-        assert_eq!(meaning(&Event::Resize(80, 24)), Some(Input::Resized));
-        let mut released = KeyEvent::new(KeyCode::Enter, none);
-        released.kind = KeyEventKind::Release;
-        assert_eq!(meaning(&Event::Key(released)), None);
-    }
-}
+mod tests;

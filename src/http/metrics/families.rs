@@ -49,6 +49,8 @@ pub(super) struct Scene<'a> {
     /// Spans that a collector took, and spans that were given up.
     pub(super) spans: (u64, u64),
     pub(super) requests: BTreeMap<(&'static str, u16), u64>,
+    /// What HTTP itself turned away, by what was full.
+    pub(super) refused: [(&'static str, u64); 3],
 }
 
 impl Scene<'_> {
@@ -61,6 +63,7 @@ impl Scene<'_> {
             self.stages(&mut page, tally);
             self.broker(&mut page, tally);
             self.watchdog(&mut page, tally);
+            self.limits(&mut page);
         }
         self.models(&mut page);
         self.deaths(&mut page);
@@ -134,6 +137,10 @@ impl Scene<'_> {
             name,
             "Jobs that got no vectors, by reason: the error's type, and for overloads the bound that was reached.",
         );
+        // Beside those that became jobs, what HTTP turned away before.
+        for (reason, count) in self.refused {
+            page.sample(name, &[("reason", reason)], count as f64);
+        }
         for cause in Cause::ALL {
             let of_lane =
                 |pressure: &crate::report::Backpressure| pressure.refused.get(cause.name()).copied();
@@ -279,6 +286,27 @@ impl Scene<'_> {
         );
     }
 
+    /// What alerts compare with: they hold for every configuration.
+    fn limits(&self, page: &mut Page) {
+        let all = || self.report.limits.iter();
+        let name = "embeddings_limit_seconds";
+        page.gauge(
+            name,
+            "Time limits in force, by their keys in the configuration, in seconds whatever the key's unit.",
+        );
+        for (key, ms) in all().filter(|(key, _)| key.ends_with("_ms")) {
+            page.sample(name, &[("key", key)], seconds(*ms));
+        }
+        let name = "embeddings_limit";
+        page.gauge(
+            name,
+            "Bounds in force, by their keys in the configuration: jobs, inputs, attempts or bytes.",
+        );
+        for (key, bound) in all().filter(|(key, _)| !key.ends_with("_ms")) {
+            page.sample(name, &[("key", key)], *bound as f64);
+        }
+    }
+
     fn models(&self, page: &mut Page) {
         if self.report.models.is_empty() {
             return;
@@ -374,6 +402,9 @@ mod tests {
         Scene {
             report: Report {
                 progress_age_ms: Some(10),
+                limits: [("liveness_max_stall_ms", 30_000), ("max_queue", 256)]
+                    .map(|(key, value)| (key.to_owned(), value))
+                    .into(),
                 models: [("m".to_owned(), "ready".to_owned())].into(),
                 ..Report::default()
             },
@@ -391,6 +422,7 @@ mod tests {
             process: Process::default(),
             spans: (7, 0),
             requests: [(("/metrics", 200), 3)].into(),
+            refused: [("http_requests", 4), ("http_bodies", 0), ("http_connections", 0)],
         }
     }
 
@@ -488,6 +520,13 @@ mod tests {
             page.contains("embeddings_model_state{model=\"m\",state=\"ready\"} 1\n"),
             "{page}"
         );
+        for line in [
+            "embeddings_rejected_total{reason=\"http_requests\"} 4",
+            "embeddings_limit_seconds{key=\"liveness_max_stall_ms\"} 30",
+            "embeddings_limit{key=\"max_queue\"} 256",
+        ] {
+            assert!(page.lines().any(|it| it == line), "{line}: {page}");
+        }
         scene.kills = None;
         let unread = scene.write();
         assert!(

@@ -313,7 +313,9 @@ impl Fleet {
         let mut found = Vec::new();
         for (key, row) in &self.rows {
             let from = row.heard.max(self.hearing_since);
-            let limit = self.promise(row).saturating_sub(ECHO_INTERVAL);
+            let promise = self.promise(row);
+            // What is promised to be sooner than we can judge is judged as soon as we can.
+            let limit = promise.saturating_sub(ECHO_INTERVAL).max(promise / 2);
             if !row.silent && self.proof.since(from) >= limit {
                 found.push(key.clone());
             }

@@ -196,6 +196,19 @@ fn moments_and_spans() {
 }
 
 #[test]
+fn who_is_turned_away_at_the_door_is_counted() {
+    let mut report = running();
+    report.http.listen = Some("127.0.0.1:8970".into());
+    assert!(plain(&report).contains("\nhttp      127.0.0.1:8970\n"));
+    report.http.refused = [("http_requests", 2), ("http_bodies", 3), ("http_connections", 1)]
+        .map(|(full, number)| (full.to_owned(), number))
+        .into();
+    let text = plain(&report);
+    let line = "http      127.0.0.1:8970, 5 requests and 1 connection turned away at the door\n";
+    assert!(text.contains(line), "{text}");
+}
+
+#[test]
 fn a_lane_that_takes_nothing_is_named() {
     let mut report = running();
     let lane = crate::report::Backpressure {
@@ -204,6 +217,7 @@ fn a_lane_that_takes_nothing_is_named() {
         since_ms: Some(3000),
         changes: 3,
         refused: [("memory".into(), 10), ("queue_full".into(), 2)].into(),
+        retry_after_ms: Some(800),
     };
     report.backpressure = [
         ("interactive".into(), lane),
