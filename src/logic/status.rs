@@ -213,7 +213,6 @@ impl Logic {
         let ready = Part::Readiness;
         let mut all = vec![
             condition("not_draining", ready, !health.is_draining()),
-            condition("models_loaded_once", ready, !self.residence.starts()),
             condition("first_round_completed", ready, health.has_been_ready()),
             span(
                 condition("broker_proven", ready, proven),
@@ -231,6 +230,7 @@ impl Logic {
                 unit: Some("jobs".into()),
                 ..condition("queue_below_max", ready, !self.admission.is_saturated())
             },
+            condition("models_loaded_once", ready, !self.residence.starts()),
             condition(
                 "default_model_loads",
                 ready,

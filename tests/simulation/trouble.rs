@@ -55,7 +55,7 @@ impl World {
         }
         let session = self.session;
         let engine = self.rng.below(self.setup.engines);
-        match self.rng.below(78) {
+        match self.rng.below(84) {
             0..6 if self.up => self.plan(0, Next::Down(session)),
             6..9 if self.link => {
                 // Half open: nothing passes, and nobody says so, for a while or for ever.
@@ -120,7 +120,7 @@ impl World {
                 self.tokenizer_slow = false;
                 self.engines.iter_mut().for_each(|engine| engine.slow = false);
             }
-            56..62 => {
+            78..84 => {
                 let limit = Duration::from_millis(self.rng.range(300, 20_000));
                 self.step(Event::HeldTooLong { limit });
             }
