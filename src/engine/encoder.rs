@@ -4,16 +4,20 @@
 //! Every family is an [`Encoder`]: what differs between them is data, decided at load. Nothing is decided for
 //! a row; what is decided for a layer costs one comparison a layer.
 
-use super::kernel::{self, After, Floats};
-use super::layers::attention::{Attention, SelfAttention};
+use super::hands::{Company, Hands, Own, Part};
+use super::kernel::{self, Arch, Floats};
+use super::layers::attention::SelfAttention;
 use super::layers::dense::Dense;
 use super::layers::embedding::Embedding;
 use super::layers::feed_forward::FeedForward;
 use super::layers::norm::Norm;
 use super::pooling::{self, Pooling};
+use super::team::Team;
 use super::{Engine, EngineError, Sequence, VectorFault};
-use crate::engine::kernel::Arch;
 use std::sync::Arc;
+
+/// Rows that go through the feed-forward part at once where it is shared out: 128 rows of 1536 numbers are 768 KiB.
+const SHARED_ROWS: usize = 128;
 
 /// Where the norms of a layer stand.
 #[derive(Debug)]
@@ -92,7 +96,10 @@ impl Chain {
             layers,
             arch: kernel::arch(),
             hidden: Floats::default(),
+            lengths: Vec::new(),
+            own: Own::default(),
             buffers: Buffers::default(),
+            company: None,
         })
     }
 }
@@ -122,20 +129,26 @@ struct CpuEngine {
     layers: usize,
     arch: Arch,
     hidden: Floats,
+    /// Tokens of each sequence.
+    lengths: Vec<usize>,
+    own: Own,
     buffers: Buffers,
+    company: Option<Company>,
 }
 
 /// What lies between the parts of a layer.
 #[derive(Default)]
 struct Buffers {
-    mixed: Floats,
     context: Floats,
     narrow: Floats,
     wide: Floats,
-    attention: Attention,
 }
 
 impl Engine for CpuEngine {
+    fn lead(&mut self, team: &Arc<Team>) {
+        self.company = Some(Company::new(team));
+    }
+
     fn embed(
         &mut self,
         batch: &[&Sequence],
@@ -147,11 +160,25 @@ impl Engine for CpuEngine {
         let width = encoder.embedding.width();
         let tokens: usize = batch.iter().map(|sequence| sequence.ids.len()).sum();
         let hidden = self.hidden.take(tokens * width);
+        self.lengths.clear();
+        self.lengths
+            .extend(batch.iter().map(|sequence| sequence.ids.len()));
         encoder.embedding.run(arch, batch, hidden);
         step();
-        for layer in encoder.layers.iter().take(self.layers) {
-            layer.run(arch, batch, hidden, &mut self.buffers);
+        for (index, layer) in encoder.layers.iter().enumerate().take(self.layers) {
+            let company = self.company.as_ref().filter(|company| company.gather());
+            let mut hands = Hands {
+                arch,
+                layer,
+                lengths: &self.lengths,
+                own: &mut self.own,
+                company: company.map(|company| (company, &chain, index)),
+            };
+            layer.run(&mut hands, hidden, &mut self.buffers);
             step();
+        }
+        if let Some(company) = &self.company {
+            company.dismiss();
         }
         if let Some(norm) = &encoder.norm {
             norm.run(arch, hidden, None);
@@ -174,41 +201,36 @@ impl Engine for CpuEngine {
 
 impl Layer {
     /// Computes the layer on the rows of all sequences, in place.
-    fn run(&self, arch: Arch, batch: &[&Sequence], hidden: &mut [f32], buffers: &mut Buffers) {
+    fn run(&self, hands: &mut Hands<'_>, hidden: &mut [f32], buffers: &mut Buffers) {
+        let arch = hands.arch;
         let (attention, feed_forward) = (&self.attention, &self.feed_forward);
         let width = attention.qkv.depth();
-        let (mixed_width, context_width) = (attention.heads.row_width(), attention.heads.query_width());
+        let context_width = attention.heads.query_width();
         let tokens = hidden.len() / width;
-        // Norms before the parts go the way without the narrow numbers in between.
-        let behind = matches!(self.norms, Norms::Behind { .. });
-        let block = feed_forward.block_rows();
-        let rows = block.min(tokens);
-        let wide_width = if behind {
-            feed_forward.scratch_width()
+        // Norms before the parts go the way without the narrow numbers in between, and so do parts that are shared out.
+        let whole = hands.shared() || matches!(self.norms, Norms::Before { .. });
+        let block = if hands.shared() {
+            SHARED_ROWS
         } else {
-            feed_forward.width()
+            feed_forward.block_rows()
         };
-        let mixed = buffers.mixed.take(tokens * mixed_width);
+        let rows = block.min(tokens);
+        let wide_width = if whole {
+            feed_forward.width()
+        } else {
+            feed_forward.scratch_width()
+        };
+        let context = buffers.context.take(tokens * context_width);
         match &self.norms {
             Norms::Before {
                 attention: Some(norm),
                 ..
             } => {
-                let normed = buffers.context.take(tokens * width);
+                let normed = buffers.narrow.take(tokens * width);
                 norm.copy(arch, hidden, normed);
-                attention.qkv.product(arch, normed, width, mixed, After::Nothing);
+                hands.compute(Part::Attention, normed, context);
             }
-            _ => attention.qkv.product(arch, hidden, width, mixed, After::Nothing),
-        }
-
-        let context = buffers.context.take(tokens * context_width);
-        let mut first = 0;
-        for sequence in batch {
-            let end = first + sequence.ids.len();
-            let mixed = &mut mixed[first * mixed_width..end * mixed_width];
-            let context = &mut context[first * context_width..end * context_width];
-            buffers.attention.run(arch, attention, mixed, context);
-            first = end;
+            _ => hands.compute(Part::Attention, hidden, context),
         }
 
         let narrow = buffers.narrow.take(rows * width);
@@ -219,16 +241,20 @@ impl Layer {
         for (hidden, context) in blocks {
             let out = &mut narrow[..hidden.len()];
             let wide = &mut wide[..hidden.len() / width * wide_width];
-            attention
-                .out
-                .product(arch, context, context_width, out, After::Nothing);
+            hands.compute(Part::Out, context, out);
             match &self.norms {
                 Norms::Behind {
                     attention,
                     feed_forward: last,
                 } => {
                     attention.run(arch, out, Some(hidden));
-                    feed_forward.run(arch, out, wide, hidden);
+                    if hands.shared() {
+                        hands.compute(Part::Up, out, wide);
+                        feed_forward.activate(arch, wide);
+                        hands.compute(Part::Down, wide, hidden);
+                    } else {
+                        feed_forward.run(arch, out, wide, hidden);
+                    }
                     last.run(arch, hidden, Some(out));
                 }
                 Norms::Before {
@@ -239,7 +265,9 @@ impl Layer {
                 } => {
                     add(arch, hidden, out, attention_result.as_ref());
                     norm.copy(arch, hidden, out);
-                    feed_forward.run_in_place(arch, out, wide);
+                    hands.compute(Part::Up, out, wide);
+                    feed_forward.activate(arch, wide);
+                    hands.compute(Part::Down, wide, out);
                     add(arch, hidden, out, feed_forward_result.as_ref());
                 }
             }

@@ -8,7 +8,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::fused;
-use super::{After, Linear, PANEL, STRIP, Strip, ZERO, mul_add, prefetch, strips};
+use super::{After, Arch, Linear, Next, PANEL, STRIP, Strip, ZERO, mul_add, prefetch, strips};
 use pulp::{Simd, WithSimd};
 use std::hint::black_box;
 #[cfg(target_arch = "x86_64")]
@@ -22,16 +22,15 @@ const TILE_ROWS: usize = 6;
 /// Rows of a strip that a tile goes through at once: 24 KiB, which stay in the first-level cache beside the activations.
 const PART: usize = 384;
 
-impl WithSimd for Linear<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let part = Part {
-            panels: 0..self.weights.width.div_ceil(PANEL),
-            depth: 0..self.weights.depth,
-        };
-        Product { linear: self, part }.with_simd(simd);
+/// The panels that `next` hands out, on the whole depth.
+pub fn some(linear: Linear<'_>, arch: Arch, next: Next<'_>) {
+    while let Some(panels) = next() {
+        let depth = 0..linear.weights.depth;
+        let output = &mut linear.output[panels.start * PANEL..];
+        arch.dispatch(Product {
+            linear: Linear { output, ..linear },
+            part: Part { panels, depth },
+        });
     }
 }
 

@@ -40,10 +40,10 @@ pub struct Part {
 }
 
 impl Part {
-    /// All of it.
-    pub fn whole(format: Format, weights: &Panels) -> Part {
+    /// Some panels, on the whole depth.
+    pub fn columns(format: Format, weights: &Panels, panels: Range<usize>) -> Part {
         Part {
-            panels: 0..weights.width().div_ceil(PANEL),
+            panels,
             steps: 0..format.steps(weights.depth()).max(1),
         }
     }

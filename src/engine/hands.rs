@@ -1,0 +1,359 @@
+//! How the parts of a layer are computed: by the engine's thread alone, or shared out to its team.
+//!
+//! A share is some of the columns of what a part gives: panels of a product, or heads of attention with the queries, keys and
+//! values that they need. A helper gets a copy of what goes in and computes into buffers that lie ready for it; its leader
+//! copies those columns to their place. Numbers do not depend on who computes them.
+
+use super::encoder::{Chain, Layer};
+use super::kernel::{After, Arch, Floats, PANEL};
+use super::layers::attention::Attention;
+use super::layers::matrix::Matrix;
+use super::team::{Task, Team};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Shares of a part at most: so many that who comes late finds something to do, and so few that the weights of one are worth
+/// asking for ahead.
+const SHARES: usize = 8;
+
+/// A part of a layer: all that lies between what needs whole rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// From rows to the results of the heads.
+    Attention,
+    /// From those to a row.
+    Out,
+    /// The first product of the feed-forward part.
+    Up,
+    /// The second.
+    Down,
+}
+
+impl Part {
+    fn matrix(self, layer: &Layer) -> &Matrix {
+        match self {
+            Part::Attention => &layer.attention.qkv,
+            Part::Out => &layer.attention.out,
+            Part::Up => &layer.feed_forward.up,
+            Part::Down => &layer.feed_forward.down,
+        }
+    }
+
+    fn after(self, layer: &Layer) -> After {
+        match self {
+            Part::Up => layer.feed_forward.after_up(),
+            _ => After::Nothing,
+        }
+    }
+
+    /// Numbers from one row of the input to the next.
+    fn input_stride(self, layer: &Layer) -> usize {
+        match self {
+            // A gated row has been made half as wide in its place.
+            Part::Down => layer.feed_forward.width(),
+            _ => self.matrix(layer).depth(),
+        }
+    }
+
+    /// Numbers of a row of the output.
+    fn width(self, layer: &Layer) -> usize {
+        match self {
+            Part::Attention => layer.attention.heads.query_width(),
+            _ => self.matrix(layer).width(),
+        }
+    }
+
+    /// Its shares.
+    fn deal(self, layer: &Layer) -> Deal {
+        let heads = layer.attention.heads;
+        match self {
+            // Heads narrower than a panel stay together as long as they fill one.
+            Part::Attention => Deal::new(
+                heads.keys,
+                PANEL.div_ceil(heads.width),
+                heads.query_width() / heads.keys,
+            ),
+            // AVX-512 takes two panels at once.
+            _ => Deal::new(self.matrix(layer).width().div_ceil(PANEL), 2, PANEL),
+        }
+    }
+}
+
+/// How a part is dealt: so many units to a share, which are panels, or heads of keys with the queries that they serve.
+#[derive(Debug, Clone, Copy)]
+struct Deal {
+    units: usize,
+    each: usize,
+    /// Columns of the output in a unit; the last may have less.
+    columns: usize,
+}
+
+impl Deal {
+    fn new(units: usize, step: usize, columns: usize) -> Deal {
+        let each = units.div_ceil(SHARES).next_multiple_of(step).min(units);
+        Deal { units, each, columns }
+    }
+
+    /// All of it in one share.
+    fn undivided(self) -> Deal {
+        Deal {
+            each: self.units,
+            ..self
+        }
+    }
+
+    fn shares(self) -> usize {
+        self.units.div_ceil(self.each)
+    }
+
+    fn units(self, share: usize) -> Range<usize> {
+        share * self.each..self.units.min((share + 1) * self.each)
+    }
+
+    fn columns(self, share: usize, width: usize) -> Range<usize> {
+        let Range { start, end } = self.units(share);
+        start * self.columns..width.min(end * self.columns)
+    }
+}
+
+/// What a thread computes its heads with.
+#[derive(Default)]
+pub struct Own {
+    mixed: Floats,
+    attention: Attention,
+}
+
+/// Computes the parts of one layer.
+pub struct Hands<'a> {
+    /// The vector instructions.
+    pub arch: Arch,
+    /// The layer.
+    pub layer: &'a Layer,
+    /// Tokens of each sequence.
+    pub lengths: &'a [usize],
+    /// Buffers of this thread.
+    pub own: &'a mut Own,
+    /// With whom, if not alone: of which model, and the layer's number in it.
+    pub company: Option<(&'a Company, &'a Arc<Chain>, usize)>,
+}
+
+impl Hands<'_> {
+    /// Whether parts are shared out.
+    pub fn shared(&self) -> bool {
+        self.company.is_some()
+    }
+
+    /// `output = part(input)` for rows that lie side by side.
+    pub fn compute(&mut self, part: Part, input: &[f32], output: &mut [f32]) {
+        let job = Job {
+            arch: self.arch,
+            layer: self.layer,
+            part,
+            lengths: self.lengths,
+            input,
+            input_stride: part.input_stride(self.layer),
+        };
+        let deal = part.deal(self.layer);
+        match self.company {
+            Some((company, chain, index)) if deal.shares() > 1 => {
+                company.compute(&job, chain, index, output, self.own);
+            }
+            _ => {
+                let mut all = Some(0);
+                job.run(deal.undivided(), output, self.own, &mut || all.take());
+            }
+        }
+    }
+}
+
+/// A part on the rows of a batch.
+struct Job<'a> {
+    arch: Arch,
+    layer: &'a Layer,
+    part: Part,
+    lengths: &'a [usize],
+    input: &'a [f32],
+    input_stride: usize,
+}
+
+impl Job<'_> {
+    /// Computes the shares that `next` hands out, each into its columns of `output`.
+    fn run(&self, deal: Deal, output: &mut [f32], own: &mut Own, next: &mut dyn FnMut() -> Option<usize>) {
+        if self.part == Part::Attention {
+            return self.attend(deal, output, own, next);
+        }
+        let (matrix, after) = (self.part.matrix(self.layer), self.part.after(self.layer));
+        let mut panels = || next().map(|share| deal.units(share));
+        matrix.product_panels(
+            self.arch,
+            self.input,
+            self.input_stride,
+            output,
+            after,
+            &mut panels,
+        );
+    }
+
+    /// First what all heads of this thread need, so that the input is made ready for the product once, then head by head.
+    fn attend(&self, deal: Deal, output: &mut [f32], own: &mut Own, next: &mut dyn FnMut() -> Option<usize>) {
+        let attention = &self.layer.attention;
+        let heads = attention.heads;
+        let (width, context) = (heads.row_width(), heads.query_width());
+        let mixed = own.mixed.take(output.len() / context * width);
+        let mut claimed = 0_u64;
+        let mut parts: Option<std::array::IntoIter<Range<usize>, 3>> = None;
+        let mut panels = || {
+            let left = parts.as_mut().and_then(Iterator::next);
+            let columns = left.or_else(|| {
+                let share = next()?;
+                claimed |= 1 << share;
+                if deal.shares() == 1 {
+                    return Some(0..width);
+                }
+                parts.insert(heads.columns(&deal.units(share)).into_iter()).next()
+            })?;
+            Some(columns.start / PANEL..columns.end.div_ceil(PANEL))
+        };
+        let input_stride = self.input_stride;
+        attention.qkv.product_panels(
+            self.arch,
+            self.input,
+            input_stride,
+            mixed,
+            After::Nothing,
+            &mut panels,
+        );
+        let mut first = 0;
+        for tokens in self.lengths {
+            let end = first + tokens;
+            let mixed = &mut mixed[first * width..end * width];
+            let output = &mut output[first * context..end * context];
+            for share in shares_of(claimed) {
+                own.attention
+                    .run(self.arch, attention, deal.units(share), mixed, output);
+            }
+            first = end;
+        }
+    }
+}
+
+/// The numbers of the bits that are set.
+fn shares_of(set: u64) -> impl Iterator<Item = usize> {
+    (0..64).filter(move |share| set >> share & 1 == 1)
+}
+
+/// The team of an engine's thread, and what passes between the two.
+pub struct Company {
+    team: Arc<Team>,
+    errand: Arc<Mutex<Errand>>,
+}
+
+impl Company {
+    /// For the leader of that team.
+    pub fn new(team: &Arc<Team>) -> Company {
+        Company {
+            team: team.clone(),
+            errand: Arc::default(),
+        }
+    }
+
+    /// See [`Team::gather`].
+    pub fn gather(&self) -> bool {
+        self.team.gather()
+    }
+
+    /// See [`Team::dismiss`]. The model is not held any longer.
+    pub fn dismiss(&self) {
+        self.team.dismiss();
+        lock(&self.errand).order = None;
+    }
+
+    fn compute(&self, job: &Job<'_>, chain: &Arc<Chain>, layer: usize, output: &mut [f32], own: &mut Own) {
+        let (deal, width) = (job.part.deal(job.layer), job.part.width(job.layer));
+        let rows = output.len() / width;
+        lock(&self.errand).set(job, chain, layer, rows);
+        let theirs = self.team.share(deal.shares(), self.errand.clone(), |next| {
+            job.run(deal, output, own, next);
+        });
+        if theirs == 0 {
+            return;
+        }
+        let mut errand = lock(&self.errand);
+        let from = errand.output.take(output.len());
+        for (row, from) in output.chunks_exact_mut(width).zip(from.chunks_exact(width)) {
+            for share in shares_of(theirs) {
+                let columns = deal.columns(share, width);
+                row[columns.clone()].copy_from_slice(&from[columns]);
+            }
+        }
+    }
+}
+
+/// What a helper computes, what it computes it from, and what it leaves. The claims of the team order who has it when.
+#[derive(Default)]
+struct Errand {
+    order: Option<Order>,
+    lengths: Vec<usize>,
+    input: Floats,
+    own: Own,
+    output: Floats,
+}
+
+/// Which part of which layer, for so many rows.
+struct Order {
+    arch: Arch,
+    chain: Arc<Chain>,
+    layer: usize,
+    part: Part,
+    rows: usize,
+}
+
+fn lock(errand: &Mutex<Errand>) -> MutexGuard<'_, Errand> {
+    // A panic below it ends the thread through the hook, and whoever comes then writes all anew.
+    errand.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Errand {
+    fn set(&mut self, job: &Job<'_>, chain: &Arc<Chain>, layer: usize, rows: usize) {
+        self.order = Some(Order {
+            arch: job.arch,
+            chain: chain.clone(),
+            layer,
+            part: job.part,
+            rows,
+        });
+        self.lengths.clear();
+        self.lengths.extend(job.lengths);
+        let depth = job.part.matrix(job.layer).depth();
+        let input = self.input.take(rows * depth).chunks_exact_mut(depth);
+        for (row, from) in input.zip(job.input.chunks(job.input_stride)) {
+            row.copy_from_slice(&from[..depth]);
+        }
+    }
+}
+
+impl Task for Mutex<Errand> {
+    fn help(&self, next: &mut dyn FnMut() -> Option<usize>) {
+        let mut errand = lock(self);
+        let Errand {
+            order,
+            lengths,
+            input,
+            own,
+            output,
+        } = &mut *errand;
+        let order = order.as_ref().expect("an errand that is shared out has an order");
+        let layer = &order.chain.encoder.layers[order.layer];
+        let input_stride = order.part.matrix(layer).depth();
+        let job = Job {
+            arch: order.arch,
+            layer,
+            part: order.part,
+            lengths,
+            input: input.take(order.rows * input_stride),
+            input_stride,
+        };
+        let output = output.take(order.rows * order.part.width(layer));
+        job.run(order.part.deal(layer), output, own, next);
+    }
+}
