@@ -43,9 +43,11 @@ pub struct Team {
     /// Whether somebody was asked to, and did not decline.
     expected: AtomicBool,
     task: Mutex<Option<Arc<dyn Task>>>,
-    /// Asks an idle engine for its help; false if there is none.
-    ask: Box<dyn Fn(&Arc<Team>) -> bool + Send + Sync>,
+    ask: Ask,
 }
+
+/// Asks an idle engine for its help; false if there is none.
+type Ask = Box<dyn Fn(&Arc<Team>) -> bool + Send + Sync>;
 
 /// What is left of a task, in one word, so that claiming is one exchange: in the upper half the number of the task, then four
 /// bytes: the next share of the leader's half and its end, the next of the helper's half and its end.

@@ -1,6 +1,8 @@
 //! Products of narrow numbers in the vector registers: `vdpbf16ps` and `vpdpbusd`, for machines without tiles.
 
+use super::Strip;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Rows of the largest block: twelve rows of two sums leave registers for the panel's row and a broadcast.
 const ROWS: usize = 12;
@@ -16,12 +18,17 @@ pub fn available() -> bool {
 }
 
 /// `sums (+)= a × panel`: `rows` rows of `steps` times 64 bytes by a panel of 32 columns. `sums` has 128 bytes
-/// to a row, `FRESH` ones count as zero.
+/// to a row, `fresh` ones count as zero. Meanwhile `later` is brought into the second-level cache, line by line between the
+/// products: asked for all at once, the lines beyond those that a core can wait for would hold up the products behind them.
 ///
 /// # Safety
 /// `a` points to `rows` rows, `a_stride` bytes apart; `panel` to `16 × steps` rows of 128 bytes, `sums` to
 /// `rows` of them.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a kernel: all of it is needed, nothing of it is kept"
+)]
 pub unsafe fn add<const QUADS: bool>(
     a: *const u8,
     a_stride: usize,
@@ -30,18 +37,20 @@ pub unsafe fn add<const QUADS: bool>(
     steps: usize,
     sums: *mut u8,
     fresh: bool,
+    later: &[Strip],
 ) {
     let blocks = rows.div_ceil(ROWS);
     let mut row = 0;
     for block in 0..blocks {
         let count = (rows - row).div_ceil(blocks - block);
+        let later = later[later.len() * block / blocks..later.len() * (block + 1) / blocks].as_ptr_range();
         // SAFETY: `count` rows from `row` on are within those that the caller vouches for.
         unsafe {
             let (a, sums) = (a.add(row * a_stride), sums.add(row * 128));
             macro_rules! counts {
                 ($($n:literal),*) => {
                     match count {
-                        $($n => rows_of::<$n, QUADS>(a, a_stride, panel, steps * 16, sums, fresh),)*
+                        $($n => rows_of::<$n, QUADS>(a, a_stride, panel, steps * 16, sums, fresh, later.clone()),)*
                         _ => unreachable!("blocks have one to {ROWS} rows"),
                     }
                 };
@@ -52,7 +61,7 @@ pub unsafe fn add<const QUADS: bool>(
     }
 }
 
-/// `M` rows of [`add`]; `words` are rows of the panel.
+/// `M` rows of [`add`]; `words` are rows of the panel. There is no more of `later` than of the panel.
 ///
 /// # Safety
 /// As for [`add`].
@@ -65,7 +74,10 @@ unsafe fn rows_of<const M: usize, const QUADS: bool>(
     words: usize,
     sums: *mut u8,
     fresh: bool,
+    mut later: Range<*const Strip>,
 ) {
+    // A word is a row of the panel, which is two lines.
+    const LINES: usize = 2;
     let mut held = [[_mm512_setzero_si512(); 2]; M];
     // SAFETY: the caller vouches for M rows of activations and sums, and for `words` rows of the panel.
     unsafe {
@@ -78,6 +90,12 @@ unsafe fn rows_of<const M: usize, const QUADS: bool>(
             }
         }
         for word in 0..words {
+            for _ in 0..LINES {
+                if later.start < later.end {
+                    _mm_prefetch::<_MM_HINT_T1>(later.start.cast());
+                    later.start = later.start.add(1);
+                }
+            }
             let b = [
                 _mm512_loadu_si512(panel.add(word * 128).cast()),
                 _mm512_loadu_si512(panel.add(word * 128 + 64).cast()),
