@@ -145,22 +145,22 @@ impl Hands<'_> {
 
     /// `output = part(input)` for rows that lie side by side.
     pub fn compute(&mut self, part: Part, input: &[f32], output: &mut [f32]) {
+        let deal = part.deal(self.layer);
+        let company = self.company.filter(|_| deal.shares() > 1);
         let job = Job {
             arch: self.arch,
             layer: self.layer,
             part,
+            deal: if company.is_some() { deal } else { deal.undivided() },
             lengths: self.lengths,
             input,
             input_stride: part.input_stride(self.layer),
         };
-        let deal = part.deal(self.layer);
-        match self.company {
-            Some((company, chain, index)) if deal.shares() > 1 => {
-                company.compute(&job, chain, index, output, self.own);
-            }
-            _ => {
+        match company {
+            Some((company, chain, index)) => company.compute(&job, chain, index, output, self.own),
+            None => {
                 let mut all = Some(0);
-                job.run(deal.undivided(), output, self.own, &mut || all.take());
+                job.run(output, self.own, &mut || all.take());
             }
         }
     }
@@ -171,6 +171,7 @@ struct Job<'a> {
     arch: Arch,
     layer: &'a Layer,
     part: Part,
+    deal: Deal,
     lengths: &'a [usize],
     input: &'a [f32],
     input_stride: usize,
@@ -178,12 +179,12 @@ struct Job<'a> {
 
 impl Job<'_> {
     /// Computes the shares that `next` hands out, each into its columns of `output`.
-    fn run(&self, deal: Deal, output: &mut [f32], own: &mut Own, next: &mut dyn FnMut() -> Option<usize>) {
+    fn run(&self, output: &mut [f32], own: &mut Own, next: &mut dyn FnMut() -> Option<usize>) {
         if self.part == Part::Attention {
-            return self.attend(deal, output, own, next);
+            return self.attend(output, own, next);
         }
         let (matrix, after) = (self.part.matrix(self.layer), self.part.after(self.layer));
-        let mut panels = || next().map(|share| deal.units(share));
+        let mut panels = || next().map(|share| self.deal.units(share));
         matrix.product_panels(
             self.arch,
             self.input,
@@ -195,8 +196,8 @@ impl Job<'_> {
     }
 
     /// First what all heads of this thread need, so that the input is made ready for the product once, then head by head.
-    fn attend(&self, deal: Deal, output: &mut [f32], own: &mut Own, next: &mut dyn FnMut() -> Option<usize>) {
-        let attention = &self.layer.attention;
+    fn attend(&self, output: &mut [f32], own: &mut Own, next: &mut dyn FnMut() -> Option<usize>) {
+        let (attention, deal) = (&self.layer.attention, self.deal);
         let heads = attention.heads;
         let (width, context) = (heads.row_width(), heads.query_width());
         let mixed = own.mixed.take(output.len() / context * width);
@@ -269,22 +270,12 @@ impl Company {
     }
 
     fn compute(&self, job: &Job<'_>, chain: &Arc<Chain>, layer: usize, output: &mut [f32], own: &mut Own) {
-        let (deal, width) = (job.part.deal(job.layer), job.part.width(job.layer));
-        let rows = output.len() / width;
-        lock(&self.errand).set(job, chain, layer, rows);
-        let theirs = self.team.share(deal.shares(), self.errand.clone(), |next| {
-            job.run(deal, output, own, next);
+        lock(&self.errand).set(job, chain, layer, output.len());
+        let theirs = self.team.share(job.deal.shares(), self.errand.clone(), |next| {
+            job.run(output, own, next);
         });
-        if theirs == 0 {
-            return;
-        }
-        let mut errand = lock(&self.errand);
-        let from = errand.output.take(output.len());
-        for (row, from) in output.chunks_exact_mut(width).zip(from.chunks_exact(width)) {
-            for share in shares_of(theirs) {
-                let columns = deal.columns(share, width);
-                row[columns.clone()].copy_from_slice(&from[columns]);
-            }
+        if theirs != 0 {
+            lock(&self.errand).collect(job, theirs, output);
         }
     }
 }
@@ -305,6 +296,7 @@ struct Order {
     chain: Arc<Chain>,
     layer: usize,
     part: Part,
+    deal: Deal,
     rows: usize,
 }
 
@@ -314,12 +306,15 @@ fn lock(errand: &Mutex<Errand>) -> MutexGuard<'_, Errand> {
 }
 
 impl Errand {
-    fn set(&mut self, job: &Job<'_>, chain: &Arc<Chain>, layer: usize, rows: usize) {
+    /// Takes on what the helper needs for a job whose output has so many numbers.
+    fn set(&mut self, job: &Job<'_>, chain: &Arc<Chain>, layer: usize, numbers: usize) {
+        let rows = numbers / job.part.width(job.layer);
         self.order = Some(Order {
             arch: job.arch,
             chain: chain.clone(),
             layer,
             part: job.part,
+            deal: job.deal,
             rows,
         });
         self.lengths.clear();
@@ -328,6 +323,18 @@ impl Errand {
         let input = self.input.take(rows * depth).chunks_exact_mut(depth);
         for (row, from) in input.zip(job.input.chunks(job.input_stride)) {
             row.copy_from_slice(&from[..depth]);
+        }
+    }
+
+    /// Puts the columns of the helper's shares where they belong.
+    fn collect(&mut self, job: &Job<'_>, theirs: u64, output: &mut [f32]) {
+        let width = job.part.width(job.layer);
+        let from = self.output.take(output.len());
+        for (row, from) in output.chunks_exact_mut(width).zip(from.chunks_exact(width)) {
+            for share in shares_of(theirs) {
+                let columns = job.deal.columns(share, width);
+                row[columns.clone()].copy_from_slice(&from[columns]);
+            }
         }
     }
 }
@@ -349,11 +356,100 @@ impl Task for Mutex<Errand> {
             arch: order.arch,
             layer,
             part: order.part,
+            deal: order.deal,
             lengths,
             input: input.take(order.rows * input_stride),
             input_stride,
         };
         let output = output.take(order.rows * order.part.width(layer));
-        job.run(order.part.deal(layer), output, own, next);
+        job.run(output, own, next);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Precision;
+    use crate::engine::kernel::arch;
+    use crate::engine::{LoadOptions, Model};
+    use std::path::Path;
+
+    fn models() -> Vec<(String, Arc<Chain>)> {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let folders = std::fs::read_dir(golden)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let mut models = vec![];
+        for folder in folders.filter(|folder| folder.join("modules.json").exists()) {
+            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+                let options = LoadOptions {
+                    precision,
+                    ..LoadOptions::default()
+                };
+                let model = Model::load(&folder, &options, &mut |_| ()).unwrap();
+                let name = format!("{} {precision:?}", folder.file_name().unwrap().display());
+                models.push((name, model.chain()));
+            }
+        }
+        assert!(models.len() > 30, "the small models are not where they were");
+        models
+    }
+
+    fn number(i: usize) -> f32 {
+        ((i * 7919 + 13) % 1009) as f32 / 504.5 - 1.0
+    }
+
+    // Goal: a part is the same to the bit, whoever computes which of its shares. Method: every part of every layer of every
+    // family in every precision, for two sequences, its shares dealt to leader and helper by turns, and all to one of them.
+    #[test]
+    fn parts_are_the_same_whoever_computes_them() {
+        let mut divided = 0;
+        for (name, chain) in models() {
+            for (index, layer) in chain.encoder.layers.iter().enumerate() {
+                for part in [Part::Attention, Part::Out, Part::Up, Part::Down] {
+                    let lengths = [5, 12];
+                    let rows: usize = lengths.iter().sum();
+                    let input_stride = part.input_stride(layer);
+                    let input: Vec<f32> = (0..rows * input_stride).map(number).collect();
+                    // These models are narrow: as they are dealt they would not be divided.
+                    let deal = Deal {
+                        each: 1,
+                        ..part.deal(layer)
+                    };
+                    let mut job = Job {
+                        arch: arch(),
+                        layer,
+                        part,
+                        deal: deal.undivided(),
+                        lengths: &lengths,
+                        input: &input,
+                        input_stride,
+                    };
+                    let mut own = Own::default();
+                    let mut whole = vec![0.0; rows * part.width(layer)];
+                    let mut all = Some(0);
+                    job.run(&mut whole, &mut own, &mut || all.take());
+                    job.deal = deal;
+                    divided += usize::from(deal.shares() > 1);
+                    let every = u64::MAX >> (64 - deal.shares());
+                    for theirs in [0x5555_5555_5555_5555 & every, 0, every] {
+                        let mut output = vec![f32::NAN; whole.len()];
+                        let errand = Mutex::new(Errand::default());
+                        lock(&errand).set(&job, &chain, index, output.len());
+                        let mut left = shares_of(theirs);
+                        errand.help(&mut || left.next());
+                        let mut left = shares_of(every & !theirs);
+                        job.run(&mut output, &mut own, &mut || left.next());
+                        lock(&errand).collect(&job, theirs, &mut output);
+                        let same = output.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(same, "{name}, layer {index}, {part:?}, {theirs:b} of {deal:?}");
+                    }
+                }
+            }
+        }
+        assert!(
+            divided > 100,
+            "{divided} parts of these models had more than one share"
+        );
     }
 }

@@ -234,3 +234,197 @@ impl Team {
         self.task.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::Barrier;
+    use std::thread;
+
+    /// A task that counts how often each of its shares was done, and does something after each.
+    struct Counted<F> {
+        done: Vec<AtomicUsize>,
+        after: F,
+    }
+
+    impl<F: Fn(usize) + Send + Sync + 'static> Counted<F> {
+        fn new(shares: usize, after: F) -> Arc<Self> {
+            let done = (0..shares).map(|_| AtomicUsize::new(0)).collect();
+            Arc::new(Counted { done, after })
+        }
+
+        fn each_once(&self) -> bool {
+            self.done.iter().all(|done| done.load(Ordering::Relaxed) == 1)
+        }
+    }
+
+    impl<F: Fn(usize) + Send + Sync> Task for Counted<F> {
+        fn help(&self, next: &mut dyn FnMut() -> Option<usize>) {
+            while let Some(share) = next() {
+                self.done[share].fetch_add(1, Ordering::Relaxed);
+                (self.after)(share);
+            }
+        }
+    }
+
+    fn team() -> Arc<Team> {
+        let team = Team::new(|_| true);
+        assert!(team.gather());
+        team
+    }
+
+    proptest! {
+        // Goal: each share is claimed once, and forward by whom it was meant for. Method: any number of shares, claimed in any
+        // order of the two.
+        #[test]
+        fn shares_are_claimed_once(shares in 1..=SHARES, order in prop::collection::vec(0..2_usize, 130)) {
+            let (half, all) = (shares.div_ceil(2) as u8, shares as u8);
+            let mut claims = Claims { task: 7, halves: [(0, half), (half, all)] };
+            let mut claimed = vec![];
+            for who in order {
+                let share = claims.claim(who);
+                prop_assert_eq!(claims, Claims::from_word(claims.word()));
+                prop_assert_eq!(share.is_none(), claimed.len() == shares);
+                claimed.extend(share);
+            }
+            claimed.sort_unstable();
+            prop_assert!(claimed.into_iter().eq(0..shares));
+        }
+    }
+
+    // Goal: a leader whom nobody helps does everything, and waits for nobody.
+    #[test]
+    fn a_leader_does_it_alone() {
+        let team = team();
+        for shares in [1, 2, 7, SHARES] {
+            let task = Counted::new(shares, |_| ());
+            assert_eq!(team.share(shares, task.clone(), |next| task.help(next)), 0);
+            assert!(task.each_once());
+        }
+        team.dismiss();
+    }
+
+    // Goal: a helper that is called goes after the share that it does, and the leader does the rest. Method: the helper is
+    // called in the middle of its first share, and the leader begins only then.
+    #[test]
+    fn a_helper_goes_when_it_is_called() {
+        let (team, called) = (team(), Arc::new(AtomicBool::new(false)));
+        let begun = Arc::new(Barrier::new(2));
+        let task = {
+            let (called, begun) = (called.clone(), begun.clone());
+            Counted::new(6, move |share| {
+                if share == 3 && !called.swap(true, Ordering::Relaxed) {
+                    begun.wait();
+                }
+            })
+        };
+        let helper = {
+            let team = team.clone();
+            thread::spawn(move || {
+                // Until the leader has set the task: it is no part of this test how long a helper looks for one.
+                while !called.load(Ordering::Relaxed) {
+                    team.help(&|| called.load(Ordering::Relaxed));
+                }
+            })
+        };
+        let theirs = team.share(6, task.clone(), |next| {
+            begun.wait();
+            task.help(next);
+        });
+        assert_eq!(theirs, 1 << 3, "the first of the helper's half");
+        assert!(task.each_once());
+        helper.join().unwrap();
+        assert!(!team.helped.load(Ordering::Relaxed) && !team.expected.load(Ordering::Relaxed));
+    }
+
+    // Goal: a helper goes when its leader is through, and takes the task along nowhere. Method: it is in the middle of its
+    // share when the leader begins to wait for it.
+    #[test]
+    fn a_helper_is_let_go() {
+        let team = team();
+        let begun = Arc::new(Barrier::new(2));
+        let task = {
+            let begun = begun.clone();
+            let once = AtomicBool::new(false);
+            Counted::new(2, move |share| {
+                if share == 1 && !once.swap(true, Ordering::Relaxed) {
+                    begun.wait();
+                }
+            })
+        };
+        let through = Arc::new(AtomicBool::new(false));
+        let helper = {
+            let (team, through) = (team.clone(), through.clone());
+            thread::spawn(move || {
+                while !through.load(Ordering::Acquire) {
+                    team.help(&|| false);
+                }
+            })
+        };
+        let theirs = team.share(2, task.clone(), |next| {
+            begun.wait();
+            task.help(next);
+        });
+        assert_eq!(theirs, 0b10);
+        team.dismiss();
+        assert_eq!(Arc::strong_count(&task), 1, "nobody but this test holds it");
+        through.store(true, Ordering::Release);
+        helper.join().unwrap();
+        assert!(task.each_once());
+    }
+
+    // Goal: whoever comes and goes whenever, every share of every task is done once, and the leader knows whose it was. Method:
+    // three helpers that come again and again and are called away at random, many tasks of random sizes.
+    #[test]
+    fn every_share_is_done_once() {
+        const TASKS: usize = 2000;
+        let team = Team::new(|_| true);
+        let through = Arc::new(AtomicBool::new(false));
+        let random = |state: &mut u64| {
+            // Marsaglia's xorshift.
+            *state ^= *state << 13;
+            *state ^= *state >> 7;
+            *state ^= *state << 17;
+            *state
+        };
+        let helpers: Vec<_> = (1..4_u64)
+            .map(|seed| {
+                let (team, through) = (team.clone(), through.clone());
+                thread::spawn(move || {
+                    let state = std::cell::Cell::new(seed * 0x9E37_79B9_7F4A_7C15);
+                    let chance = || {
+                        let mut next = state.get();
+                        let chance = random(&mut next).is_multiple_of(50);
+                        state.set(next);
+                        chance
+                    };
+                    while !through.load(Ordering::Acquire) {
+                        team.help(&chance);
+                        if chance() {
+                            thread::yield_now();
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut state = 42;
+        for _ in 0..TASKS {
+            let shares = 1 + random(&mut state) as usize % SHARES;
+            team.gather();
+            let task = Counted::new(shares, |_| ());
+            let mut ours = 0_u64;
+            let theirs = team.share(shares, task.clone(), |next| {
+                task.help(&mut || next().inspect(|share| ours |= 1 << share));
+            });
+            assert!(task.each_once());
+            assert_eq!((ours & theirs, ours | theirs), (0, u64::MAX >> (SHARES - shares)));
+            if random(&mut state).is_multiple_of(9) {
+                team.dismiss();
+                assert_eq!(Arc::strong_count(&task), 1, "nobody but this test holds it");
+            }
+        }
+        through.store(true, Ordering::Release);
+        helpers.into_iter().for_each(|helper| helper.join().unwrap());
+    }
+}

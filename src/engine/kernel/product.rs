@@ -120,6 +120,12 @@ pub fn product(
                     });
                     strips(&later[later.len() * tile / tiles..later.len() * (tile + 1) / tiles])
                 };
+                // Where it is little, or tiles add up, all of it is asked for at once.
+                let woven = tiles == 1 && matches!(unit, Unit::Dots);
+                if !woven {
+                    (0..planes).for_each(|plane| prefetch(ahead(plane)));
+                }
+                let ahead = |plane: usize| if woven { ahead(plane) } else { &[] };
                 // SAFETY: rows of activations up to the next multiple of 16 may be read, the sums have room
                 // for whole blocks of 32 rows, and a panel has `steps × 16` rows in each plane; of the unit's
                 // instructions the machine has those that made the unit.
@@ -161,7 +167,8 @@ pub fn product(
 }
 
 /// `sums (+)= a × b`, one block of up to 32 rows by a panel, `steps` times 64 bytes deep; for each of `pairs`,
-/// which name a plane of `a` and one of `b`. `fresh` sums count as zero. What comes after each plane of `b` is `later`.
+/// which name a plane of `a` and one of `b`. `fresh` sums count as zero. What dots ask for meanwhile is `later`, for
+/// each plane of `b`.
 /// `meanwhile` is done while the tiles add up, before they are stored; it must not use them.
 ///
 /// # Safety
@@ -188,10 +195,6 @@ pub unsafe fn block<'a, const QUADS: bool>(
 ) {
     // SAFETY: the caller vouches for the memory.
     unsafe {
-        if let Unit::Tiles(_) = unit {
-            let planes = pairs.iter().filter(|(x, _)| *x == 0);
-            planes.for_each(|(_, y)| prefetch(later(*y)));
-        }
         match unit {
             Unit::Tiles(tiles) if height > tiles::TILE => {
                 tile_block::<true, QUADS>(tiles, a, b, stride, steps, pairs, sums, fresh, meanwhile);
