@@ -4,8 +4,8 @@
 //! Every family is an [`Encoder`]: what differs between them is data, decided at load. Nothing is decided for
 //! a row; what is decided for a layer costs one comparison a layer.
 
-use super::hands::{Company, Hands, Own, Part};
-use super::kernel::{self, Arch, Floats};
+use super::hands::{Company, Hands, Own, Part, Rows};
+use super::kernel::{self, Arch};
 use super::layers::attention::SelfAttention;
 use super::layers::dense::Dense;
 use super::layers::embedding::Embedding;
@@ -95,7 +95,7 @@ impl Chain {
             chain: self.clone(),
             layers,
             arch: kernel::arch(),
-            hidden: Floats::default(),
+            hidden: Rows::default(),
             lengths: Vec::new(),
             own: Own::default(),
             buffers: Buffers::default(),
@@ -128,7 +128,7 @@ struct CpuEngine {
     /// How many of its layers take part: all of them, but in a trial of speed.
     layers: usize,
     arch: Arch,
-    hidden: Floats,
+    hidden: Rows,
     /// Tokens of each sequence.
     lengths: Vec<usize>,
     own: Own,
@@ -139,9 +139,9 @@ struct CpuEngine {
 /// What lies between the parts of a layer.
 #[derive(Default)]
 struct Buffers {
-    context: Floats,
-    narrow: Floats,
-    wide: Floats,
+    context: Rows,
+    narrow: Rows,
+    wide: Rows,
 }
 
 impl Engine for CpuEngine {
@@ -159,11 +159,12 @@ impl Engine for CpuEngine {
         check(batch, chain.places, encoder.embedding.count())?;
         let width = encoder.embedding.width();
         let tokens: usize = batch.iter().map(|sequence| sequence.ids.len()).sum();
-        let hidden = self.hidden.take(tokens * width);
         self.lengths.clear();
         self.lengths
             .extend(batch.iter().map(|sequence| sequence.ids.len()));
-        encoder.embedding.run(arch, batch, hidden);
+        encoder
+            .embedding
+            .run(arch, batch, self.hidden.take(tokens * width));
         step();
         for (index, layer) in encoder.layers.iter().enumerate().take(self.layers) {
             let company = self.company.as_ref().filter(|company| company.gather());
@@ -174,12 +175,13 @@ impl Engine for CpuEngine {
                 own: &mut self.own,
                 company: company.map(|company| (company, &chain, index)),
             };
-            layer.run(&mut hands, hidden, &mut self.buffers);
+            layer.run(&mut hands, tokens, &mut self.hidden, &mut self.buffers);
             step();
         }
         if let Some(company) = &self.company {
             company.dismiss();
         }
+        let hidden = self.hidden.take(tokens * width);
         if let Some(norm) = &encoder.norm {
             norm.run(arch, hidden, None);
         }
@@ -201,61 +203,66 @@ impl Engine for CpuEngine {
 
 impl Layer {
     /// Computes the layer on the rows of all sequences, in place.
-    fn run(&self, hands: &mut Hands<'_>, hidden: &mut [f32], buffers: &mut Buffers) {
+    fn run(&self, hands: &mut Hands<'_>, tokens: usize, hidden: &mut Rows, buffers: &mut Buffers) {
         let arch = hands.arch;
+        let Buffers {
+            context,
+            narrow,
+            wide,
+        } = buffers;
         let (attention, feed_forward) = (&self.attention, &self.feed_forward);
-        let width = attention.qkv.depth();
-        let context_width = attention.heads.query_width();
-        let tokens = hidden.len() / width;
+        let (width, context_width) = (attention.qkv.depth(), attention.heads.query_width());
         // Norms before the parts go the way without the narrow numbers in between, and so do parts that are shared out.
         let whole = hands.shared() || matches!(self.norms, Norms::Before { .. });
-        let block = if hands.shared() {
-            SHARED_ROWS
-        } else {
-            feed_forward.block_rows()
-        };
-        let rows = block.min(tokens);
-        let wide_width = if whole {
-            feed_forward.width()
-        } else {
-            feed_forward.scratch_width()
-        };
-        let context = buffers.context.take(tokens * context_width);
+        let (block, wide_width) = (
+            if hands.shared() {
+                SHARED_ROWS
+            } else {
+                feed_forward.block_rows()
+            },
+            if whole {
+                feed_forward.width()
+            } else {
+                feed_forward.scratch_width()
+            },
+        );
+        let all = 0..tokens * width;
+        let results = context.take(tokens * context_width);
         match &self.norms {
             Norms::Before {
                 attention: Some(norm),
                 ..
             } => {
-                let normed = buffers.narrow.take(tokens * width);
-                norm.copy(arch, hidden, normed);
-                hands.compute(Part::Attention, normed, context);
+                norm.copy(arch, hidden.get(all.end), narrow.take(all.end));
+                hands.compute(Part::Attention, narrow, all, results);
             }
-            _ => hands.compute(Part::Attention, hidden, context),
+            _ => hands.compute(Part::Attention, hidden, all, results),
         }
 
-        let narrow = buffers.narrow.take(rows * width);
-        let wide = buffers.wide.take(rows * wide_width);
-        let blocks = hidden
-            .chunks_mut(block * width)
-            .zip(context.chunks(block * context_width));
-        for (hidden, context) in blocks {
-            let out = &mut narrow[..hidden.len()];
-            let wide = &mut wide[..hidden.len() / width * wide_width];
-            hands.compute(Part::Out, context, out);
+        for first in (0..tokens).step_by(block) {
+            let rows = first..tokens.min(first + block);
+            let of = |width: usize| rows.start * width..rows.end * width;
+            let (own, widened) = (rows.len() * width, rows.len() * wide_width);
+            hands.compute(Part::Out, context, of(context_width), narrow.take(own));
             match &self.norms {
                 Norms::Behind {
                     attention,
                     feed_forward: last,
                 } => {
-                    attention.run(arch, out, Some(hidden));
+                    attention.run(
+                        arch,
+                        narrow.take(own),
+                        Some(&hidden.get(tokens * width)[of(width)]),
+                    );
+                    let sum = &mut hidden.take(tokens * width)[of(width)];
                     if hands.shared() {
-                        hands.compute(Part::Up, out, wide);
-                        feed_forward.activate(arch, wide);
-                        hands.compute(Part::Down, wide, hidden);
+                        hands.compute(Part::Up, narrow, 0..own, wide.take(widened));
+                        feed_forward.activate(arch, wide.take(widened));
+                        hands.compute(Part::Down, wide, 0..widened, sum);
                     } else {
-                        feed_forward.run(arch, out, wide, hidden);
+                        feed_forward.run(arch, narrow.get(own), wide.take(widened), sum);
                     }
-                    last.run(arch, hidden, Some(out));
+                    last.run(arch, sum, Some(narrow.get(own)));
                 }
                 Norms::Before {
                     attention_result,
@@ -263,12 +270,13 @@ impl Layer {
                     feed_forward_result,
                     ..
                 } => {
-                    add(arch, hidden, out, attention_result.as_ref());
-                    norm.copy(arch, hidden, out);
-                    hands.compute(Part::Up, out, wide);
-                    feed_forward.activate(arch, wide);
-                    hands.compute(Part::Down, wide, out);
-                    add(arch, hidden, out, feed_forward_result.as_ref());
+                    let sum = &mut hidden.take(tokens * width)[of(width)];
+                    add(arch, sum, narrow.take(own), attention_result.as_ref());
+                    norm.copy(arch, sum, narrow.take(own));
+                    hands.compute(Part::Up, narrow, 0..own, wide.take(widened));
+                    feed_forward.activate(arch, wide.take(widened));
+                    hands.compute(Part::Down, wide, 0..widened, narrow.take(own));
+                    add(arch, sum, narrow.take(own), feed_forward_result.as_ref());
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! How the parts of a layer are computed: by the engine's thread alone, or shared out to its team.
 //!
 //! A share is some of the columns of what a part gives: panels of a product, or heads of attention with the queries, keys and
-//! values that they need. A helper gets a copy of what goes in and computes into buffers that lie ready for it; its leader
+//! values that they need. A helper sees the rows that go in and computes into buffers that lie ready for it; its leader
 //! copies those columns to their place. Numbers do not depend on who computes them.
 
 use super::encoder::{Chain, Layer};
@@ -123,6 +123,25 @@ pub struct Own {
     attention: Attention,
 }
 
+/// Rows of numbers that the helper sees as well while a part is computed from them. The buffer grows and never shrinks.
+#[derive(Debug, Default)]
+pub struct Rows(Arc<Floats>);
+
+impl Rows {
+    /// See [`Floats::get`].
+    pub fn get(&self, len: usize) -> &[f32] {
+        self.0.get(len)
+    }
+
+    /// See [`Floats::take`].
+    pub fn take(&mut self, len: usize) -> &mut [f32] {
+        let floats = Arc::get_mut(&mut self.0);
+        floats
+            .expect("rows are seen by others only while a part is computed")
+            .take(len)
+    }
+}
+
 /// Computes the parts of one layer.
 pub struct Hands<'a> {
     /// The vector instructions.
@@ -143,8 +162,8 @@ impl Hands<'_> {
         self.company.is_some()
     }
 
-    /// `output = part(input)` for rows that lie side by side.
-    pub fn compute(&mut self, part: Part, input: &[f32], output: &mut [f32]) {
+    /// `output = part(input)` for rows that lie side by side, at these `numbers` of the input.
+    pub fn compute(&mut self, part: Part, input: &Rows, numbers: Range<usize>, output: &mut [f32]) {
         let deal = part.deal(self.layer);
         let company = self.company.filter(|_| deal.shares() > 1);
         let job = Job {
@@ -153,11 +172,13 @@ impl Hands<'_> {
             part,
             deal: if company.is_some() { deal } else { deal.undivided() },
             lengths: self.lengths,
-            input,
-            input_stride: part.input_stride(self.layer),
+            input: &input.get(numbers.end)[numbers.start..],
         };
         match company {
-            Some((company, chain, index)) => company.compute(&job, chain, index, output, self.own),
+            Some((company, chain, index)) => {
+                let order = Order::new(&job, chain, index, input, numbers);
+                company.compute(&job, order, output, self.own);
+            }
             None => {
                 let mut all = Some(0);
                 job.run(output, self.own, &mut || all.take());
@@ -174,7 +195,6 @@ struct Job<'a> {
     deal: Deal,
     lengths: &'a [usize],
     input: &'a [f32],
-    input_stride: usize,
 }
 
 impl Job<'_> {
@@ -185,14 +205,8 @@ impl Job<'_> {
         }
         let (matrix, after) = (self.part.matrix(self.layer), self.part.after(self.layer));
         let mut panels = || next().map(|share| self.deal.units(share));
-        matrix.product_panels(
-            self.arch,
-            self.input,
-            self.input_stride,
-            output,
-            after,
-            &mut panels,
-        );
+        let stride = self.part.input_stride(self.layer);
+        matrix.product_panels(self.arch, self.input, stride, output, after, &mut panels);
     }
 
     /// First what all heads of this thread need, so that the input is made ready for the product once, then head by head.
@@ -215,15 +229,8 @@ impl Job<'_> {
             })?;
             Some(columns.start / PANEL..columns.end.div_ceil(PANEL))
         };
-        let input_stride = self.input_stride;
-        attention.qkv.product_panels(
-            self.arch,
-            self.input,
-            input_stride,
-            mixed,
-            After::Nothing,
-            &mut panels,
-        );
+        let (qkv, after) = (&attention.qkv, After::Nothing);
+        qkv.product_panels(self.arch, self.input, qkv.depth(), mixed, after, &mut panels);
         let mut first = 0;
         for tokens in self.lengths {
             let end = first + tokens;
@@ -263,41 +270,52 @@ impl Company {
         self.team.gather()
     }
 
-    /// See [`Team::dismiss`]. The model is not held any longer.
+    /// See [`Team::dismiss`].
     pub fn dismiss(&self) {
         self.team.dismiss();
-        lock(&self.errand).order = None;
     }
 
-    fn compute(&self, job: &Job<'_>, chain: &Arc<Chain>, layer: usize, output: &mut [f32], own: &mut Own) {
-        lock(&self.errand).set(job, chain, layer, output.len());
+    fn compute(&self, job: &Job<'_>, order: Order, output: &mut [f32], own: &mut Own) {
+        lock(&self.errand).set(order, job.lengths);
         let theirs = self.team.share(job.deal.shares(), self.errand.clone(), |next| {
             job.run(output, own, next);
         });
-        if theirs != 0 {
-            lock(&self.errand).collect(job, theirs, output);
-        }
+        lock(&self.errand).collect(job, theirs, output);
     }
 }
 
-/// What a helper computes, what it computes it from, and what it leaves. The claims of the team order who has it when.
+/// What a helper computes, and what it leaves. The claims of the team order who has it when.
 #[derive(Default)]
 struct Errand {
     order: Option<Order>,
     lengths: Vec<usize>,
-    input: Floats,
     own: Own,
     output: Floats,
 }
 
-/// Which part of which layer, for so many rows.
+/// Which part of which layer, on which numbers of which rows.
 struct Order {
     arch: Arch,
     chain: Arc<Chain>,
     layer: usize,
     part: Part,
     deal: Deal,
-    rows: usize,
+    input: Arc<Floats>,
+    numbers: Range<usize>,
+}
+
+impl Order {
+    fn new(job: &Job<'_>, chain: &Arc<Chain>, layer: usize, input: &Rows, numbers: Range<usize>) -> Order {
+        Order {
+            arch: job.arch,
+            chain: chain.clone(),
+            layer,
+            part: job.part,
+            deal: job.deal,
+            input: input.0.clone(),
+            numbers,
+        }
+    }
 }
 
 fn lock(errand: &Mutex<Errand>) -> MutexGuard<'_, Errand> {
@@ -306,30 +324,20 @@ fn lock(errand: &Mutex<Errand>) -> MutexGuard<'_, Errand> {
 }
 
 impl Errand {
-    /// Takes on what the helper needs for a job whose output has so many numbers.
-    fn set(&mut self, job: &Job<'_>, chain: &Arc<Chain>, layer: usize, numbers: usize) {
-        let rows = numbers / job.part.width(job.layer);
-        self.order = Some(Order {
-            arch: job.arch,
-            chain: chain.clone(),
-            layer,
-            part: job.part,
-            deal: job.deal,
-            rows,
-        });
+    fn set(&mut self, order: Order, lengths: &[usize]) {
+        self.order = Some(order);
         self.lengths.clear();
-        self.lengths.extend(job.lengths);
-        let depth = job.part.matrix(job.layer).depth();
-        let input = self.input.take(rows * depth).chunks_exact_mut(depth);
-        for (row, from) in input.zip(job.input.chunks(job.input_stride)) {
-            row.copy_from_slice(&from[..depth]);
-        }
+        self.lengths.extend(lengths);
     }
 
-    /// Puts the columns of the helper's shares where they belong.
+    /// Puts the columns of the helper's shares where they belong, and gives up what it has seen.
     fn collect(&mut self, job: &Job<'_>, theirs: u64, output: &mut [f32]) {
+        self.order = None;
+        if theirs == 0 {
+            return;
+        }
         let width = job.part.width(job.layer);
-        let from = self.output.take(output.len());
+        let from = self.output.get(output.len());
         for (row, from) in output.chunks_exact_mut(width).zip(from.chunks_exact(width)) {
             for share in shares_of(theirs) {
                 let columns = job.deal.columns(share, width);
@@ -345,24 +353,21 @@ impl Task for Mutex<Errand> {
         let Errand {
             order,
             lengths,
-            input,
             own,
             output,
         } = &mut *errand;
         let order = order.as_ref().expect("an errand that is shared out has an order");
         let layer = &order.chain.encoder.layers[order.layer];
-        let input_stride = order.part.matrix(layer).depth();
+        let rows = order.numbers.len() / order.part.input_stride(layer);
         let job = Job {
             arch: order.arch,
             layer,
             part: order.part,
             deal: order.deal,
             lengths,
-            input: input.take(order.rows * input_stride),
-            input_stride,
+            input: &order.input.get(order.numbers.end)[order.numbers.start..],
         };
-        let output = output.take(order.rows * order.part.width(layer));
-        job.run(output, own, next);
+        job.run(output.take(rows * order.part.width(layer)), own, next);
     }
 }
 
@@ -410,7 +415,10 @@ mod tests {
                     let lengths = [5, 12];
                     let rows: usize = lengths.iter().sum();
                     let input_stride = part.input_stride(layer);
-                    let input: Vec<f32> = (0..rows * input_stride).map(number).collect();
+                    let numbers = 0..rows * input_stride;
+                    let mut input = Rows::default();
+                    let values = input.take(numbers.end).iter_mut().zip(0..);
+                    values.for_each(|(value, i)| *value = number(i));
                     // These models are narrow: as they are dealt they would not be divided.
                     let deal = Deal {
                         each: 1,
@@ -422,8 +430,7 @@ mod tests {
                         part,
                         deal: deal.undivided(),
                         lengths: &lengths,
-                        input: &input,
-                        input_stride,
+                        input: input.get(numbers.end),
                     };
                     let mut own = Own::default();
                     let mut whole = vec![0.0; rows * part.width(layer)];
@@ -435,7 +442,8 @@ mod tests {
                     for theirs in [0x5555_5555_5555_5555 & every, 0, every] {
                         let mut output = vec![f32::NAN; whole.len()];
                         let errand = Mutex::new(Errand::default());
-                        lock(&errand).set(&job, &chain, index, output.len());
+                        let order = Order::new(&job, &chain, index, &input, numbers.clone());
+                        lock(&errand).set(order, &lengths);
                         let mut left = shares_of(theirs);
                         errand.help(&mut || left.next());
                         let mut left = shares_of(every & !theirs);

@@ -178,7 +178,7 @@ enum Ready {
 #[cfg(test)]
 impl Model {
     /// Of a model on the CPU, what its engines compute.
-    pub fn chain(&self) -> Arc<Chain> {
+    pub(super) fn chain(&self) -> Arc<Chain> {
         match &self.ready {
             Ready::Packed(chain) => chain.clone(),
             Ready::Placed(_) => unreachable!("small models are loaded for the CPU"),

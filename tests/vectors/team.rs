@@ -6,6 +6,7 @@ use embeddings::config::Precision;
 use embeddings::engine::pool::{Pool, PoolEvent, Work};
 use embeddings::engine::{Model, Sequence};
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, LazyLock};
 
@@ -76,12 +77,22 @@ fn help_changes_no_bit() {
     }
 }
 
-/// Texts of several lengths with their vectors, of a model of which a batch takes next to no time.
-static SMALL: LazyLock<(Arc<Model>, Vec<Sequence>, Vec<Vec<u32>>)> = LazyLock::new(|| {
+/// A model of which a batch takes next to no time, and texts of several lengths with their vectors.
+struct Small {
+    model: Arc<Model>,
+    sequences: Vec<Sequence>,
+    vectors: Vec<Vec<u32>>,
+}
+
+static SMALL: LazyLock<Small> = LazyLock::new(|| {
     let model = load(&golden().join("max"));
     let sequences = lines(&model, "max/golden.jsonl");
     let vectors = alone(&model, &sequences);
-    (model, sequences, vectors)
+    Small {
+        model,
+        sequences,
+        vectors,
+    }
 });
 
 #[derive(Debug, Clone)]
@@ -97,7 +108,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0..3_usize, any::<prop::sample::Index>(), any::<bool>())
-            .prop_map(|(engine, text, urgent)| Step::Submit(engine, text.index(SMALL.1.len()), urgent)),
+            .prop_map(|(engine, text, urgent)| Step::Submit(engine, text.index(SMALL.sequences.len()), urgent)),
         1 => (0..3_usize).prop_map(Step::Ask),
         1 => Just(Step::Tidy),
         3 => Just(Step::Wait),
@@ -111,11 +122,11 @@ proptest! {
     // is answered, and a pool that is dropped in the middle ends. Method: any steps, then all is waited for or nothing.
     #[test]
     fn whatever_comes_between_is_done(steps in prop::collection::vec(step(), 1..120), wait in any::<bool>()) {
-        let (model, sequences, vectors) = &*SMALL;
+        let Small { model, sequences, vectors } = &*SMALL;
         let (pool, inbox) = pool(3);
-        let mut under_way = std::collections::BTreeMap::new();
+        let mut under_way = BTreeMap::new();
         let mut questions = 0;
-        let mut hear = |under_way: &mut std::collections::BTreeMap<u64, usize>, questions: &mut usize| {
+        let hear = |under_way: &mut BTreeMap<u64, usize>, questions: &mut usize| {
             match inbox.recv().unwrap() {
                 PoolEvent::Step { .. } => {}
                 PoolEvent::Tried { right, .. } => {
