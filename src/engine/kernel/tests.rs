@@ -270,7 +270,7 @@ fn panels_are_the_same_whoever_computes_them() {
                 output
             };
             for after in [After::Nothing, After::Gelu] {
-                let whole = some(vec![0..panels], after);
+                let whole = some(std::iter::once(0..panels).collect(), after);
                 for deal in 0..1 << panels {
                     let of = |one: usize| -> Vec<Range<usize>> {
                         let own = (0..panels).filter(|panel| deal >> panel & 1 == one);
