@@ -120,7 +120,8 @@ fn main() {
             let rows: Vec<f32> = (0..tokens * 1152).map(|i| (i % 17) as f32 / 17.0 - 0.5).collect();
             let mut output = vec![0.0; tokens * 384];
             let mut done = false;
-            let seconds = best(|| done = attend(kernel.careful(), 12, 12, 32, &rows, black_box(&mut output)));
+            let seconds =
+                best(|| done = attend(kernel.careful(), 12, 12, 32, 0..12, &rows, black_box(&mut output)));
             if done {
                 println!(
                     "  attention of {tokens:3} tokens: {:6.3} µs a token",

@@ -4,6 +4,8 @@
 mod families;
 #[path = "support/model.rs"]
 mod model;
+#[path = "vectors/team.rs"]
+mod team;
 #[path = "vectors/tensors.rs"]
 mod tensors;
 

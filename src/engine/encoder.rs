@@ -4,16 +4,20 @@
 //! Every family is an [`Encoder`]: what differs between them is data, decided at load. Nothing is decided for
 //! a row; what is decided for a layer costs one comparison a layer.
 
-use super::kernel::{self, After, Floats};
-use super::layers::attention::{Attention, SelfAttention};
+use super::hands::{Company, Hands, Own, Part, Rows};
+use super::kernel::{self, Arch};
+use super::layers::attention::SelfAttention;
 use super::layers::dense::Dense;
 use super::layers::embedding::Embedding;
 use super::layers::feed_forward::FeedForward;
 use super::layers::norm::Norm;
 use super::pooling::{self, Pooling};
+use super::team::Team;
 use super::{Engine, EngineError, Sequence, VectorFault};
-use crate::engine::kernel::Arch;
 use std::sync::Arc;
+
+/// Rows that go through the feed-forward part at once where it is shared out: 128 rows of 1536 numbers are 768 KiB.
+const SHARED_ROWS: usize = 128;
 
 /// Where the norms of a layer stand.
 #[derive(Debug)]
@@ -91,8 +95,11 @@ impl Chain {
             chain: self.clone(),
             layers,
             arch: kernel::arch(),
-            hidden: Floats::default(),
+            hidden: Rows::default(),
+            lengths: Vec::new(),
+            own: Own::default(),
             buffers: Buffers::default(),
+            company: None,
         })
     }
 }
@@ -121,21 +128,27 @@ struct CpuEngine {
     /// How many of its layers take part: all of them, but in a trial of speed.
     layers: usize,
     arch: Arch,
-    hidden: Floats,
+    hidden: Rows,
+    /// Tokens of each sequence.
+    lengths: Vec<usize>,
+    own: Own,
     buffers: Buffers,
+    company: Option<Company>,
 }
 
 /// What lies between the parts of a layer.
 #[derive(Default)]
 struct Buffers {
-    mixed: Floats,
-    context: Floats,
-    narrow: Floats,
-    wide: Floats,
-    attention: Attention,
+    context: Rows,
+    narrow: Rows,
+    wide: Rows,
 }
 
 impl Engine for CpuEngine {
+    fn lead(&mut self, team: &Arc<Team>) {
+        self.company = Some(Company::new(team));
+    }
+
     fn embed(
         &mut self,
         batch: &[&Sequence],
@@ -146,13 +159,29 @@ impl Engine for CpuEngine {
         check(batch, chain.places, encoder.embedding.count())?;
         let width = encoder.embedding.width();
         let tokens: usize = batch.iter().map(|sequence| sequence.ids.len()).sum();
-        let hidden = self.hidden.take(tokens * width);
-        encoder.embedding.run(arch, batch, hidden);
+        self.lengths.clear();
+        self.lengths
+            .extend(batch.iter().map(|sequence| sequence.ids.len()));
+        encoder
+            .embedding
+            .run(arch, batch, self.hidden.take(tokens * width));
         step();
-        for layer in encoder.layers.iter().take(self.layers) {
-            layer.run(arch, batch, hidden, &mut self.buffers);
+        for (index, layer) in encoder.layers.iter().enumerate().take(self.layers) {
+            let company = self.company.as_ref().filter(|company| company.gather());
+            let mut hands = Hands {
+                arch,
+                layer,
+                lengths: &self.lengths,
+                own: &mut self.own,
+                company: company.map(|company| (company, &chain, index)),
+            };
+            layer.run(&mut hands, tokens, &mut self.hidden, &mut self.buffers);
             step();
         }
+        if let Some(company) = &self.company {
+            company.dismiss();
+        }
+        let hidden = self.hidden.take(tokens * width);
         if let Some(norm) = &encoder.norm {
             norm.run(arch, hidden, None);
         }
@@ -174,62 +203,66 @@ impl Engine for CpuEngine {
 
 impl Layer {
     /// Computes the layer on the rows of all sequences, in place.
-    fn run(&self, arch: Arch, batch: &[&Sequence], hidden: &mut [f32], buffers: &mut Buffers) {
+    fn run(&self, hands: &mut Hands<'_>, tokens: usize, hidden: &mut Rows, buffers: &mut Buffers) {
+        let arch = hands.arch;
+        let Buffers {
+            context,
+            narrow,
+            wide,
+        } = buffers;
         let (attention, feed_forward) = (&self.attention, &self.feed_forward);
-        let width = attention.qkv.depth();
-        let (mixed_width, context_width) = (attention.heads.row_width(), attention.heads.query_width());
-        let tokens = hidden.len() / width;
-        // Norms before the parts go the way without the narrow numbers in between.
-        let behind = matches!(self.norms, Norms::Behind { .. });
-        let block = feed_forward.block_rows();
-        let rows = block.min(tokens);
-        let wide_width = if behind {
-            feed_forward.scratch_width()
-        } else {
-            feed_forward.width()
-        };
-        let mixed = buffers.mixed.take(tokens * mixed_width);
+        let (width, context_width) = (attention.qkv.depth(), attention.heads.query_width());
+        // Norms before the parts go the way without the narrow numbers in between, and so do parts that are shared out.
+        let whole = hands.shared() || matches!(self.norms, Norms::Before { .. });
+        let (block, wide_width) = (
+            if hands.shared() {
+                SHARED_ROWS
+            } else {
+                feed_forward.block_rows()
+            },
+            if whole {
+                feed_forward.width()
+            } else {
+                feed_forward.scratch_width()
+            },
+        );
+        let all = 0..tokens * width;
+        let results = context.take(tokens * context_width);
         match &self.norms {
             Norms::Before {
                 attention: Some(norm),
                 ..
             } => {
-                let normed = buffers.context.take(tokens * width);
-                norm.copy(arch, hidden, normed);
-                attention.qkv.product(arch, normed, width, mixed, After::Nothing);
+                norm.copy(arch, hidden.get(all.end), narrow.take(all.end));
+                hands.compute(Part::Attention, narrow, all, results);
             }
-            _ => attention.qkv.product(arch, hidden, width, mixed, After::Nothing),
+            _ => hands.compute(Part::Attention, hidden, all, results),
         }
 
-        let context = buffers.context.take(tokens * context_width);
-        let mut first = 0;
-        for sequence in batch {
-            let end = first + sequence.ids.len();
-            let mixed = &mut mixed[first * mixed_width..end * mixed_width];
-            let context = &mut context[first * context_width..end * context_width];
-            buffers.attention.run(arch, attention, mixed, context);
-            first = end;
-        }
-
-        let narrow = buffers.narrow.take(rows * width);
-        let wide = buffers.wide.take(rows * wide_width);
-        let blocks = hidden
-            .chunks_mut(block * width)
-            .zip(context.chunks(block * context_width));
-        for (hidden, context) in blocks {
-            let out = &mut narrow[..hidden.len()];
-            let wide = &mut wide[..hidden.len() / width * wide_width];
-            attention
-                .out
-                .product(arch, context, context_width, out, After::Nothing);
+        for first in (0..tokens).step_by(block) {
+            let rows = first..tokens.min(first + block);
+            let of = |width: usize| rows.start * width..rows.end * width;
+            let (own, widened) = (rows.len() * width, rows.len() * wide_width);
+            hands.compute(Part::Out, context, of(context_width), narrow.take(own));
             match &self.norms {
                 Norms::Behind {
                     attention,
                     feed_forward: last,
                 } => {
-                    attention.run(arch, out, Some(hidden));
-                    feed_forward.run(arch, out, wide, hidden);
-                    last.run(arch, hidden, Some(out));
+                    attention.run(
+                        arch,
+                        narrow.take(own),
+                        Some(&hidden.get(tokens * width)[of(width)]),
+                    );
+                    let sum = &mut hidden.take(tokens * width)[of(width)];
+                    if hands.shared() {
+                        hands.compute(Part::Up, narrow, 0..own, wide.take(widened));
+                        feed_forward.activate(arch, wide.take(widened));
+                        hands.compute(Part::Down, wide, 0..widened, sum);
+                    } else {
+                        feed_forward.run(arch, narrow.get(own), wide.take(widened), sum);
+                    }
+                    last.run(arch, sum, Some(narrow.get(own)));
                 }
                 Norms::Before {
                     attention_result,
@@ -237,10 +270,13 @@ impl Layer {
                     feed_forward_result,
                     ..
                 } => {
-                    add(arch, hidden, out, attention_result.as_ref());
-                    norm.copy(arch, hidden, out);
-                    feed_forward.run_in_place(arch, out, wide);
-                    add(arch, hidden, out, feed_forward_result.as_ref());
+                    let sum = &mut hidden.take(tokens * width)[of(width)];
+                    add(arch, sum, narrow.take(own), attention_result.as_ref());
+                    norm.copy(arch, sum, narrow.take(own));
+                    hands.compute(Part::Up, narrow, 0..own, wide.take(widened));
+                    feed_forward.activate(arch, wide.take(widened));
+                    hands.compute(Part::Down, wide, 0..widened, narrow.take(own));
+                    add(arch, sum, narrow.take(own), feed_forward_result.as_ref());
                 }
             }
         }

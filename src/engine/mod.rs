@@ -4,8 +4,8 @@
 //! any thread. [`Model::engine`] makes an [`Engine`]: shared weights and buffers of its own, for one thread.
 //! [`pool::Pool`] keeps a thread for each engine and hands it one batch after another.
 //!
-//! Nothing here starts a thread except [`pool::Pool`] and [`tokenize::Tokenizers`]; an operator is never
-//! spread over threads. One thread a batch and several batches at once is faster on a CPU than the reverse.
+//! Nothing here starts a thread except [`pool::Pool`] and [`tokenize::Tokenizers`]. One thread a batch and several batches at
+//! once is faster on a CPU than the reverse; an operator is spread over threads only where one of them has no batch: [`team`].
 //!
 //! A family of models is one file under `family`, which puts the shared `layers` together to one `encoder`; the
 //! CPU computes it as it stands, and `gpu` in Candle's tensors, as a second [`Engine`] behind the same [`Model`].
@@ -16,6 +16,7 @@ mod encoder;
 mod family;
 mod folder;
 mod gpu;
+mod hands;
 mod kernel;
 mod layers;
 mod load;
@@ -23,12 +24,15 @@ mod math;
 mod model;
 pub mod pool;
 pub mod pooling;
+pub mod team;
 pub mod tokenize;
 mod trial;
 mod weights;
 
 pub use model::{LoadError, LoadOptions, LoadStep, Model, ModelInfo, Outline};
 pub use tokenize::{Sequence, TokenizeError};
+
+use std::sync::Arc;
 
 /// Computes vectors on one thread.
 pub trait Engine: Send {
@@ -42,6 +46,9 @@ pub trait Engine: Send {
         batch: &[&Sequence],
         step: &mut dyn FnMut(),
     ) -> Result<Vec<Result<Vec<f32>, VectorFault>>, EngineError>;
+
+    /// Makes its thread the leader of a team: from now on it shares its batches out, if it knows how to and somebody helps.
+    fn lead(&mut self, _team: &Arc<team::Team>) {}
 }
 
 /// Why an input of a batch has no vector. The other inputs of the batch have theirs.

@@ -192,6 +192,17 @@ enum Ready {
     Placed(Arc<Forward>),
 }
 
+#[cfg(test)]
+impl Model {
+    /// Of a model on the CPU, what its engines compute.
+    pub(super) fn chain(&self) -> Arc<Chain> {
+        match &self.ready {
+            Ready::Packed(chain) => chain.clone(),
+            Ready::Placed(_) => unreachable!("small models are loaded for the CPU"),
+        }
+    }
+}
+
 impl Ready {
     fn engine(&self) -> Box<dyn Engine> {
         match self {

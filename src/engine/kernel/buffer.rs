@@ -37,7 +37,17 @@ pub const ZERO: Row = Row([0.0; PANEL]);
 pub struct Floats(Vec<Row>);
 
 impl Floats {
-    /// At least `len` numbers; what they hold is left over from earlier use.
+    /// The first `len` numbers.
+    ///
+    /// # Panics
+    /// There are less.
+    pub fn get(&self, len: usize) -> &[f32] {
+        // SAFETY: as below, and shared.
+        let all = unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast::<f32>(), self.0.len() * PANEL) };
+        &all[..len]
+    }
+
+    /// `len` numbers; what they hold is left over from earlier use.
     pub fn take(&mut self, len: usize) -> &mut [f32] {
         let rows = len.div_ceil(PANEL);
         if self.0.len() < rows {

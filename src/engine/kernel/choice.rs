@@ -1,9 +1,11 @@
 //! Which kernels this machine and a precision lead to, and the way from rows of 32 bits through them.
 
 use super::Arch;
-use super::{After, Floats, Linear, PANEL, Panels};
+use super::{After, Floats, Linear, Next, PANEL, Panels, float};
 use crate::engine::device::Precision;
 use std::cell::RefCell;
+#[cfg(target_arch = "x86_64")]
+use std::ops::Range;
 use std::sync::OnceLock;
 
 #[cfg(target_arch = "x86_64")]
@@ -159,7 +161,7 @@ thread_local! {
 }
 
 /// Rounds the activations, then computes in 32 bits.
-pub(super) fn rounded(linear: Linear<'_>, rounding: Rounding, arch: Arch) {
+pub(super) fn rounded(linear: Linear<'_>, rounding: Rounding, arch: Arch, next: Next<'_>) {
     let depth = linear.weights.depth();
     BUFFERS.with_borrow_mut(|buffers| {
         let input = buffers.sums.take(linear.rows * depth);
@@ -188,11 +190,12 @@ pub(super) fn rounded(linear: Linear<'_>, rounding: Rounding, arch: Arch) {
                 }
             }
         }
-        arch.dispatch(Linear {
+        let linear = Linear {
             input,
             input_stride: depth,
             ..linear
-        });
+        };
+        float::some(linear, arch, next);
     });
 }
 
@@ -214,19 +217,22 @@ fn unit(by: By) -> Unit {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) fn narrow(linear: Linear<'_>) {
+pub(super) fn narrow(linear: Linear<'_>, next: Next<'_>) {
     let Kernel::Narrow(format, by) = linear.weights.kernel() else {
         unreachable!("the caller matched it");
     };
     BUFFERS.with_borrow_mut(|Buffers { input, sums, .. }| {
         input.reset(format, linear.rows, linear.weights.depth());
-        let out = Out::Floats(linear.output, linear.output_stride);
+        let unit = unit(by);
         // SAFETY: `Kernel::choose` makes narrow kernels only where `dots::available` says that the machine has
         // all of these instructions.
         unsafe {
             input.fill(linear.input, linear.input_stride, linear.weights.factors());
-            let part = Part::whole(format, linear.weights);
-            product(&unit(by), input, linear.weights, part, out, linear.after, sums);
+            while let Some(panels) = next() {
+                let part = Part::columns(format, linear.weights, panels);
+                let out = Out::Floats(linear.output, linear.output_stride);
+                product(&unit, input, linear.weights, part, out, linear.after, sums);
+            }
         }
     });
 }
@@ -260,8 +266,7 @@ pub(super) fn narrow_pair(
         unsafe {
             narrow.fill(input, up.depth(), up.factors());
             let steps = format.steps(up.depth()).max(1);
-            let panels = up.width().div_ceil(PANEL);
-            let down_panels = down.width().div_ceil(PANEL);
+            let (panels, down_panels) = (up.panels(), down.panels());
             for first in (0..panels).step_by(BETWEEN) {
                 let columns = first..panels.min(first + BETWEEN);
                 let part = Part {
@@ -288,22 +293,20 @@ pub(super) fn narrow_pair(
 #[cfg(target_arch = "x86_64")]
 pub(super) fn attend(
     kernel: Kernel,
-    queries: usize,
-    keys: usize,
-    width: usize,
+    heads: Shares,
+    chosen: Range<usize>,
     rows: &[f32],
     output: &mut [f32],
 ) -> bool {
     let Kernel::Narrow(format @ (Format::Pairs | Format::Split), by) = kernel else {
         return false;
     };
-    if !width.is_multiple_of(32) {
+    if !heads.width.is_multiple_of(32) {
         return false;
     }
-    let shares = Shares { queries, keys, width };
     BUFFERS.with_borrow_mut(|buffers| {
         // SAFETY: as in `narrow`.
-        unsafe { buffers.heads.run(&unit(by), format, shares, rows, output) };
+        unsafe { buffers.heads.run(&unit(by), format, heads, chosen, rows, output) };
     });
     true
 }

@@ -1,5 +1,6 @@
 //! Products of narrow numbers in the vector registers: `vdpbf16ps` and `vpdpbusd`, for machines without tiles.
 
+use super::Strip;
 use std::arch::x86_64::*;
 
 /// Rows of the largest block: twelve rows of two sums leave registers for the panel's row and a broadcast.
@@ -16,12 +17,18 @@ pub fn available() -> bool {
 }
 
 /// `sums (+)= a × panel`: `rows` rows of `steps` times 64 bytes by a panel of 32 columns. `sums` has 128 bytes
-/// to a row, `FRESH` ones count as zero.
+/// to a row, `fresh` ones count as zero. Meanwhile `later` is brought into the second-level cache, line by line between the
+/// products, two lines for each word at most: asked for all at once, the lines beyond those that a core can wait for would hold
+/// up the products behind them.
 ///
 /// # Safety
 /// `a` points to `rows` rows, `a_stride` bytes apart; `panel` to `16 × steps` rows of 128 bytes, `sums` to
 /// `rows` of them.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a kernel: all of it is needed, nothing of it is kept"
+)]
 pub unsafe fn add<const QUADS: bool>(
     a: *const u8,
     a_stride: usize,
@@ -30,23 +37,29 @@ pub unsafe fn add<const QUADS: bool>(
     steps: usize,
     sums: *mut u8,
     fresh: bool,
+    later: &[Strip],
 ) {
     let blocks = rows.div_ceil(ROWS);
     let mut row = 0;
     for block in 0..blocks {
         let count = (rows - row).div_ceil(blocks - block);
+        let later = &later[later.len() * block / blocks..later.len() * (block + 1) / blocks];
         // SAFETY: `count` rows from `row` on are within those that the caller vouches for.
         unsafe {
             let (a, sums) = (a.add(row * a_stride), sums.add(row * 128));
             macro_rules! counts {
-                ($($n:literal),*) => {
+                ($ahead:literal: $($n:literal),*) => {
                     match count {
-                        $($n => rows_of::<$n, QUADS>(a, a_stride, panel, steps * 16, sums, fresh),)*
+                        $($n => rows_of::<$n, QUADS, $ahead>(a, a_stride, panel, steps * 16, sums, fresh, later),)*
                         _ => unreachable!("blocks have one to {ROWS} rows"),
                     }
                 };
             }
-            counts!(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
+            if later.is_empty() {
+                counts!(false: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
+            } else {
+                counts!(true: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
+            }
         }
         row += count;
     }
@@ -58,14 +71,18 @@ pub unsafe fn add<const QUADS: bool>(
 /// As for [`add`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
-unsafe fn rows_of<const M: usize, const QUADS: bool>(
+unsafe fn rows_of<const M: usize, const QUADS: bool, const AHEAD: bool>(
     a: *const u8,
     a_stride: usize,
     panel: *const u8,
     words: usize,
     sums: *mut u8,
     fresh: bool,
+    later: &[Strip],
 ) {
+    // A word is a row of the panel, which is two lines.
+    const LINES: usize = 2;
+    let mut later = later.as_ptr_range();
     let mut held = [[_mm512_setzero_si512(); 2]; M];
     // SAFETY: the caller vouches for M rows of activations and sums, and for `words` rows of the panel.
     unsafe {
@@ -78,6 +95,12 @@ unsafe fn rows_of<const M: usize, const QUADS: bool>(
             }
         }
         for word in 0..words {
+            for _ in 0..if AHEAD { LINES } else { 0 } {
+                if later.start < later.end {
+                    _mm_prefetch::<_MM_HINT_T1>(later.start.cast());
+                    later.start = later.start.add(1);
+                }
+            }
             let b = [
                 _mm512_loadu_si512(panel.add(word * 128).cast()),
                 _mm512_loadu_si512(panel.add(word * 128 + 64).cast()),

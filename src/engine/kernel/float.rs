@@ -8,7 +8,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::fused;
-use super::{After, Linear, PANEL, STRIP, Strip, ZERO, mul_add, prefetch, strips};
+use super::{After, Arch, Linear, Next, PANEL, STRIP, Strip, ZERO, mul_add, prefetch, strips};
 use pulp::{Simd, WithSimd};
 use std::hint::black_box;
 #[cfg(target_arch = "x86_64")]
@@ -22,16 +22,15 @@ const TILE_ROWS: usize = 6;
 /// Rows of a strip that a tile goes through at once: 24 KiB, which stay in the first-level cache beside the activations.
 const PART: usize = 384;
 
-impl WithSimd for Linear<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let part = Part {
-            panels: 0..self.weights.width.div_ceil(PANEL),
-            depth: 0..self.weights.depth,
-        };
-        Product { linear: self, part }.with_simd(simd);
+/// The panels that `next` hands out, on the whole depth.
+pub fn some(linear: Linear<'_>, arch: Arch, next: Next<'_>) {
+    while let Some(panels) = next() {
+        let depth = 0..linear.weights.depth;
+        let output = &mut linear.output[panels.start * PANEL..];
+        arch.dispatch(Product {
+            linear: Linear { output, ..linear },
+            part: Part { panels, depth },
+        });
     }
 }
 
@@ -125,15 +124,23 @@ impl Product<'_> {
                         // Rows are dealt evenly, so that no tile is left with a single one.
                         let count = (rows - row).div_ceil(blocks - block);
                         // The weights of a model do not fit into the cache of one core: while this piece is used,
-                        // the next one comes, a share of it with each tile. The first part brings it for all.
+                        // the next one comes, a share of it with each tile. The first part brings it for all. Tiles of
+                        // four strips bring two of them, the first tile one half and the second the other.
+                        let next = if first + step < end {
+                            strip * depth + first + step
+                        } else {
+                            (strip + P) * depth + start
+                        };
+                        let woven = if P < 4 { 0 } else { 2 * blocks.min(2) };
+                        let here = &all[strip * depth + first..];
+                        let later = if 2 * block < woven {
+                            all.get(next + 2 * block * depth..)
+                        } else {
+                            None
+                        };
                         if at == 0 {
-                            for p in 0..P {
-                                let next = if first + step < end {
-                                    (strip + p) * depth + first + step
-                                } else {
-                                    (strip + P + p) * depth + start
-                                };
-                                let later = all.get(next..).unwrap_or_default();
+                            for p in woven..P {
+                                let later = all.get(next + p * depth..).unwrap_or_default();
                                 let later = &later[..step.min(later.len())];
                                 prefetch(
                                     &later[later.len() * block / blocks..later.len() * (block + 1) / blocks],
@@ -144,7 +151,8 @@ impl Product<'_> {
                         Tile {
                             a: &input[row * a_stride + first - start..],
                             a_stride,
-                            strips: &all[strip * depth + first..],
+                            strips: here,
+                            later: later.unwrap_or(here),
                             apart: depth,
                             length,
                             at,
@@ -173,6 +181,12 @@ struct Tile<'a> {
     a_stride: usize,
     /// From the first row that is used of the first strip on.
     strips: &'a [Strip],
+    /// Likewise of the first of two strips that are used later; see [`fused::Tile::later`].
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "only AVX-512 takes several strips at once")
+    )]
+    later: &'a [Strip],
     /// Rows from one strip to the next.
     apart: usize,
     length: usize,
@@ -257,6 +271,7 @@ impl Tile<'_> {
             from_stride: from_stride * size_of::<f32>(),
             to,
             to_stride: to_stride * size_of::<f32>(),
+            later: self.later.as_ptr(),
         };
         // SAFETY: on x86-64 vectors of 8 are those of AVX2 with FMA and vectors of 16 those of AVX-512, and a `Simd` exists
         // only where the machine has its instructions; the assertions above cover what a tile reads and writes.

@@ -27,6 +27,9 @@ pub struct Tile {
     pub to: *mut f32,
     /// Bytes from one row of them to the next.
     pub to_stride: usize,
+    /// Where four strips are gone through at once: the strip, and the one behind it, that are brought into the second-level
+    /// cache meanwhile, line by line between the products. Nothing is read there, whatever it points to.
+    pub later: *const Strip,
 }
 
 /// Where a row of activations stands; `{t}` is the fourth.
@@ -123,6 +126,23 @@ macro_rules! step {
     };
 }
 
+/// Asks for a row of two later strips, the `u`th of this turn. All rows at once are more than a core can wait for, and would
+/// hold up the products behind them. Other tiles have less need of it: their weights are asked for beforehand.
+macro_rules! later {
+    (avx512 $u:literal [0 1 2 3]) => {
+        concat!(
+            "prefetcht1 [{l} + 64*",
+            $u,
+            "]\nprefetcht1 [{l} + {d} + 64*",
+            $u,
+            "]\n"
+        )
+    };
+    ($set:ident $u:literal $strips:tt) => {
+        ""
+    };
+}
+
 /// The whole tile: sums from memory, four rows of the strips in a turn, what is left one by one, sums to memory.
 macro_rules! tile {
     ($set:ident $tile:ident $strips:tt [$($i:tt)*] [$($register:tt)*]) => {
@@ -131,11 +151,11 @@ macro_rules! tile {
             $(load!($set $i $strips),)*
             "cmp {n}, 4", "jb 3f",
             ".p2align 5", "2:",
-            step!($set 0 $strips $($i)*),
-            step!($set 1 $strips $($i)*),
-            step!($set 2 $strips $($i)*),
-            step!($set 3 $strips $($i)*),
-            "add {a}, 16", "add {t}, 16", "add {b}, 256",
+            step!($set 0 $strips $($i)*), later!($set 0 $strips),
+            step!($set 1 $strips $($i)*), later!($set 1 $strips),
+            step!($set 2 $strips $($i)*), later!($set 2 $strips),
+            step!($set 3 $strips $($i)*), later!($set 3 $strips),
+            "add {a}, 16", "add {t}, 16", "add {b}, 256", "add {l}, 256",
             "sub {n}, 4", "cmp {n}, 4", "jae 2b",
             "3:", "test {n}, {n}", "jz 5f", "4:",
             step!($set 0 $strips $($i)*),
@@ -144,7 +164,7 @@ macro_rules! tile {
             $(store!($set $i $strips),)*
             a = inout(reg) $tile.a => _, s = in(reg) $tile.a_stride, t = out(reg) _,
             b = inout(reg) $tile.strips => _, d = in(reg) $tile.apart, e = out(reg) _,
-            n = inout(reg) $tile.length => _,
+            n = inout(reg) $tile.length => _, l = inout(reg) $tile.later => _,
             f = inout(reg) $tile.from => _, g = in(reg) $tile.from_stride,
             o = inout(reg) $tile.to => _, q = in(reg) $tile.to_stride,
             $(out($register) _,)*

@@ -5,6 +5,7 @@ use super::narrow::{Format, Narrow, mask, rounded, split};
 use super::product::{Unit, block};
 use super::{Floats, PANEL, Row, ZERO};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Queries at a time: two tiles.
 const QUERIES: usize = 32;
@@ -37,9 +38,18 @@ pub struct Heads {
 
 impl Heads {
     /// `rows` holds queries, keys and values of one sequence, the queries already scaled, a row for each token;
-    /// `output` gets a row of all heads of queries for each token. `format` is pairs or split.
+    /// `output` has a row of all heads of queries for each token, and gets those which the `chosen` heads of keys serve.
+    /// `format` is pairs or split.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
-    pub fn run(&mut self, unit: &Unit, format: Format, heads: Shares, rows: &[f32], output: &mut [f32]) {
+    pub fn run(
+        &mut self,
+        unit: &Unit,
+        format: Format,
+        heads: Shares,
+        chosen: Range<usize>,
+        rows: &[f32],
+        output: &mut [f32],
+    ) {
         let Shares { queries, keys, width } = heads;
         let (stride, out_stride) = ((queries + 2 * keys) * width, queries * width);
         let tokens = output.len() / out_stride;
@@ -54,7 +64,7 @@ impl Heads {
             Format::Split => &[(1, 0), (0, 1), (0, 0)],
             Format::Pairs | Format::Quads => &[(0, 0)],
         };
-        for group in 0..keys {
+        for group in chosen {
             let key = (queries + group) * width;
             let value = key + keys * width;
             self.pack_keys(format, &rows[key..], stride, tokens, width);
@@ -156,6 +166,7 @@ impl Heads {
                     unit,
                     a,
                     b,
+                    |_| &[],
                     self.queries.stride_bytes(),
                     count,
                     width / LINE,
@@ -265,6 +276,7 @@ impl Heads {
                     unit,
                     a,
                     b,
+                    |_| &[],
                     self.weights.stride_bytes(),
                     sums.len(),
                     panels,

@@ -44,6 +44,8 @@ use buffer::{STRIP, Strip, ZERO, prefetch, strips, strips_mut};
 pub use choice::{Kernel, arch};
 pub use panels::Panels;
 
+use std::ops::Range;
+
 /// What is done to a product before it is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum After {
@@ -72,15 +74,24 @@ pub struct Linear<'a> {
     pub after: After,
 }
 
+/// Hands out panels of the weights, a few at a time, until none are left.
+pub type Next<'a> = &'a mut dyn FnMut() -> Option<Range<usize>>;
+
 impl Linear<'_> {
     /// Computes on the calling thread with the kernels that the weights were packed for.
     pub fn run(self, arch: Arch) {
-        let kernel = self.weights.kernel();
-        match kernel {
-            Kernel::Floats => arch.dispatch(self),
-            Kernel::Rounded(rounding) => choice::rounded(self, rounding, arch),
+        let mut all = Some(0..self.weights.panels());
+        self.run_panels(arch, &mut || all.take());
+    }
+
+    /// As [`Linear::run`], only the columns of those panels that `next` hands out; no other number of the output is touched.
+    /// A column is the same to the bit whichever panels are computed with it.
+    pub fn run_panels(self, arch: Arch, next: Next<'_>) {
+        match self.weights.kernel() {
+            Kernel::Floats => float::some(self, arch, next),
+            Kernel::Rounded(rounding) => choice::rounded(self, rounding, arch, next),
             #[cfg(target_arch = "x86_64")]
-            Kernel::Narrow(..) => choice::narrow(self),
+            Kernel::Narrow(..) => choice::narrow(self, next),
         }
     }
 }
@@ -157,7 +168,7 @@ fn parts(arch: Arch, input: &[f32], up: &Panels, wide: &mut [f32], down: &Panels
                 after: After::Nothing,
             },
             part: float::Part {
-                panels: 0..down.width().div_ceil(PANEL),
+                panels: 0..down.panels(),
                 depth: first..end,
             },
         });
@@ -165,17 +176,25 @@ fn parts(arch: Arch, input: &[f32], up: &Panels, wide: &mut [f32], down: &Panels
 }
 
 /// Attention of one sequence, each token seeing all: `rows` holds the heads of queries, of keys and of values,
-/// each of `width` numbers, the queries scaled. False, and nothing done, where `kernel` has no such attention.
+/// each of `width` numbers, the queries scaled. Of the heads of keys only those of `chosen`, and the heads of queries that
+/// they serve. False, and nothing done, where `kernel` has no such attention.
 pub fn attend(
     kernel: Kernel,
     queries: usize,
     keys: usize,
     width: usize,
+    chosen: Range<usize>,
     rows: &[f32],
     output: &mut [f32],
 ) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return choice::attend(kernel, queries, keys, width, rows, output);
+    return choice::attend(
+        kernel,
+        heads::Shares { queries, keys, width },
+        chosen,
+        rows,
+        output,
+    );
     #[cfg(not(target_arch = "x86_64"))]
     false
 }

@@ -68,6 +68,11 @@ impl Panels {
         self.width
     }
 
+    /// Panels that the columns fill.
+    pub fn panels(&self) -> usize {
+        self.width.div_ceil(PANEL)
+    }
+
     /// Rows of the matrix, which are the columns of what is multiplied with it.
     pub fn depth(&self) -> usize {
         self.depth

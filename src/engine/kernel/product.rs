@@ -3,7 +3,7 @@
 
 use super::narrow::{Format, Narrow, mask, rounded, split};
 use super::tiles::{self, Tiles};
-use super::{After, Floats, PANEL, Panels, Row, dots, prefetch, strips};
+use super::{After, Floats, PANEL, Panels, Row, Strip, dots, prefetch, strips};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -40,10 +40,10 @@ pub struct Part {
 }
 
 impl Part {
-    /// All of it.
-    pub fn whole(format: Format, weights: &Panels) -> Part {
+    /// Some panels, on the whole depth.
+    pub fn columns(format: Format, weights: &Panels, panels: Range<usize>) -> Part {
         Part {
-            panels: 0..weights.width().div_ceil(PANEL),
+            panels,
             steps: 0..format.steps(weights.depth()).max(1),
         }
     }
@@ -101,10 +101,11 @@ pub fn product(
             }
         }
     };
-    let (end, end_panel) = (range.end.min(steps), panels.end);
+    let end = range.end.min(steps);
     for (index, panel) in panels.enumerate() {
         let here = weights.panel(panel);
-        let later = (panel + 1 < end_panel).then(|| weights.panel(panel + 1));
+        // Also behind the last: what is shared out goes on there as often as not.
+        let later = (panel + 1 < weights.panels()).then(|| weights.panel(panel + 1));
         let blocks = range.len().div_ceil(slice);
         for (turn, first) in range.clone().step_by(slice).enumerate() {
             let count = slice.min(end - first);
@@ -113,14 +114,18 @@ pub fn product(
                 let row = tile * ROWS;
                 let height = ROWS.min(rows - row);
                 // What the next panel brings for the same steps, a share of it with each block.
-                for plane in 0..planes {
+                let ahead = |plane: usize| {
                     let later = later.map_or(&[][..], |rows| {
                         &rows[(plane * steps + first) * 16..][..count * 16]
                     });
-                    prefetch(strips(
-                        &later[later.len() * tile / tiles..later.len() * (tile + 1) / tiles],
-                    ));
+                    strips(&later[later.len() * tile / tiles..later.len() * (tile + 1) / tiles])
+                };
+                // Where it is little, or tiles add up, all of it is asked for at once.
+                let woven = tiles == 1 && matches!(unit, Unit::Dots);
+                if !woven {
+                    (0..planes).for_each(|plane| prefetch(ahead(plane)));
                 }
+                let ahead = |plane: usize| if woven { ahead(plane) } else { &[] };
                 // SAFETY: rows of activations up to the next multiple of 16 may be read, the sums have room
                 // for whole blocks of 32 rows, and a panel has `steps × 16` rows in each plane; of the unit's
                 // instructions the machine has those that made the unit.
@@ -137,9 +142,13 @@ pub fn product(
                         }
                     };
                     if format == Format::Quads {
-                        block::<true>(unit, a, b, stride, height, count, pairs, sums, fresh, meanwhile);
+                        block::<true>(
+                            unit, a, b, ahead, stride, height, count, pairs, sums, fresh, meanwhile,
+                        );
                     } else {
-                        block::<false>(unit, a, b, stride, height, count, pairs, sums, fresh, meanwhile);
+                        block::<false>(
+                            unit, a, b, ahead, stride, height, count, pairs, sums, fresh, meanwhile,
+                        );
                     }
                     pending = last.then_some(End {
                         sums,
@@ -158,8 +167,9 @@ pub fn product(
 }
 
 /// `sums (+)= a × b`, one block of up to 32 rows by a panel, `steps` times 64 bytes deep; for each of `pairs`,
-/// which name a plane of `a` and one of `b`. `fresh` sums count as zero. `meanwhile` is done while the tiles
-/// add up, before they are stored; it must not use them.
+/// which name a plane of `a` and one of `b`. `fresh` sums count as zero. What dots ask for meanwhile is `later`, for
+/// each plane of `b`.
+/// `meanwhile` is done while the tiles add up, before they are stored; it must not use them.
 ///
 /// # Safety
 /// Each plane of `a` points to rows up to the next multiple of 16 from `height`, `stride` bytes apart; each of
@@ -170,10 +180,11 @@ pub fn product(
     clippy::too_many_arguments,
     reason = "a kernel: all of it is needed, nothing of it is kept"
 )]
-pub unsafe fn block<const QUADS: bool>(
+pub unsafe fn block<'a, const QUADS: bool>(
     unit: &Unit,
     a: impl Fn(usize) -> *const u8,
     b: impl Fn(usize) -> *const u8,
+    later: impl Fn(usize) -> &'a [Strip],
     stride: usize,
     height: usize,
     steps: usize,
@@ -194,7 +205,9 @@ pub unsafe fn block<const QUADS: bool>(
             Unit::Dots => {
                 meanwhile();
                 for (at, (x, y)) in pairs.iter().enumerate() {
-                    dots::add::<QUADS>(a(*x), stride, height, b(*y), steps, sums, fresh && at == 0);
+                    // Each plane of the weights meets the first of the activations once.
+                    let later = if *x == 0 { later(*y) } else { &[] };
+                    dots::add::<QUADS>(a(*x), stride, height, b(*y), steps, sums, fresh && at == 0, later);
                 }
             }
         }

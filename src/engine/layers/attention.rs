@@ -56,6 +56,20 @@ impl Heads {
     pub fn row_width(self) -> usize {
         self.query_width() + 2 * self.key_width()
     }
+
+    /// Queries, of a row, that these heads of keys serve. Their results stand in the same columns.
+    pub fn served(self, chosen: &Range<usize>) -> Range<usize> {
+        let each = self.queries / self.keys * self.width;
+        chosen.start * each..chosen.end * each
+    }
+
+    /// Of a row, the queries that these heads of keys serve, those keys, and their values.
+    pub fn columns(self, chosen: &Range<usize>) -> [Range<usize>; 3] {
+        let keys =
+            self.query_width() + chosen.start * self.width..self.query_width() + chosen.end * self.width;
+        let values = keys.start + self.key_width()..keys.end + self.key_width();
+        [self.served(chosen), keys, values]
+    }
 }
 
 /// Which other tokens a token sees.
@@ -100,18 +114,21 @@ pub struct SelfAttention {
 }
 
 impl SelfAttention {
-    /// Norms and places, on the rows of one sequence.
-    fn prepare(&self, arch: Arch, rows: &mut [f32]) {
+    /// Norms and places of the chosen heads, on the rows of one sequence.
+    fn prepare(&self, arch: Arch, chosen: &Range<usize>, rows: &mut [f32]) {
         let stride = self.heads.row_width();
-        if let Some((queries, keys)) = &self.norms {
+        let [queries, keys, _] = self.heads.columns(chosen);
+        if let Some((of_queries, of_keys)) = &self.norms {
             for row in rows.chunks_exact_mut(stride) {
-                let (first, rest) = row.split_at_mut(self.heads.query_width());
-                queries.run(arch, first, None);
-                keys.run(arch, &mut rest[..self.heads.key_width()], None);
+                of_queries.run(arch, &mut row[queries.clone()], None);
+                of_keys.run(arch, &mut row[keys.clone()], None);
             }
         }
         if let Some(rotary) = &self.rotary {
-            rotary.turn(arch, rows, stride, self.heads.queries + self.heads.keys);
+            for columns in [queries, keys] {
+                let heads = columns.len() / self.heads.width;
+                rotary.turn(arch, &mut rows[columns.start..], stride, heads);
+            }
         }
     }
 }
@@ -127,19 +144,28 @@ pub struct Attention {
 
 impl Attention {
     /// `rows` holds what [`SelfAttention::qkv`] gave for each token of one sequence, and is changed. `output`
-    /// gets a row of [`Heads::query_width`] numbers for each token.
-    pub fn run(&mut self, arch: Arch, layer: &SelfAttention, rows: &mut [f32], output: &mut [f32]) {
-        layer.prepare(arch, rows);
+    /// has a row of [`Heads::query_width`] numbers for each token. Of both only the columns of the `chosen` heads of keys
+    /// are used, which are all heads or some.
+    pub fn run(
+        &mut self,
+        arch: Arch,
+        layer: &SelfAttention,
+        chosen: Range<usize>,
+        rows: &mut [f32],
+        output: &mut [f32],
+    ) {
+        layer.prepare(arch, &chosen, rows);
         let Heads { queries, keys, width } = layer.heads;
         let plain = layer.reach == Reach::default() && layer.distances.is_none();
-        if plain && kernel::attend(layer.qkv.kernel(), queries, keys, width, rows, output) {
+        let kernel = layer.qkv.kernel();
+        if plain && kernel::attend(kernel, queries, keys, width, chosen.clone(), rows, output) {
             return;
         }
         let (stride, out_stride) = (layer.heads.row_width(), layer.heads.query_width());
         let tokens = output.len() / out_stride;
         let sliding = layer.reach != Reach::default();
         let block = if sliding { QUERY_ROWS_SLIDING } else { QUERY_ROWS };
-        for group in 0..keys {
+        for group in chosen {
             let key = layer.heads.query_width() + group * width;
             let mut packed = 0..0;
             for start in (0..tokens).step_by(block) {

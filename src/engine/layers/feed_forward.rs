@@ -67,7 +67,9 @@ impl FeedForward {
         if self.fused() {
             return self.up.product_pair(arch, input, wide, &self.down, output);
         }
-        self.widen(arch, input, wide);
+        self.up
+            .product(arch, input, self.up.depth(), wide, self.after_up());
+        self.activate(arch, wide);
         self.down
             .product(arch, wide, self.width(), output, After::Nothing);
     }
@@ -107,17 +109,14 @@ impl FeedForward {
         !self.gated && self.activation == Activation::Gelu
     }
 
-    /// As [`FeedForward::run`], with the output in the input's place.
-    pub fn run_in_place(&self, arch: Arch, rows: &mut [f32], wide: &mut [f32]) {
-        self.widen(arch, rows, wide);
-        self.down.product(arch, wide, self.width(), rows, After::Nothing);
+    /// What the first product does to its own columns.
+    pub fn after_up(&self) -> After {
+        if self.fused() { After::Gelu } else { After::Nothing }
     }
 
-    fn widen(&self, arch: Arch, input: &[f32], wide: &mut [f32]) {
-        let fused = self.fused();
-        let after = if fused { After::Gelu } else { After::Nothing };
-        self.up.product(arch, input, self.up.depth(), wide, after);
-        if !fused {
+    /// What the first product leaves to be done between the two.
+    pub fn activate(&self, arch: Arch, wide: &mut [f32]) {
+        if !self.fused() {
             arch.dispatch(Between {
                 rows: wide,
                 width: self.width(),

@@ -5,7 +5,7 @@ use super::norm::Norm;
 use crate::engine::LoadError;
 use crate::engine::gpu::{Placed, Rows};
 use crate::engine::kernel::Arch;
-use crate::engine::kernel::{self, After, Kernel, Linear, Panels};
+use crate::engine::kernel::{self, After, Kernel, Linear, Next, Panels};
 use crate::engine::weights::Tensors;
 
 /// A stored layer, or one of several that are laid side by side.
@@ -180,6 +180,30 @@ impl Matrix {
     /// `output = after(input × weights + bias)`, row by row. Rows of the input begin every `input_stride`
     /// numbers; those of the output lie side by side.
     pub fn product(&self, arch: Arch, input: &[f32], input_stride: usize, output: &mut [f32], after: After) {
+        self.linear(input, input_stride, output, after).run(arch);
+    }
+
+    /// As [`Matrix::product`], only the columns of the panels that `next` hands out.
+    pub fn product_panels(
+        &self,
+        arch: Arch,
+        input: &[f32],
+        input_stride: usize,
+        output: &mut [f32],
+        after: After,
+        next: Next<'_>,
+    ) {
+        self.linear(input, input_stride, output, after)
+            .run_panels(arch, next);
+    }
+
+    fn linear<'a>(
+        &'a self,
+        input: &'a [f32],
+        input_stride: usize,
+        output: &'a mut [f32],
+        after: After,
+    ) -> Linear<'a> {
         Linear {
             input,
             input_stride,
@@ -189,7 +213,6 @@ impl Matrix {
             output_stride: self.width(),
             after,
         }
-        .run(arch);
     }
 
     /// `output = down × gelu(self × input)`, on rows that lie side by side; `wide` has room for what lies
