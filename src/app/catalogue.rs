@@ -12,7 +12,7 @@ use crate::job::{ErrorType, Refusal};
 use crate::logic::ModelSetup;
 use crate::logic::event::{CallerId, ModelId, Streaming, Ticket};
 use crate::telemetry;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -237,7 +237,7 @@ impl Catalogue {
     }
 
     /// The orders to load every model for the first time, the default one first.
-    pub fn first_orders(&self) -> Vec<Order> {
+    pub fn first_orders(&self) -> VecDeque<Order> {
         let others = (0..self.entries.len())
             .map(ModelId)
             .filter(|id| *id != self.default);

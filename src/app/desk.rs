@@ -60,6 +60,8 @@ pub struct Held {
     request: Option<Request>,
     /// The texts behind this slice.
     rest: Vec<String>,
+    /// Whether the slice may be cut.
+    cuttable: bool,
     /// How far the sender knows the job to be.
     pub pace: Pace,
     /// What it asks for; a malformed one asks for nothing.
@@ -165,6 +167,7 @@ impl Held {
             checkpoint: Checkpoint::default(),
             request: None,
             rest: Vec::new(),
+            cuttable: false,
             pace: Pace::default(),
             plan: None,
             texts: Vec::new(),
@@ -204,6 +207,7 @@ impl Held {
                 let end = self.checkpoint.done.saturating_add(before);
                 self.checkpoint.trouble = self.checkpoint.trouble.max(end);
             }
+            self.cuttable = resumable;
             if resumable {
                 self.rest = self.texts.split_off(slice(&self.texts, chunk, self.attempt));
             }
@@ -218,11 +222,12 @@ impl Held {
         (self.inputs, stream)
     }
 
-    /// Its texts, to be tokenized. They are kept of a slice, which may be cut.
+    /// Its texts, to be tokenized. They are kept of a slice that may be cut.
     pub fn texts_to_tokenize(&mut self) -> Vec<String> {
-        match self.plan.as_ref().and_then(|plan| plan.chunk) {
-            Some(_) => self.texts.clone(),
-            None => std::mem::take(&mut self.texts),
+        if self.cuttable {
+            self.texts.clone()
+        } else {
+            std::mem::take(&mut self.texts)
         }
     }
 

@@ -24,7 +24,7 @@ pub enum Loading {
     /// Some more of the model is there; at the start with a line for people.
     Step(Option<String>),
     /// It is there for the first time, or the service cannot go on.
-    First(ModelId, Result<Proven, CatalogueError>),
+    First(ModelId, Result<Box<Proven>, CatalogueError>),
     /// All of it is.
     Loaded(ModelId, Arc<Model>),
     /// It cannot be had.
@@ -49,7 +49,7 @@ impl Loader {
                 report(match order {
                     Order::First(id, unproven) => {
                         let step = &mut |line| report(Loading::Step(Some(line)));
-                        Loading::First(id, unproven.load(step))
+                        Loading::First(id, unproven.load(step).map(Box::new))
                     }
                     Order::Unload(id, model) => {
                         drop(model);

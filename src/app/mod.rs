@@ -248,10 +248,8 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     )
     .context("failed to start tokenizer threads")?;
 
+    let first_loads = catalogue.first_orders();
     let loader = turn::start_loader(work_done.clone()).context("failed to start the loading thread")?;
-    for order in catalogue.first_orders() {
-        anyhow::ensure!(loader.order(order), "the loading thread is gone");
-    }
     turn::watch_memory(work_done.clone()).context("failed to start the memory thread")?;
     if notify::is_service() {
         for fault in watchdog::disorder(&limits, notify::period()) {
@@ -327,6 +325,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             http,
             traces,
             resume,
+            first_loads,
         };
         turn::Loop::new(parts)
             .run(broker_events, called, work_events, session)

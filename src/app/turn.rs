@@ -5,6 +5,7 @@ mod ended;
 mod heard;
 mod progress;
 mod signals;
+mod told;
 mod work;
 
 pub use work::{Done, report, report_tokenizers, start_loader, watch_memory};
@@ -27,7 +28,7 @@ use crate::clock::{Clock, Moment};
 use crate::config::{Config, Inputs};
 use crate::engine::pool::{Pool, Work};
 use crate::engine::tokenize::{self, Tokenizers};
-use crate::http::{self, Board, Call, Posted};
+use crate::http::{self, Board, Call};
 use crate::job::request::decode;
 use crate::job::{ErrorType, JobKey, Lane, Names, Refusal};
 use crate::logic::Logic;
@@ -36,7 +37,6 @@ use crate::logic::event::{
 };
 use crate::logic::health::KillReason;
 use crate::logic::ledger::Stage;
-use crate::report::Report;
 use crate::telemetry::Logging;
 use crate::telemetry::blackbox::Phase;
 use crate::traces::Traces;
@@ -58,10 +58,6 @@ use tracing::{debug, error, info, warn};
 
 /// Longest wait for the journal to take the last lines.
 const FLUSH_MAX: Duration = Duration::from_millis(200);
-/// The board is written at most this often; the loop turns at least every half second.
-const POST_INTERVAL: Duration = Duration::from_millis(100);
-/// The same when readiness has changed; with a queue at its bound it may with every job.
-const NEWS_INTERVAL: Duration = Duration::from_millis(10);
 /// Longest wait for a collector to take the last spans.
 const SPANS_MAX: Duration = Duration::from_secs(1);
 /// Longest wait for the connections to close after everything is settled.
@@ -97,6 +93,8 @@ pub struct Parts {
     pub traces: Option<Traces>,
     /// Whether the broker task may take jobs that go on.
     pub resume: Arc<AtomicBool>,
+    /// Models that have not been loaded yet.
+    pub first_loads: VecDeque<Order>,
 }
 
 /// What comes from outside.
@@ -141,6 +139,10 @@ pub struct Loop {
     waiting: Option<String>,
     /// The last step of loading models for the first time, and when it was; until all have been there.
     loading: Option<(String, Moment)>,
+    /// A model is being loaded for the first time.
+    first_load: bool,
+    /// Nobody has brought a job since that began.
+    quiet: bool,
     /// Why the service cannot go on.
     failure: Option<CatalogueError>,
     pulse: Pulse,
@@ -189,6 +191,8 @@ impl Loop {
             drained: false,
             waiting: None,
             loading: Some(("loading models".into(), Moment::ZERO)),
+            first_load: false,
+            quiet: true,
             failure: None,
             posted: None,
             unposted: None,
@@ -204,6 +208,7 @@ impl Loop {
         session: JoinHandle<()>,
     ) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("failed to listen for signals")?;
+        self.load_next();
         while !self.drained {
             let now = self.parts.clock.now();
             let mut wait = self.parts.logic.next_check(now).since(now);
@@ -227,8 +232,11 @@ impl Loop {
             };
             if let Some(event) = event {
                 self.turn(event);
+                self.load_next();
             }
             if let Some(failure) = self.failure.take() {
+                // Whose engines may be at work for others: joining them would be waiting.
+                std::mem::forget(self.parts.pool);
                 return Err(failure.into());
             }
         }
@@ -260,57 +268,6 @@ impl Loop {
         heed_sentence(&self.parts.config.dirs);
         // Nothing is left to lose, and joining threads would be waiting for one that hangs.
         signal_hook::low_level::exit(0)
-    }
-
-    /// Says how things are. That the loop does so is half of the answer; its tick is a turn like any other,
-    /// so that those who ask keep nothing from being looked at.
-    fn answer(&self, question: Question) -> Option<Event> {
-        question.answer(self.report(self.parts.clock.now()));
-        Some(Event::Tick)
-    }
-
-    /// How things are, as far as the loop knows.
-    fn report(&self, now: Moment) -> Report {
-        let awaited = self.awaited(now).filter(|_| !self.ready);
-        let line = awaited.unwrap_or_else(|| self.show.present(&self.parts.logic, now));
-        let mut report = window::report(&self.parts.logic, line, now);
-        let names = self.parts.catalogue.model_names();
-        let states = self.parts.logic.model_states().map(str::to_owned);
-        report.models = names.into_iter().zip(states).collect();
-        report.retrying = self.retries.shown(now);
-        (report.model, report.device) = (self.show.model().into(), self.show.device().into());
-        report.broker.waiting.clone_from(&self.waiting);
-        report.broker.address.clone_from(&self.address);
-        report
-    }
-
-    /// Says so on the board: soon whether new work is welcome, and all else seldom enough that it costs nothing.
-    fn post(&mut self, now: Moment) {
-        if self.parts.http.is_none() {
-            return;
-        }
-        let ready = self.parts.logic.readiness(now).is_ok();
-        let rest = |(at, told): (Moment, bool)| {
-            let interval = if told == ready {
-                POST_INTERVAL
-            } else {
-                NEWS_INTERVAL
-            };
-            let rest = interval.saturating_sub(now.since(at));
-            (!rest.is_zero()).then_some(rest)
-        };
-        self.unposted = self.posted.and_then(rest);
-        if self.unposted.is_some() {
-            return;
-        }
-        self.posted = Some((now, ready));
-        self.parts.board.post(Posted {
-            at: now,
-            report: self.report(now),
-            tally: Some(Box::new(self.parts.logic.tally().clone())),
-            late_after: window::ANSWER_MAX,
-            dead_after: self.parts.logic.limits().liveness_max_stall,
-        });
     }
 
     /// One turn of the logic, and of what follows from it at once.

@@ -22,7 +22,7 @@ struct First {
 
 impl Twins {
     /// A job is about to be computed. True if it is to wait for another instead. What somebody waits for does not wait
-    /// for what has time.
+    /// for what has time; and what goes on from a queue of ours waits for nothing, since a death is charged to it.
     pub fn joins(&mut self, key: Key, job: JobKey, lane: Lane) -> bool {
         match self.firsts.entry(key.clone()) {
             Entry::Vacant(place) => {
@@ -34,7 +34,7 @@ impl Twins {
             Entry::Occupied(first) => {
                 let first = first.into_mut();
                 let overtakes = lane == Lane::Interactive && first.lane != Lane::Interactive;
-                if overtakes || first.job == job {
+                if overtakes || lane == Lane::Resumed || first.job == job {
                     return false;
                 }
                 first.others.push(job);
@@ -91,12 +91,13 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_waits_for_does_not_wait_for_bulk() {
+    fn what_somebody_waits_for_and_what_may_be_charged_wait_for_nobody() {
         let mut twins = Twins::default();
         assert!(!twins.joins(key(1), JobKey(1), Lane::Bulk));
         assert!(!twins.joins(key(1), JobKey(2), Lane::Interactive));
-        assert!(twins.joins(key(1), JobKey(3), Lane::Resumed));
-        assert!(twins.ended(JobKey(2)).is_empty());
-        assert_eq!(twins.ended(JobKey(1)), [JobKey(3)]);
+        assert!(!twins.joins(key(1), JobKey(3), Lane::Resumed));
+        assert!(twins.joins(key(1), JobKey(4), Lane::Bulk));
+        assert!(twins.ended(JobKey(2)).is_empty() && twins.ended(JobKey(3)).is_empty());
+        assert_eq!(twins.ended(JobKey(1)), [JobKey(4)]);
     }
 }

@@ -99,6 +99,8 @@ struct Crew {
     idle: AtomicUsize,
     /// Whether the machine has processors for two of them.
     teams: bool,
+    /// Shares of work that one has done for another.
+    helped: AtomicU64,
 }
 
 impl Crew {
@@ -179,6 +181,7 @@ impl Pool {
             queues: (0..engines.max(1)).map(|_| Queue::default()).collect(),
             idle: AtomicUsize::default(),
             teams: device::threads() > 1,
+            helped: AtomicU64::default(),
         });
         let rest = Arc::new(Rest {
             clock,
@@ -198,6 +201,11 @@ impl Pool {
     /// How many engines there are; they are numbered from zero.
     pub fn engines(&self) -> usize {
         self.crew.queues.len()
+    }
+
+    /// Shares of batches that an engine has done for another, whose batch it was.
+    pub fn shares_helped(&self) -> u64 {
+        self.crew.helped.load(Ordering::Relaxed)
     }
 
     /// Queues a batch for an engine, or hands it back when that engine has [`QUEUE`] waiting.
@@ -328,7 +336,8 @@ fn run(engine: usize, crew: &Arc<Crew>, rest: &Rest, report: &Report) {
         let work = match next(crew, engine) {
             Next::Work(work) => work,
             Next::Help(team) => {
-                team.help(&|| queue.news.load(Ordering::Relaxed));
+                let shares = team.help(&|| queue.news.load(Ordering::Relaxed));
+                crew.helped.fetch_add(shares, Ordering::Relaxed);
                 continue;
             }
             Next::Answer => {

@@ -183,12 +183,12 @@ impl Team {
     }
 
     /// For an idle engine: does shares until the leader is through, has had nothing to share out for a while, or `leave` says
-    /// that there is something else to do.
-    pub fn help(&self, leave: &dyn Fn() -> bool) {
+    /// that there is something else to do. How many it did.
+    pub fn help(&self, leave: &dyn Fn() -> bool) -> u64 {
         if self.helped.swap(true, Ordering::Acquire) {
-            return;
+            return 0;
         }
-        let mut looks = 0;
+        let (mut looks, mut shares) = (0, 0);
         while looks < LOOKS && self.open.load(Ordering::Acquire) && !leave() {
             looks += 1;
             let Some(first) = self.claim(HELPER) else {
@@ -210,10 +210,13 @@ impl Team {
             });
             // A task may hold a model, which its leader has to be able to let go.
             drop(task);
+            shares += claimed as u64;
             self.done.0.fetch_add(claimed, Ordering::Release);
         }
-        self.expected.store(false, Ordering::Release);
+        // In this order: whoever is asked because nobody is expected must not find that somebody helps.
         self.helped.store(false, Ordering::Release);
+        self.expected.store(false, Ordering::Release);
+        shares
     }
 
     fn claim(&self, who: usize) -> Option<usize> {

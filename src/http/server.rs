@@ -242,13 +242,19 @@ impl Connections {
 
 /// Says when to come back, and lets go. Nothing is kept for it, no task and no clock: what the kernel does not take at once is
 /// not said. What has come of the request is taken in first, because a connection that is closed with something unread is
-/// reset, and the caller may lose the answer; of one whose request is still under way it may all the same.
+/// reset, and the caller may lose the answer; of one whose request is still under way, or longer than a head may be, it may all
+/// the same.
 fn turn_away(stream: &TcpStream, retry_after_ms: u64) {
     let mut unread = [0; 4 << 10];
-    while stream
-        .try_read(&mut unread)
-        .is_ok_and(|read| read == unread.len())
-    {}
+    for _ in 0..HEAD_BYTES_MAX / unread.len() {
+        if stream
+            .try_read(&mut unread)
+            .is_ok_and(|read| read == unread.len())
+        {
+            continue;
+        }
+        break;
+    }
     let _ = stream.try_write(&refusal::crowded(retry_after_ms));
 }
 

@@ -466,6 +466,10 @@ impl Oracle {
                 if let Some(seen) = self.jobs.get_mut(job)
                     && seen.place == Place::Tokenizing
                 {
+                    assert!(
+                        seen.lane != Lane::Resumed,
+                        "a death would be charged to it while it waits"
+                    );
                     seen.place = Place::Twin;
                 }
             }

@@ -611,7 +611,8 @@ impl World {
             }
             Action::Tokenize { job } => {
                 let delivery = self.deliveries.get(&job);
-                let plain = delivery.is_some_and(|it| !it.streamed && it.lane != Lane::Probe);
+                let may = |lane| matches!(lane, Lane::Interactive | Lane::Bulk);
+                let plain = delivery.is_some_and(|it| !it.streamed && may(it.lane));
                 if plain && self.rng.one_in(30) {
                     self.plan(0, Next::Twin(job));
                 } else {

@@ -75,6 +75,8 @@ fn help_changes_no_bit() {
             assert!(got == alone(&model, sequences), "{file}, batch {batch}");
         }
     }
+    let teams = std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
+    assert!(!teams || pool.shares_helped() > 0, "no engine has helped another");
 }
 
 /// A model of which a batch takes next to no time, and texts of several lengths with their vectors.

@@ -26,6 +26,7 @@ impl Loop {
     }
 
     fn asked(&mut self, ask: Ask) -> Event {
+        self.quiet = false;
         let now = self.parts.clock.now();
         let unix_ms = self.parts.clock.unix_ms();
         let deadline = self.deadline(&ask.properties, now);

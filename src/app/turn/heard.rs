@@ -106,7 +106,7 @@ impl Loop {
 
     /// While the service is not ready: tells systemd what is awaited, and buys the start so much time for it.
     pub(super) fn start_moves(&self, extend: Duration) {
-        if !self.ready {
+        if !self.ready && !self.draining {
             let line = self.awaited(self.parts.clock.now());
             notify::extend_start(
                 extend,
@@ -125,6 +125,7 @@ impl Loop {
     }
 
     fn arrived(&mut self, mut arrival: Arrival) -> Event {
+        self.quiet = false;
         let now = self.parts.clock.now();
         let (job, lane) = (arrival.key, arrival.lane);
         let answerable = arrival.properties.reply_to.is_some();

@@ -158,8 +158,10 @@ impl Loop {
                 return None;
             }
             Loading::First(model, Ok(proven)) => {
-                let bytes = Some(proven.bytes);
-                self.parts.catalogue.prove(model, proven);
+                self.first_load = false;
+                // What jobs take meanwhile is not the model's.
+                let bytes = Some(proven.bytes).filter(|_| self.quiet);
+                self.parts.catalogue.prove(model, *proven);
                 Event::Loaded { model, bytes }
             }
             Loading::Loaded(model, loaded) => {
@@ -184,6 +186,18 @@ impl Loop {
                 Event::Unloaded { model }
             }
         })
+    }
+
+    /// Orders the next model for the first time, when the one before has been seen to work and what need not be kept of it is
+    /// on its way out: they need not fit into memory together.
+    pub(super) fn load_next(&mut self) {
+        if !self.first_load
+            && !self.draining
+            && let Some(order) = self.parts.first_loads.pop_front()
+        {
+            (self.first_load, self.quiet) = (true, self.desk.is_empty());
+            self.order(order);
+        }
     }
 
     /// Every model has been in memory and seen to work: from now on, what a death ends may be its own fault.
