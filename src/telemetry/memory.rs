@@ -13,10 +13,9 @@ const NO_BOUND: u64 = 1 << 62;
 
 /// Starts the thread. It ends when `tell` says that nobody listens any more.
 pub fn watch(tell: impl Fn(Memory) -> bool + Send + 'static) -> io::Result<()> {
-    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let meter = Meter::new(&own, Path::new("/"));
     let turn = move || {
-        while meter.read().is_none_or(&tell) {
+        // Looked up each time: a process may be moved, and the bounds of where it was say nothing of it any more.
+        while Meter::of_this_process().read().is_none_or(&tell) {
             std::thread::sleep(INTERVAL);
         }
     };
@@ -26,8 +25,7 @@ pub fn watch(tell: impl Fn(Memory) -> bool + Send + 'static) -> io::Result<()> {
 
 /// Bytes at which the kernel steps in: the least bound of our cgroup, of those above it, and of the machine.
 pub fn bound() -> Option<u64> {
-    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let meter = Meter::new(&own, Path::new("/"));
+    let meter = Meter::of_this_process();
     let groups = meter.groups.iter().filter_map(Group::read);
     groups
         .chain(machine(&meter.root))
@@ -50,6 +48,11 @@ struct Group {
 }
 
 impl Meter {
+    fn of_this_process() -> Meter {
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        Meter::new(&own, Path::new("/"))
+    }
+
     /// `own` is what `/proc/self/cgroup` says, `root` the root of all files.
     fn new(own: &str, root: &Path) -> Meter {
         let mut groups = Vec::new();
