@@ -236,7 +236,7 @@ pub enum Command {
         /// Its body, JSON.
         body: Vec<u8>,
     },
-    /// Take jobs that go on, if [`Setup::resume`] came too late for this session.
+    /// Take jobs that go on, if [`Setup::resume`] was set after the consumers were started.
     Resume,
     /// Take no further deliveries.
     StopIntake,
