@@ -67,12 +67,13 @@ impl Plain {
         let qkv = [
             Part::plain(&query, hidden, true).times(hidden, self.heads.scale()),
             Part::plain(&key, hidden, true),
-            Part::plain(&value, hidden, true),
+            // Keys and queries in bytes change scores little; what is lost of a value stays in the row.
+            Part::plain(&value, hidden, true).careful(),
         ];
         let attention = SelfAttention {
             heads: self.heads,
             reach: Reach::default(),
-            qkv: Matrix::load(&tensors.careful(), hidden, &qkv)?,
+            qkv: Matrix::load(tensors, hidden, &qkv)?,
             norms: None,
             rotary: None,
             distances: distances.cloned(),
@@ -90,7 +91,7 @@ impl Plain {
                 )?,
                 gated: false,
                 activation: self.activation,
-                down: Matrix::load(&tensors.careful(), wide, &[Part::plain(&down, hidden, true)])?,
+                down: Matrix::load(tensors, wide, &[Part::plain(&down, hidden, true)])?,
             },
             norms: Norms::Behind {
                 attention: attention_norm,

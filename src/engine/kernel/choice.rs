@@ -1,7 +1,7 @@
 //! Which kernels this machine and a precision lead to, and the way from rows of 32 bits through them.
 
 use super::Arch;
-use super::{After, Floats, Linear, Next, PANEL, Panels, float};
+use super::{After, Floats, GROUP, Linear, Next, PANEL, Panels, float};
 use crate::engine::device::Precision;
 use std::cell::RefCell;
 #[cfg(target_arch = "x86_64")]
@@ -35,7 +35,7 @@ pub enum Kernel {
 pub enum Rounding {
     /// Eight significant bits.
     Bf16,
-    /// 256 steps for a row of activations, 255 for a column of weights.
+    /// 256 steps for a [`GROUP`] of a row of activations, 255 for one of a column of weights.
     Int8,
 }
 
@@ -121,7 +121,7 @@ impl Kernel {
     /// [`super::feed_forward`].
     pub fn stays_narrow(self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        return matches!(self, Kernel::Narrow(Format::Pairs | Format::Split, _));
+        return matches!(self, Kernel::Narrow(..));
         #[cfg(not(target_arch = "x86_64"))]
         false
     }
@@ -138,7 +138,7 @@ impl Kernel {
 }
 
 /// Panels of what lies between the two products of a feed-forward part that are computed at once: 384 numbers of
-/// each row. Weights so pass through the cache once for all rows, and what lies between never leaves it.
+/// each row, which are whole groups of bytes. Weights so pass through the cache once for all rows, and what lies between never leaves it.
 #[cfg(target_arch = "x86_64")]
 const BETWEEN: usize = 12;
 
@@ -151,6 +151,8 @@ struct Buffers {
     wide: Narrow,
     #[cfg(target_arch = "x86_64")]
     heads: Heads,
+    #[cfg(target_arch = "x86_64")]
+    middle: Floats,
     sums: Floats,
     #[cfg(target_arch = "x86_64")]
     held: Floats,
@@ -176,15 +178,17 @@ pub(super) fn rounded(linear: Linear<'_>, rounding: Rounding, arch: Arch, next: 
                     for (v, factor) in row.iter_mut().zip(linear.weights.factors()) {
                         *v *= factor;
                     }
-                    let (least, most) = row
-                        .iter()
-                        .fold((f32::INFINITY, f32::NEG_INFINITY), |(least, most), v| {
-                            (least.min(*v), most.max(*v))
-                        });
-                    let step = (most - least) / 255.0;
-                    if step > f32::MIN_POSITIVE {
-                        for v in row {
-                            *v = least + ((*v - least) / step).round_ties_even() * step;
+                    for group in row.chunks_mut(GROUP) {
+                        let (least, most) = group
+                            .iter()
+                            .fold((f32::INFINITY, f32::NEG_INFINITY), |(least, most), v| {
+                                (least.min(*v), most.max(*v))
+                            });
+                        let step = (most - least) / 255.0;
+                        if step > f32::MIN_POSITIVE {
+                            for v in group {
+                                *v = least + ((*v - least) / step).round_ties_even() * step;
+                            }
                         }
                     }
                 }
@@ -230,7 +234,7 @@ pub(super) fn narrow(linear: Linear<'_>, next: Next<'_>) {
             input.fill(linear.input, linear.input_stride, linear.weights.factors());
             while let Some(panels) = next() {
                 let part = Part::columns(format, linear.weights, panels);
-                let out = Out::Floats(linear.output, linear.output_stride);
+                let out = Out::Floats(linear.output, linear.output_stride, 0);
                 product(&unit, input, linear.weights, part, out, linear.after, sums);
             }
         }
@@ -256,6 +260,7 @@ pub(super) fn narrow_pair(
         let Buffers {
             input: narrow,
             wide,
+            middle,
             sums,
             held,
             ..
@@ -273,15 +278,28 @@ pub(super) fn narrow_pair(
                     panels: columns.clone(),
                     steps: 0..steps,
                 };
-                let width = up.width().min(columns.end * PANEL) - first * PANEL;
+                let place = first * PANEL;
+                let width = up.width().min(columns.end * PANEL) - place;
                 wide.reset(between, rows, width);
-                product(&unit, narrow, up, part, Out::Narrow(wide), After::Gelu, sums);
-                // A panel's columns are a step of the depth: 32 numbers both.
+                if between == Format::Quads {
+                    // Which bytes a number becomes depends on its whole group.
+                    let full = middle.take(rows * width);
+                    let out = Out::Floats(full, width, first);
+                    product(&unit, narrow, up, part, out, After::Gelu, sums);
+                    wide.fill(
+                        middle.get(rows * width),
+                        width,
+                        down.factors().get(place..).unwrap_or_default(),
+                    );
+                } else {
+                    product(&unit, narrow, up, part, Out::Narrow(wide), After::Gelu, sums);
+                }
+                let begin = place / between.numbers_in_step();
                 let part = Part {
                     panels: 0..down_panels,
-                    steps: columns,
+                    steps: begin..begin + between.steps(width),
                 };
-                let out = Out::Floats(output, down.width());
+                let out = Out::Floats(output, down.width(), 0);
                 product(&unit, wide, down, part, out, After::Nothing, held);
             }
         }

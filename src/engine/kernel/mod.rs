@@ -42,7 +42,7 @@ pub use arch::{Arch, mul_add};
 pub use buffer::{Floats, PANEL, Row};
 use buffer::{STRIP, Strip, ZERO, prefetch, strips, strips_mut};
 pub use choice::{Kernel, arch};
-pub use panels::Panels;
+pub use panels::{GROUP, Panels};
 
 use std::ops::Range;
 

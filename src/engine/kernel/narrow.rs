@@ -1,5 +1,6 @@
-//! Activations as the narrow kernels read them: pairs of bf16, or bytes with a scale for each row.
+//! Activations as the narrow kernels read them: pairs of bf16, or bytes with a scale for each group of a row.
 
+use super::GROUP;
 use std::arch::x86_64::*;
 
 /// What a product computes in.
@@ -11,7 +12,7 @@ pub enum Format {
     /// Each number as the sum of two bf16, which holds 16 to 17 of the 24 bits of an f32. Three products of
     /// bf16 (high by high, high by low, low by high) then are one of such numbers.
     Split,
-    /// Each number as one of 256 steps between the least and the greatest of its row.
+    /// Each number as one of 256 steps between the least and the greatest of its [`GROUP`].
     Quads,
 }
 
@@ -24,6 +25,11 @@ impl Format {
         }
     }
 
+    /// Numbers of a row in a step of 64 bytes.
+    pub fn numbers_in_step(self) -> usize {
+        16 * self.numbers_in_word()
+    }
+
     /// Copies of a matrix that lie behind one another.
     pub fn planes(self) -> usize {
         match self {
@@ -34,7 +40,7 @@ impl Format {
 
     /// Steps of 64 bytes for a row of `depth` numbers.
     pub fn steps(self, depth: usize) -> usize {
-        depth.div_ceil(16 * self.numbers_in_word())
+        depth.div_ceil(self.numbers_in_step())
     }
 }
 
@@ -54,7 +60,7 @@ pub struct Narrow {
     /// other in the first-level cache.
     stride: usize,
     plane: usize,
-    /// Of rows of bytes: step and least number.
+    /// Of rows of bytes, group by group: step and least number.
     grid: Vec<[f32; 2]>,
 }
 
@@ -69,8 +75,9 @@ impl Narrow {
         if self.lines.len() < lines {
             self.lines.resize(lines, Line([0; 64]));
         }
-        if format == Format::Quads && self.grid.len() < rows {
-            self.grid.resize(rows, [0.0; 2]);
+        let groups = rows * depth.div_ceil(GROUP);
+        if format == Format::Quads && self.grid.len() < groups {
+            self.grid.resize(groups, [0.0; 2]);
         }
     }
 
@@ -109,9 +116,10 @@ impl Narrow {
         self.lines[row * self.stride..].as_mut_ptr().cast()
     }
 
-    /// Step and least number of each row of bytes.
-    pub fn grid(&self) -> &[[f32; 2]] {
-        &self.grid
+    /// Step and least number of each group of a row of bytes.
+    pub fn grid(&self, row: usize) -> &[[f32; 2]] {
+        let groups = self.depth.div_ceil(GROUP);
+        &self.grid[row * groups..][..groups]
     }
 
     /// Sets the rows from the first on to those of `input`, which lie `input_stride` numbers apart. Bytes are
@@ -140,31 +148,42 @@ impl Narrow {
                     }
                 }
                 Format::Quads => {
-                    let (mut least, mut most) =
-                        (_mm512_set1_ps(f32::INFINITY), _mm512_set1_ps(f32::NEG_INFINITY));
-                    for at in (0..depth).step_by(16) {
-                        let mask = mask(depth - at);
-                        let v = times(&input[at..], factors, at, mask);
-                        least = _mm512_mask_min_ps(least, mask, least, v);
-                        most = _mm512_mask_max_ps(most, mask, most, v);
-                    }
-                    let (least, most) = (_mm512_reduce_min_ps(least), _mm512_reduce_max_ps(most));
-                    let (step, per_step) = steps_of(least, most);
-                    self.grid[row] = [step, least];
-                    let (base, factor) = (_mm512_set1_ps(least), _mm512_set1_ps(per_step));
                     let lines = &mut self.lines[row * stride..][..stride];
-                    for at in (0..depth).step_by(16) {
-                        let v = times(&input[at..], factors, at, mask(depth - at));
-                        let q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(v, base), factor));
-                        let bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512()));
-                        let quarter = lines[at / 64].0[at % 64..].as_mut_ptr();
-                        // SAFETY: a quarter of a line.
-                        unsafe { _mm_storeu_si128(quarter.cast(), bytes) };
+                    let grid = &mut self.grid[row * depth.div_ceil(GROUP)..];
+                    for (group, first) in (0..depth).step_by(GROUP).enumerate() {
+                        let end = depth.min(first + GROUP);
+                        grid[group] = bytes_of(&input[..end], factors, first, &mut lines[first / 64..]);
                     }
                 }
             }
         }
     }
+}
+
+/// Makes bytes of the numbers of one group, which are those from `first` on. Their step and least number.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
+fn bytes_of(input: &[f32], factors: &[f32], first: usize, lines: &mut [Line]) -> [f32; 2] {
+    let (mut least, mut most) = (_mm512_set1_ps(f32::INFINITY), _mm512_set1_ps(f32::NEG_INFINITY));
+    let mut values = [_mm512_setzero_ps(); GROUP / 16];
+    for (at, value) in (first..input.len()).step_by(16).zip(&mut values) {
+        let mask = mask(input.len() - at);
+        *value = times(&input[at..], factors, at, mask);
+        least = _mm512_mask_min_ps(least, mask, least, *value);
+        most = _mm512_mask_max_ps(most, mask, most, *value);
+    }
+    let (least, most) = (_mm512_reduce_min_ps(least), _mm512_reduce_max_ps(most));
+    let (step, per_step) = steps_of(least, most);
+    let (base, factor) = (_mm512_set1_ps(least), _mm512_set1_ps(per_step));
+    for (at, value) in (first..input.len()).step_by(16).zip(values) {
+        let q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(value, base), factor));
+        let bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512()));
+        let at = at - first;
+        let quarter = lines[at / 64].0[at % 64..].as_mut_ptr();
+        // SAFETY: a quarter of a line.
+        unsafe { _mm_storeu_si128(quarter.cast(), bytes) };
+    }
+    [step, least]
 }
 
 /// Up to 16 numbers, times the factors from `at` on.

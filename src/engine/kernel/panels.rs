@@ -21,10 +21,14 @@ pub struct Panels {
     pub(super) bias: Vec<Row>,
     /// Of bytes: what activations are multiplied with, and columns divided by; nothing if there is no such thing.
     factors: Vec<f32>,
-    /// Of bytes: the step of each column, and the sum of the column.
+    /// Of bytes, group by group of each panel: the step of each column, and the sum of the column.
     scale: Vec<Row>,
     total: Vec<Row>,
 }
+
+/// Numbers of a row of activations, or of a column of weights, that share one step in bytes. In a whole row or column of a
+/// feed-forward part a few large numbers would leave too few steps to the others.
+pub const GROUP: usize = 128;
 
 impl Panels {
     /// A matrix of zeros with a bias of zeros for this kernel.
@@ -53,8 +57,9 @@ impl Panels {
         }
         #[cfg(target_arch = "x86_64")]
         if let Kernel::Narrow(Format::Quads, _) = self.kernel {
-            self.scale.resize(count, ZERO);
-            self.total.resize(count, ZERO);
+            let groups = count * depth.div_ceil(GROUP);
+            self.scale.resize(groups, ZERO);
+            self.total.resize(groups, ZERO);
         }
     }
 
@@ -78,7 +83,7 @@ impl Panels {
         self.depth
     }
 
-    /// Tells how far the activations spread at each place of a row, roughly. In bytes all of a row share one
+    /// Tells how far the activations spread at each place of a row, roughly. In bytes many of a row share one
     /// step, so that a few wide places would leave too few steps to the others: they are divided by their
     /// spread, and the weights multiplied with it. To be called before any column is set.
     pub fn even_out(&mut self, spread: &[f32]) {
@@ -129,10 +134,12 @@ impl Panels {
                 match rounding {
                     Rounding::Bf16 => super::choice::round_bf16(&mut column),
                     Rounding::Int8 => {
-                        let (step, per_step) = column_steps(&column);
-                        column
-                            .iter_mut()
-                            .for_each(|v| *v = (*v * per_step).round_ties_even() * step);
+                        for group in column.chunks_mut(GROUP) {
+                            let (step, per_step) = column_steps(group);
+                            group
+                                .iter_mut()
+                                .for_each(|v| *v = (*v * per_step).round_ties_even() * step);
+                        }
                     }
                 }
                 for (row, value) in strip_mut(rows, lane).iter_mut().zip(column) {
@@ -156,18 +163,21 @@ impl Panels {
                 }
                 Format::Quads => {
                     let column: Vec<f32> = values.collect();
-                    let (step, per_step) = column_steps(&column);
-                    let mut total = 0;
-                    for (k, value) in column.iter().enumerate() {
-                        let byte = (value * per_step).round_ties_even() as i8;
-                        total += i32::from(byte);
-                        let word = &mut rows[k / 4].0[lane];
-                        let mut bytes = word.to_bits().to_le_bytes();
-                        bytes[k % 4] = byte as u8;
-                        *word = f32::from_bits(u32::from_le_bytes(bytes));
+                    let first = panel * self.depth.div_ceil(GROUP);
+                    for (at, group) in column.chunks(GROUP).enumerate() {
+                        let (step, per_step) = column_steps(group);
+                        let mut total = 0;
+                        for (k, value) in (at * GROUP..).zip(group) {
+                            let byte = (value * per_step).round_ties_even() as i8;
+                            total += i32::from(byte);
+                            let word = &mut rows[k / 4].0[lane];
+                            let mut bytes = word.to_bits().to_le_bytes();
+                            bytes[k % 4] = byte as u8;
+                            *word = f32::from_bits(u32::from_le_bytes(bytes));
+                        }
+                        self.scale[first + at].0[lane] = step;
+                        self.total[first + at].0[lane] = total as f32 * step;
                     }
-                    self.scale[panel].0[lane] = step;
-                    self.total[panel].0[lane] = total as f32 * step;
                 }
             },
         }
@@ -253,14 +263,10 @@ impl Panels {
         &self.bias[panel]
     }
 
-    /// The step of each column of bytes.
-    pub(super) fn scale(&self, panel: usize) -> &Row {
-        &self.scale[panel]
-    }
-
-    /// The sum of each column of bytes, in numbers.
-    pub(super) fn total(&self, panel: usize) -> &Row {
-        &self.total[panel]
+    /// The step of each column of bytes in a group of the depth, and the sum of those numbers.
+    pub(super) fn grid(&self, panel: usize, group: usize) -> [&Row; 2] {
+        let at = panel * self.depth.div_ceil(GROUP) + group;
+        [&self.scale[at], &self.total[at]]
     }
 }
 
@@ -271,7 +277,7 @@ fn strip_mut(panel: &mut [Row], lane: usize) -> &mut [Strip] {
     if lane < STRIP { first } else { second }
 }
 
-/// The step of a column of bytes from −127 to 127, and steps in one. A column of zeros has no steps.
+/// The step of bytes from −127 to 127 for a part of a column, and steps in one. One of zeros has no steps.
 fn column_steps(column: &[f32]) -> (f32, f32) {
     let most = column.iter().fold(0.0f32, |most, value| most.max(value.abs()));
     if most > f32::MIN_POSITIVE * 127.0 {

@@ -3,7 +3,7 @@
 
 use super::narrow::{Format, Narrow, mask, rounded, split};
 use super::tiles::{self, Tiles};
-use super::{After, Floats, PANEL, Panels, Row, Strip, dots, prefetch, strips};
+use super::{After, Floats, GROUP, PANEL, Panels, Row, Strip, ZERO, dots, prefetch, strips};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -11,11 +11,13 @@ use std::ops::Range;
 const STEPS: usize = 8;
 /// Rows of sums that are worked off at once: two tiles.
 const ROWS: usize = 32;
+/// Steps of 64 bytes in a group of bytes.
+const GROUP_STEPS: usize = GROUP / 64;
 
 /// Where a product goes.
 pub enum Out<'a> {
-    /// Numbers of 32 bits, and how far apart rows are.
-    Floats(&'a mut [f32], usize),
+    /// Numbers of 32 bits, how far apart rows are, and with which panel they begin.
+    Floats(&'a mut [f32], usize, usize),
     /// What the next product reads, in pairs or split. It has as many rows, and the product's width is its
     /// depth.
     Narrow(&'a mut Narrow),
@@ -61,6 +63,7 @@ pub fn product(
     sums: &mut Floats,
 ) {
     let format = input.format();
+    assert!(format != Format::Quads || part.steps.start.is_multiple_of(GROUP_STEPS));
     let (rows, width) = (input.rows(), weights.width());
     let Part { panels, steps: range } = part;
     let (steps, planes) = (format.steps(weights.depth()), format.planes());
@@ -68,8 +71,14 @@ pub fn product(
     assert!(format.steps(input.depth()).max(1) == range.len());
     let whole = range.len() >= steps;
     match &mut out {
-        Out::Floats(out, stride) => {
-            assert!(rows == 0 || (*stride >= width && out.len() >= (rows - 1) * *stride + width));
+        Out::Floats(out, stride, begin) => {
+            let width = width.min(panels.end * PANEL) - *begin * PANEL;
+            assert!(
+                rows == 0
+                    || panels.is_empty()
+                    || (*stride >= width && out.len() >= (rows - 1) * *stride + width)
+            );
+            assert!(*begin <= panels.start);
         }
         Out::Narrow(next) => {
             let columns = width.min(panels.end * PANEL) - panels.start * PANEL;
@@ -93,15 +102,14 @@ pub fn product(
         // SAFETY: an `End` is made only of sums that are there, of a block within the output.
         unsafe {
             match (after, format) {
-                (After::Nothing, Format::Quads) => end.run::<true, 0>(input, weights, &mut out, first_panel),
-                (After::Gelu, Format::Quads) => end.run::<true, 1>(input, weights, &mut out, first_panel),
-                (After::Nothing, _) => end.run::<false, 0>(input, weights, &mut out, first_panel),
-                (After::Gelu, Format::Pairs) => end.run::<false, 1>(input, weights, &mut out, first_panel),
-                (After::Gelu, Format::Split) => end.run::<false, 2>(input, weights, &mut out, first_panel),
+                (After::Nothing, _) => end.run::<0>(weights, &mut out, first_panel),
+                (After::Gelu, Format::Pairs | Format::Quads) => end.run::<1>(weights, &mut out, first_panel),
+                (After::Gelu, Format::Split) => end.run::<2>(weights, &mut out, first_panel),
             }
         }
     };
     let end = range.end.min(steps);
+    let mut integers = [ZERO; ROWS];
     for (index, panel) in panels.enumerate() {
         let here = weights.panel(panel);
         // Also behind the last: what is shared out goes on there as often as not.
@@ -142,9 +150,16 @@ pub fn product(
                         }
                     };
                     if format == Format::Quads {
-                        block::<true>(
-                            unit, a, b, ahead, stride, height, count, pairs, sums, fresh, meanwhile,
-                        );
+                        let groups = Groups {
+                            input,
+                            row,
+                            height,
+                            weights,
+                            panel,
+                            // Of the input, and of the weights.
+                            first: [(first - range.start) / GROUP_STEPS, first / GROUP_STEPS],
+                        };
+                        groups.run(unit, ahead(0), count, &mut integers, sums, fresh, meanwhile);
                     } else {
                         block::<false>(
                             unit, a, b, ahead, stride, height, count, pairs, sums, fresh, meanwhile,
@@ -249,6 +264,104 @@ unsafe fn tile_block<const TALL: bool, const QUADS: bool>(
     }
 }
 
+/// A block of up to 32 rows of bytes by a panel, as a product of groups that each have their own steps.
+struct Groups<'a> {
+    input: &'a Narrow,
+    row: usize,
+    height: usize,
+    weights: &'a Panels,
+    panel: usize,
+    /// The first group of the input, and of the weights.
+    first: [usize; 2],
+}
+
+impl Groups<'_> {
+    /// `sums (+)=` the product of `count` steps, in numbers. `whole` is a buffer for whole ones; the rest is as in [`block`].
+    ///
+    /// # Safety
+    /// The input has those steps for all rows up to the next multiple of 16, and `sums` room for `height` rows of 128 bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a kernel: all of it is needed, nothing of it is kept"
+    )]
+    unsafe fn run(
+        &self,
+        unit: &Unit,
+        later: &[Strip],
+        count: usize,
+        whole: &mut [Row; ROWS],
+        sums: *mut u8,
+        fresh: bool,
+        meanwhile: impl FnOnce(),
+    ) {
+        let groups = count.div_ceil(GROUP_STEPS);
+        let mut meanwhile = Some(meanwhile);
+        let whole = whole.as_mut_ptr().cast::<u8>();
+        let panel = self.weights.panel(self.panel);
+        for group in 0..groups {
+            let steps = GROUP_STEPS.min(count - group * GROUP_STEPS);
+            let later = &later[later.len() * group / groups..later.len() * (group + 1) / groups];
+            let [ours, theirs] = self.first.map(|first| first + group);
+            // SAFETY: the caller vouches for the input and the sums; a panel has 16 rows for each step.
+            unsafe {
+                let a = self.input.row(self.row).add(ours * GROUP_STEPS * 64);
+                let b = panel[theirs * GROUP_STEPS * 16..].as_ptr().cast::<u8>();
+                let (stride, height, meanwhile) = (self.input.stride_bytes(), self.height, meanwhile.take());
+                let meanwhile = || {
+                    if let Some(meanwhile) = meanwhile {
+                        meanwhile();
+                    }
+                };
+                block::<true>(
+                    unit,
+                    |_| a,
+                    |_| b,
+                    |_| later,
+                    stride,
+                    height,
+                    steps,
+                    &[(0, 0)],
+                    whole,
+                    true,
+                    meanwhile,
+                );
+                self.fold(whole, [ours, theirs], sums, fresh && group == 0);
+            }
+        }
+    }
+
+    /// `sums (+)=` the whole numbers of one group, times its steps.
+    ///
+    /// # Safety
+    /// Both hold `height` rows of 128 bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
+    unsafe fn fold(&self, whole: *const u8, [ours, theirs]: [usize; 2], sums: *mut u8, fresh: bool) {
+        let [scale, total] = self.weights.grid(self.panel, theirs);
+        let (scale, total) = (registers(scale), registers(total));
+        for i in 0..self.height {
+            let [step, least] = self.input.grid(self.row + i)[ours].map(|v| _mm512_set1_ps(v));
+            for j in 0..2 {
+                // SAFETY: the caller vouches for both.
+                unsafe {
+                    let at = i * 128 + j * 64;
+                    let place = sums.add(at).cast::<f32>();
+                    let sum = if fresh {
+                        _mm512_setzero_ps()
+                    } else {
+                        _mm512_loadu_ps(place)
+                    };
+                    let whole = _mm512_cvtepi32_ps(_mm512_loadu_si512(whole.add(at).cast()));
+                    let sum = _mm512_fmadd_ps(least, total[j], sum);
+                    _mm512_storeu_ps(place, _mm512_fmadd_ps(_mm512_mul_ps(step, scale[j]), whole, sum));
+                }
+            }
+        }
+    }
+}
+
 /// A block of sums that is complete.
 struct End {
     sums: *const u8,
@@ -259,20 +372,14 @@ struct End {
 }
 
 impl End {
-    /// Scales bytes, adds the bias, computes GELU (0 none, 1 to the places of bf16, 2 exact), and leaves the
+    /// Adds the bias, computes GELU (0 none, 1 to the places of bf16, 2 exact), and leaves the
     /// numbers where they belong.
     ///
     /// # Safety
     /// `sums` holds `height` rows of 128 bytes, and `out` has room for them, as [`product`] asserts.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
-    unsafe fn run<const QUADS: bool, const GELU: u8>(
-        self,
-        input: &Narrow,
-        weights: &Panels,
-        out: &mut Out<'_>,
-        first_panel: usize,
-    ) {
+    unsafe fn run<const GELU: u8>(self, weights: &Panels, out: &mut Out<'_>, first_panel: usize) {
         let End {
             sums,
             row,
@@ -282,11 +389,6 @@ impl End {
         } = self;
         let column = panel * PANEL;
         let bias = registers(weights.bias(panel));
-        let (scale, total) = if QUADS {
-            (registers(weights.scale(panel)), registers(weights.total(panel)))
-        } else {
-            (bias, bias)
-        };
         let masks = [mask(width), mask(width.saturating_sub(16))];
         for i in 0..height {
             // SAFETY: see above; masks keep stores within `width` columns.
@@ -294,14 +396,7 @@ impl End {
                 let sum = sums.add(i * 128);
                 let mut values = [_mm512_setzero_ps(); 2];
                 for (j, value) in values.iter_mut().enumerate() {
-                    *value = if QUADS {
-                        let [step, least] = input.grid()[row + i];
-                        let sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(sum.add(j * 64).cast()));
-                        let shift = _mm512_fmadd_ps(_mm512_set1_ps(least), total[j], bias[j]);
-                        _mm512_fmadd_ps(_mm512_mul_ps(_mm512_set1_ps(step), scale[j]), sum, shift)
-                    } else {
-                        _mm512_add_ps(_mm512_loadu_ps(sum.add(j * 64).cast()), bias[j])
-                    };
+                    *value = _mm512_add_ps(_mm512_loadu_ps(sum.add(j * 64).cast()), bias[j]);
                     *value = match GELU {
                         0 => *value,
                         1 => gelu::<false>(*value),
@@ -309,7 +404,8 @@ impl End {
                     };
                 }
                 match out {
-                    Out::Floats(out, stride) => {
+                    Out::Floats(out, stride, begin) => {
+                        let column = column - *begin * PANEL;
                         let place = out.as_mut_ptr().add((row + i) * *stride + column);
                         if width == PANEL {
                             _mm512_storeu_ps(place, values[0]);

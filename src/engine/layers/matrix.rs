@@ -5,8 +5,10 @@ use super::norm::Norm;
 use crate::engine::LoadError;
 use crate::engine::gpu::{Placed, Rows};
 use crate::engine::kernel::Arch;
-use crate::engine::kernel::{self, After, Kernel, Linear, Next, Panels};
+use crate::engine::kernel::{self, After, Kernel, Linear, Next, PANEL, Panels};
 use crate::engine::weights::Tensors;
+use smallvec::SmallVec;
+use std::ops::Range;
 
 /// A stored layer, or one of several that are laid side by side.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +25,8 @@ pub struct Part<'a> {
     pub scale: f32,
     /// Stored output `i` becomes output `(i + turned) % width`.
     pub turned: usize,
+    /// Whether it must not lose more than bf16 does. Such parts stand behind all others.
+    pub careful: bool,
 }
 
 impl<'a> Part<'a> {
@@ -35,6 +39,15 @@ impl<'a> Part<'a> {
             scaled: 0,
             scale: 1.0,
             turned: 0,
+            careful: false,
+        }
+    }
+
+    /// The same layer, losing no more than bf16 does whatever the others lose.
+    pub fn careful(self) -> Part<'a> {
+        Part {
+            careful: true,
+            ..self
         }
     }
 
@@ -60,29 +73,48 @@ pub struct Matrix(Form);
 /// All matrices of a model have the same form: it was loaded for one device.
 #[derive(Debug)]
 enum Form {
-    Packed(Panels),
+    /// Panels, and those behind them that are kept for another kernel.
+    Packed(Panels, Option<Panels>),
     Placed(Placed),
 }
 
 /// A matrix that is being read, output by output.
 enum Building<'a> {
-    Packed(Panels),
+    Packed(Panels, Option<Panels>),
     Placed(Rows<'a>),
 }
 
 impl Building<'_> {
     fn set_column(&mut self, column: usize, values: &[f32], scale: f32) {
         match self {
-            Building::Packed(panels) => panels.set_stored(column, values, scale),
+            Building::Packed(panels, behind) => {
+                let (panels, column) = panels_of(panels, behind, column);
+                panels.set_stored(column, values, scale);
+            }
             Building::Placed(rows) => rows.set(column, values, scale),
         }
     }
 
     fn set_bias(&mut self, column: usize, value: f32) {
         match self {
-            Building::Packed(panels) => panels.set_bias(column, value),
+            Building::Packed(panels, behind) => {
+                let (panels, column) = panels_of(panels, behind, column);
+                panels.set_bias(column, value);
+            }
             Building::Placed(rows) => rows.set_bias(column, value),
         }
+    }
+}
+
+/// The panels that hold a column, and which of theirs it is.
+fn panels_of<'a>(
+    first: &'a mut Panels,
+    behind: &'a mut Option<Panels>,
+    column: usize,
+) -> (&'a mut Panels, usize) {
+    match behind {
+        Some(behind) if column >= first.width() => (behind, column - first.width()),
+        _ => (first, column),
     }
 }
 
@@ -115,11 +147,20 @@ impl Matrix {
                 Building::Placed(place.rows(depth, width, bias))
             }
             None => {
-                let mut panels = Panels::packed(tensors.kernel(), depth, width);
+                let (kernel, careful) = (tensors.kernel(), tensors.careful().kernel());
+                let others = parts.iter().take_while(|part| !part.careful);
+                let (kernel, split) = match others.map(|part| part.width).sum::<usize>() {
+                    others if others == width || kernel == careful => (kernel, width),
+                    others if others > 0 && others.is_multiple_of(PANEL) => (kernel, others),
+                    // Panels are whole: what would share one with careful columns is kept like them.
+                    _ => (careful, width),
+                };
+                let behind = (split < width).then(|| Panels::packed(careful, depth, width - split));
+                let mut panels = Panels::packed(kernel, depth, split);
                 if let Some(norm) = norm {
                     panels.even_out(&norm.spread());
                 }
-                Building::Packed(panels)
+                Building::Packed(panels, behind)
             }
         };
         let mut first = 0;
@@ -139,14 +180,14 @@ impl Matrix {
             first += part.width;
         }
         Ok(Matrix(match building {
-            Building::Packed(panels) => Form::Packed(panels),
+            Building::Packed(panels, behind) => Form::Packed(panels, behind),
             Building::Placed(rows) => Form::Placed(rows.place()?),
         }))
     }
 
-    fn panels(&self) -> &Panels {
+    fn panels(&self) -> (&Panels, Option<&Panels>) {
         match &self.0 {
-            Form::Packed(panels) => panels,
+            Form::Packed(panels, behind) => (panels, behind.as_ref()),
             Form::Placed(_) => unreachable!("the CPU's engine is made of a model that was packed for it"),
         }
     }
@@ -155,32 +196,35 @@ impl Matrix {
     pub fn placed(&self) -> Placed {
         match &self.0 {
             Form::Placed(placed) => placed.clone(),
-            Form::Packed(_) => unreachable!("a device's engine is made of a model that was placed on it"),
+            Form::Packed(..) => unreachable!("a device's engine is made of a model that was placed on it"),
         }
     }
 
     /// Numbers in a row of the product.
     pub fn width(&self) -> usize {
         match &self.0 {
-            Form::Packed(panels) => panels.width(),
+            Form::Packed(panels, behind) => panels.width() + behind.as_ref().map_or(0, Panels::width),
             Form::Placed(placed) => placed.width(),
         }
     }
 
     /// Numbers of a row of the input that take part.
     pub fn depth(&self) -> usize {
-        self.panels().depth()
+        self.panels().0.depth()
     }
 
-    /// What products with it are computed by.
+    /// What products with it are computed by, with its last columns at least.
     pub fn kernel(&self) -> Kernel {
-        self.panels().kernel()
+        let (panels, behind) = self.panels();
+        behind.unwrap_or(panels).kernel()
     }
 
     /// `output = after(input × weights + bias)`, row by row. Rows of the input begin every `input_stride`
     /// numbers; those of the output lie side by side.
     pub fn product(&self, arch: Arch, input: &[f32], input_stride: usize, output: &mut [f32], after: After) {
-        self.linear(input, input_stride, output, after).run(arch);
+        let panels = self.width().div_ceil(PANEL);
+        let mut all = Some(0..panels);
+        self.product_panels(arch, input, input_stride, output, after, &mut || all.take());
     }
 
     /// As [`Matrix::product`], only the columns of the panels that `next` hands out.
@@ -193,25 +237,46 @@ impl Matrix {
         after: After,
         next: Next<'_>,
     ) {
-        self.linear(input, input_stride, output, after)
-            .run_panels(arch, next);
-    }
-
-    fn linear<'a>(
-        &'a self,
-        input: &'a [f32],
-        input_stride: usize,
-        output: &'a mut [f32],
-        after: After,
-    ) -> Linear<'a> {
+        let (panels, behind) = self.panels();
+        let (width, first) = (self.width(), panels.panels());
+        let rows = output.len() / width;
+        // What is handed out of the panels behind, as numbers among those.
+        let mut later = SmallVec::<[Range<usize>; 8]>::new();
+        let mut split = || {
+            while let Some(range) = next() {
+                if range.end > first {
+                    later.push(range.start.max(first) - first..range.end - first);
+                }
+                if range.start < first {
+                    return Some(range.start..range.end.min(first));
+                }
+            }
+            None
+        };
         Linear {
             input,
             input_stride,
-            rows: output.len() / self.width(),
-            weights: self.panels(),
+            rows,
+            weights: panels,
             output,
-            output_stride: self.width(),
+            output_stride: width,
             after,
+        }
+        .run_panels(arch, &mut split);
+        if let Some(behind) = behind
+            && rows > 0
+        {
+            let mut later = later.into_iter();
+            Linear {
+                input,
+                input_stride,
+                rows,
+                weights: behind,
+                output: &mut output[panels.width()..],
+                output_stride: width,
+                after,
+            }
+            .run_panels(arch, &mut || later.next());
         }
     }
 
@@ -225,6 +290,9 @@ impl Matrix {
         down: &Matrix,
         output: &mut [f32],
     ) {
-        kernel::feed_forward(arch, input, self.panels(), wide, down.panels(), output);
+        let (Matrix(Form::Packed(up, None)), Matrix(Form::Packed(down, None))) = (self, down) else {
+            unreachable!("both are packed, with one kernel each");
+        };
+        kernel::feed_forward(arch, input, up, wide, down, output);
     }
 }
