@@ -163,21 +163,7 @@ impl Panels {
                 }
                 Format::Quads => {
                     let column: Vec<f32> = values.collect();
-                    let first = panel * self.depth.div_ceil(GROUP);
-                    for (at, group) in column.chunks(GROUP).enumerate() {
-                        let (step, per_step) = column_steps(group);
-                        let mut total = 0;
-                        for (k, value) in (at * GROUP..).zip(group) {
-                            let byte = (value * per_step).round_ties_even() as i8;
-                            total += i32::from(byte);
-                            let word = &mut rows[k / 4].0[lane];
-                            let mut bytes = word.to_bits().to_le_bytes();
-                            bytes[k % 4] = byte as u8;
-                            *word = f32::from_bits(u32::from_le_bytes(bytes));
-                        }
-                        self.scale[first + at].0[lane] = step;
-                        self.total[first + at].0[lane] = total as f32 * step;
-                    }
+                    self.set_bytes(panel, lane, &column);
                 }
             },
         }
@@ -220,7 +206,17 @@ impl Panels {
                     pair(even.1, odd.1)
                 });
             }
-            _ => self.set_column(column, values.iter().copied(), scale),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Narrow(Format::Quads, _) => {
+                let column: Vec<f32> = if self.factors.is_empty() {
+                    values.iter().map(|value| value * scale).collect()
+                } else {
+                    let both = values.iter().zip(&self.factors);
+                    both.map(|(value, factor)| value * (scale / factor)).collect()
+                };
+                self.set_bytes(panel, lane, &column);
+            }
+            Kernel::Rounded(_) => self.set_column(column, values.iter().copied(), scale),
         }
     }
 
@@ -245,6 +241,28 @@ impl Panels {
 
 #[cfg(target_arch = "x86_64")]
 impl Panels {
+    /// Sets a column of bytes.
+    fn set_bytes(&mut self, panel: usize, lane: usize, column: &[f32]) {
+        let rows = &mut self.rows[panel * self.panel_rows..][..self.panel_rows];
+        let first = panel * self.depth.div_ceil(GROUP);
+        let groups = column.chunks(GROUP).zip(rows.chunks_mut(GROUP / 4));
+        for (at, (group, rows)) in groups.enumerate() {
+            let (step, per_step) = column_steps(group);
+            let mut bytes = [0; GROUP];
+            for (byte, value) in bytes.iter_mut().zip(group) {
+                // Nearest, of two equally near ones the even: the last bits of a number as large as this are whole ones.
+                *byte = (value * per_step + 12_582_912.0).to_bits() as i8;
+            }
+            let total: i32 = bytes.iter().map(|byte| i32::from(*byte)).sum();
+            let (words, _) = bytes.as_chunks::<4>();
+            for (row, word) in rows.iter_mut().zip(&words[..group.len().div_ceil(4)]) {
+                row.0[lane] = f32::from_bits(u32::from_le_bytes(word.map(|byte| byte as u8)));
+            }
+            self.scale[first + at].0[lane] = step;
+            self.total[first + at].0[lane] = total as f32 * step;
+        }
+    }
+
     /// In which format activations have to be.
     pub(super) fn format(&self) -> Option<Format> {
         match self.kernel {
@@ -279,7 +297,18 @@ fn strip_mut(panel: &mut [Row], lane: usize) -> &mut [Strip] {
 
 /// The step of bytes from −127 to 127 for a part of a column, and steps in one. One of zeros has no steps.
 fn column_steps(column: &[f32]) -> (f32, f32) {
-    let most = column.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+    // Sixteen at once, which the compiler makes vectors of.
+    let (chunks, rest) = column.as_chunks::<16>();
+    let mut lanes = [0.0f32; 16];
+    for values in chunks {
+        for (lane, value) in lanes.iter_mut().zip(values) {
+            *lane = lane.max(value.abs());
+        }
+    }
+    let most = lanes
+        .iter()
+        .chain(rest)
+        .fold(0.0f32, |most, value| most.max(value.abs()));
     if most > f32::MIN_POSITIVE * 127.0 {
         (most / 127.0, 127.0 / most)
     } else {
