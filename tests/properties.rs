@@ -214,11 +214,20 @@ impl Life {
             }
             _ => {}
         }
+        // What was published is a last word.
+        let acknowledgement = match event {
+            Event::Confirmed {
+                job,
+                outcome: Confirmation::Routed,
+            } => Some(Event::Acked { job }),
+            _ => None,
+        };
         let now = self.moment();
         self.oracle.before(&event, now);
         let mut actions = Vec::new();
         self.logic.step(event, now, &mut actions);
         self.oracle.after(&actions, &self.logic, now);
+        self.promises.extend(acknowledgement);
         for action in &actions {
             self.promise(action);
         }

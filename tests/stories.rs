@@ -5,8 +5,8 @@
 mod support;
 
 use embeddings::clock::Moment;
-use embeddings::job::{JobKey, Lane};
-use embeddings::logic::event::{Action, BatchId, EngineId, Event, Outcome};
+use embeddings::job::{JobKey, Lane, Refusal};
+use embeddings::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Outcome};
 use embeddings::logic::health::KillReason;
 use embeddings::logic::ledger::Stage;
 use std::collections::VecDeque;
@@ -247,4 +247,36 @@ fn a_copy_of_a_slice_is_acknowledged_and_no_more() {
     let outcome = Outcome::MovedOn;
     assert!(actions.contains(&Action::Forget { job, outcome }), "{actions:?}");
     assert!(!actions.contains(&Action::Pet), "{actions:?}");
+}
+
+/// Asking the loop again cost a flood of refusals more than all else: what follows once a last word is in a queue is decided
+/// when it is sent. Where there is no queue, the logic asks.
+#[test]
+fn a_last_word_takes_its_acknowledgement_along() {
+    for (outcome, asked, ended) in [
+        (Confirmation::Routed, false, Outcome::Refused),
+        (Confirmation::Returned, true, Outcome::Returned),
+    ] {
+        let mut service = Service::ready(setup());
+        service.now = 2000;
+        let job = JobKey(1000);
+        let actions = service.step(Event::Delivered {
+            job,
+            lane: Lane::Interactive,
+            arrival: Err(Refusal::invalid("input", "input is missing")),
+            answerable: true,
+            attempt: 1,
+            suspect: false,
+        });
+        let refused =
+            |action: &Action| matches!(action, Action::Refuse { job: refused, .. } if *refused == job);
+        assert!(actions.iter().any(refused), "{actions:?}");
+        let actions = service.step(Event::Confirmed { job, outcome });
+        assert_eq!(actions.contains(&Action::Ack { job }), asked, "{actions:?}");
+        let actions = service.step(Event::Acked { job });
+        assert!(
+            actions.contains(&Action::Forget { job, outcome: ended }),
+            "{actions:?}"
+        );
+    }
 }

@@ -1,4 +1,5 @@
-//! The loop: every event in, the clock read once per turn, every action done in one `match`.
+//! The loop: every event in, the clock read once for each, every action done in one `match`. What costs another thread its
+//! sleep is done once a turn, which may be of many events of the broker's.
 
 mod called;
 mod ended;
@@ -43,6 +44,7 @@ use crate::traces::Traces;
 use crate::watchdog::{notify, thread::Truth};
 use anyhow::Context;
 use futures_util::StreamExt;
+use heard::{Outside, outside};
 use progress::Retries;
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
@@ -97,21 +99,6 @@ pub struct Parts {
     pub first_loads: VecDeque<Order>,
 }
 
-/// What comes from outside.
-enum Outside {
-    Broker(Option<BrokerEvent>),
-    Call(Call),
-}
-
-/// The next from either side, by chance where both have something: a flood from the one must not drown the other.
-async fn outside(broker: &mut mpsc::Receiver<BrokerEvent>, calls: &mut mpsc::Receiver<Call>) -> Outside {
-    // Cancelling either loses nothing: `recv` is cancel-safe.
-    tokio::select! {
-        event = broker.recv() => Outside::Broker(event),
-        Some(call) = calls.recv() => Outside::Call(call),
-    }
-}
-
 /// The loop and what it owns.
 pub struct Loop {
     parts: Parts,
@@ -129,6 +116,8 @@ pub struct Loop {
     twins: Twins,
     /// What follows in this turn from what was done.
     pending: Vec<Event>,
+    /// What the broker task is asked at its end.
+    commands: Vec<Command>,
     lineages: Lineages,
     retries: Retries,
     ready: bool,
@@ -183,6 +172,7 @@ impl Loop {
             results: Results::default(),
             twins: Twins::default(),
             pending: Vec::new(),
+            commands: Vec::new(),
             lineages: Lineages::default(),
             retries: Retries::default(),
             resumable: false,
@@ -224,7 +214,10 @@ impl Loop {
                 Some(done) = work.recv() => self.work_done(done),
                 Some(signal) = signals.next() => self.signalled(signal),
                 heard = outside(&mut broker, &mut calls) => match heard {
-                    Outside::Broker(Some(event)) => self.heard(event),
+                    Outside::Broker(Some(event)) => {
+                        self.hear(event, &mut broker);
+                        None
+                    }
                     Outside::Broker(None) => anyhow::bail!("the broker task is gone"),
                     Outside::Call(call) => self.called(call),
                 },
@@ -232,8 +225,9 @@ impl Loop {
             };
             if let Some(event) = event {
                 self.turn(event);
-                self.load_next();
             }
+            self.load_next();
+            self.hand_on();
             if let Some(failure) = self.failure.take() {
                 // Whose engines may be at work for others: joining them would be waiting.
                 std::mem::forget(self.parts.pool);
@@ -270,8 +264,14 @@ impl Loop {
         signal_hook::low_level::exit(0)
     }
 
-    /// One turn of the logic, and of what follows from it at once.
+    /// One turn.
     fn turn(&mut self, event: Event) {
+        self.step(event);
+        self.turned();
+    }
+
+    /// One event for the logic, and what follows from it at once.
+    fn step(&mut self, event: Event) {
         let now = self.parts.clock.now();
         self.parts.logic.watched(self.parts.truth.last_look());
         let mut events: VecDeque<Event> = [event].into_iter().chain(self.pending.drain(..)).collect();
@@ -283,6 +283,11 @@ impl Loop {
                 events.extend(event.into_iter().chain(self.pending.drain(..)));
             }
         }
+    }
+
+    /// Lets everybody see what the turn has come to.
+    fn turned(&mut self) {
+        let now = self.parts.clock.now();
         if self.loading.is_some() && !self.parts.logic.starts() {
             self.models_proven(now);
         }
@@ -448,11 +453,19 @@ impl Loop {
         None
     }
 
+    /// For the broker task, at the end of the turn.
     fn command(&mut self, command: Command) {
-        // The channel holds more than the prefetch allows to be under way; a full one means that the
-        // broker task hangs, and the ledger will say so.
-        if self.parts.to_broker.try_send(command).is_err() {
-            error!("the broker task does not take commands");
+        self.commands.push(command);
+    }
+
+    /// Hands the turn's commands to the broker task, which wakes once for all of them.
+    fn hand_on(&mut self) {
+        for command in self.commands.drain(..) {
+            // The channel holds more than the prefetch allows to be under way; a full one means that the
+            // broker task hangs, and the ledger will say so.
+            if self.parts.to_broker.try_send(command).is_err() {
+                error!("the broker task does not take commands");
+            }
         }
     }
 

@@ -170,7 +170,7 @@ impl Client {
             .with_delivery_mode(publish::PERSISTENT)
             .with_headers(headers);
         let (channel, limit) = (&self.channel, publish::CONFIRM_MAX);
-        publish::send(channel, &self.blocked, &self.queue, body, properties, limit).await
+        publish::send(channel, &self.blocked, &self.queue, body, properties, Some(limit)).await
     }
 
     /// Says good-bye, within a second.

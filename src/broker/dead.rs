@@ -254,7 +254,7 @@ impl Letters {
             queue,
             body,
             properties,
-            publish::CONFIRM_MAX,
+            Some(publish::CONFIRM_MAX),
         );
         match sent.await? {
             Published::Routed => Ok(()),

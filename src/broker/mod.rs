@@ -184,6 +184,8 @@ pub enum BrokerEvent {
         job: JobKey,
         /// How.
         outcome: Published,
+        /// Whether its delivery is being acknowledged: the job's last word is in a queue. [`BrokerEvent::Acked`] follows.
+        acks: bool,
     },
     /// The acknowledgement is written.
     Acked {

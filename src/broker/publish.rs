@@ -1,6 +1,8 @@
-//! Answers out: encoded, published `mandatory`, and confirmed by the broker.
+//! Answers out: encoded, published `mandatory`, and confirmed by the broker; and the acknowledgement that follows from
+//! the confirm of a job's last word, and never comes before it.
 
 use super::intake::Receipt;
+use super::session::settle;
 use super::ways::Ways;
 use super::{BrokerError, BrokerEvent, Published, Span};
 use crate::clock::Clock;
@@ -107,6 +109,20 @@ pub enum ReplyBody {
 /// The broker's saying that it takes no messages, shared by all that must be patient then.
 pub(super) type Blocked = Arc<AtomicBool>;
 
+impl Content {
+    /// Whether nothing is left to decide once it is in a queue: then the delivery is acknowledged at once.
+    fn settles(&self) -> bool {
+        use ReplyBody::{Chunk, Done, Progress, Refusal, Result};
+        match self {
+            Content::Reply { body, .. } => match body {
+                Result(..) | Done(_) | Refusal(_) => true,
+                Chunk(..) | Progress(_) => false,
+            },
+            Content::Move { .. } | Content::DeadLetter { .. } => false,
+        }
+    }
+}
+
 /// Publishes what comes, many at a time; ends with the first fault. `queue` is bounded, and so is what
 /// is under way: each publication belongs to an unacknowledged delivery, and the prefetch bounds those.
 pub(super) async fn run(
@@ -115,23 +131,42 @@ pub(super) async fn run(
     events: mpsc::Sender<BrokerEvent>,
 ) -> Result<(), BrokerError> {
     let mut under_way = FuturesUnordered::new();
+    let mut acknowledging = FuturesUnordered::new();
     let mut open = true;
-    while open || !under_way.is_empty() {
+    while open || !under_way.is_empty() || !acknowledging.is_empty() {
         tokio::select! {
             publication = queue.recv(), if open => match publication {
                 Some(publication) => under_way.push(press.publish(*publication)),
                 None => open = false,
             },
             Some(done) = under_way.next(), if !under_way.is_empty() => {
-                let (job, outcome) = done?;
+                let Answered { job, outcome, receipt } = done?;
                 let Some(job) = job else { continue };
-                if events.send(BrokerEvent::Published { job, outcome }).await.is_err() {
+                let receipt = receipt.filter(|_| outcome == Published::Routed);
+                let acks = receipt.is_some();
+                if events.send(BrokerEvent::Published { job, outcome, acks }).await.is_err() {
+                    return Ok(());
+                }
+                acknowledging.extend(receipt.map(|receipt| settle(Some(job), receipt)));
+            }
+            Some(acknowledged) = acknowledging.next(), if !acknowledging.is_empty() => {
+                let Some(job) = acknowledged? else { continue };
+                if events.send(BrokerEvent::Acked { job }).await.is_err() {
                     return Ok(());
                 }
             }
         }
     }
     Ok(())
+}
+
+/// The broker's answer for a publication.
+struct Answered {
+    /// The job, if somebody waits to hear of it.
+    job: Option<JobKey>,
+    outcome: Published,
+    /// The delivery that it settles, if it does.
+    receipt: Option<Receipt>,
 }
 
 /// What publishing needs.
@@ -148,8 +183,8 @@ pub(super) struct Press {
 }
 
 impl Press {
-    /// Publishes, and tells for which job somebody waits to hear of it.
-    async fn publish(&self, publication: Publication) -> Result<(Option<JobKey>, Published), BrokerError> {
+    /// Publishes, and waits for the broker's answer.
+    async fn publish(&self, publication: Publication) -> Result<Answered, BrokerError> {
         let Publication {
             job,
             receipt,
@@ -163,7 +198,8 @@ impl Press {
             }
         );
         let job = (!unheard).then_some(job);
-        match content {
+        let settled = content.settles().then(|| receipt.clone());
+        let outcome = match content {
             Content::Reply {
                 to,
                 correlation_id,
@@ -202,15 +238,13 @@ impl Press {
                 }
                 // A canary's answer goes to the queue it came from, and is waited for as long as it takes: the
                 // ledger judges how long that may be.
-                let outcome = if to == *receipt.queue {
-                    let outcome =
-                        send(&self.own, &self.blocked, &to, &bytes, properties, Duration::MAX).await?;
+                if to == *receipt.queue {
+                    let outcome = send(&self.own, &self.blocked, &to, &bytes, properties, None).await?;
                     self.ways.confirmed(&to);
                     outcome
                 } else {
                     self.deliver(&to, &bytes, properties).await?
-                };
-                Ok((job, outcome))
+                }
             }
             Content::Move {
                 to,
@@ -228,15 +262,20 @@ impl Press {
                 }
                 let body = body.as_ref().unwrap_or(&receipt.message.body);
                 self.persist(&to, body, properties).await?;
-                Ok((job, Published::Routed))
+                Published::Routed
             }
             Content::DeadLetter { refusal, attempt } => {
                 let properties = dead_properties(&receipt, &refusal, attempt);
                 self.persist(&self.dead, &receipt.message.body, properties)
                     .await?;
-                Ok((job, Published::Routed))
+                Published::Routed
             }
-        }
+        };
+        Ok(Answered {
+            job,
+            outcome,
+            receipt: settled,
+        })
     }
 
     /// Publishes to a caller's queue. One that does not confirm although the broker confirms otherwise is
@@ -252,14 +291,7 @@ impl Press {
             let channel = passage.channel.clone();
             let patience = self.patience.get().min(CONFIRM_MAX);
             let mut confirms = self.ways.confirms();
-            let sent = send(
-                &channel,
-                &self.blocked,
-                queue,
-                body,
-                properties.clone(),
-                Duration::MAX,
-            );
+            let sent = send(&channel, &self.blocked, queue, body, properties.clone(), None);
             tokio::pin!(sent);
             loop {
                 tokio::select! {
@@ -305,7 +337,7 @@ impl Press {
                 queue,
                 body,
                 properties.clone(),
-                PERSIST_MAX,
+                Some(PERSIST_MAX),
             );
             match sent.await? {
                 Published::Routed => {
@@ -325,7 +357,7 @@ impl Press {
     }
 }
 
-/// Publishes to a queue by its name, and waits for the broker's answer.
+/// Publishes to a queue by its name, and waits for the broker's answer; without a `patience`, for as long as it takes.
 ///
 /// Direct reply-to is no queue: the broker hands such a message over and nonetheless returns it as
 /// unroutable if it is `mandatory` (seen on 3.10.8). There the flag says nothing, and is left away.
@@ -335,7 +367,7 @@ pub(super) async fn send(
     queue: &str,
     body: &[u8],
     properties: BasicProperties,
-    patience: Duration,
+    patience: Option<Duration>,
 ) -> Result<Published, BrokerError> {
     let options = BasicPublishOptions {
         mandatory: !queue.starts_with(DIRECT_REPLY_TO),
@@ -348,14 +380,17 @@ pub(super) async fn send(
             .await
     };
     tokio::pin!(confirmed);
-    let confirmation = loop {
+    let confirmed = loop {
+        let Some(patience) = patience else {
+            break confirmed.await;
+        };
         match tokio::time::timeout(patience, &mut confirmed).await {
-            Ok(result) => break result.map_err(BrokerError::lapin("publishing"))?,
+            Ok(result) => break result,
             Err(_) if blocked.load(Ordering::Relaxed) => {}
             Err(_) => return Ok(Published::Unconfirmed),
         }
     };
-    Ok(match confirmation {
+    Ok(match confirmed.map_err(BrokerError::lapin("publishing"))? {
         Confirmation::Ack(None) => Published::Routed,
         Confirmation::Ack(Some(_)) => Published::Returned,
         Confirmation::Nack(_) | Confirmation::NotRequested => Published::Rejected,

@@ -372,7 +372,7 @@ impl Session {
 
 /// Acknowledges a delivery of this job, or gives it back where there is none. The job, once that is written; not
 /// written means that the channel is gone, and its consumer reports the fault.
-async fn settle(job: Option<JobKey>, receipt: Receipt) -> Result<Option<JobKey>, BrokerError> {
+pub(super) async fn settle(job: Option<JobKey>, receipt: Receipt) -> Result<Option<JobKey>, BrokerError> {
     let written = match job {
         Some(_) => within("acknowledging", ACK_MAX, receipt.ack()).await?,
         None => within("giving back a delivery", ACK_MAX, receipt.requeue()).await?,
@@ -462,7 +462,7 @@ async fn send_canary(
         &queue,
         &body,
         properties,
-        publish::CONFIRM_MAX,
+        Some(publish::CONFIRM_MAX),
     )
     .await?
     {

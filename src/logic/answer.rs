@@ -1,5 +1,5 @@
 //! Answers, refusals and dead letters on their way, and what follows from the broker's word on them, to the
-//! acknowledgement.
+//! acknowledgement. What follows once a last word is in a queue is decided when that is sent.
 
 use super::Logic;
 use super::event::{Action, Confirmation, Outcome};
@@ -95,11 +95,9 @@ impl Logic {
         if let Some(slice) = moving {
             return self.ack(key, End::MovedOn { slice }, now, actions);
         }
-        if told {
-            // Its copy lies in the dead-letter queue; whether its sender has heard of it changes nothing.
-            return self.ack(key, End::DeadLettered, now, actions);
-        }
         let end = match (outcome, vectors) {
+            // Its copy lies in the dead-letter queue; whether its sender has heard of it changes nothing.
+            _ if told => End::DeadLettered,
             (Confirmation::Unconfirmed | Confirmation::Rejected, true) if job.lane != Lane::Probe => {
                 return self.fail(key, onward::not_taken(outcome), now, actions);
             }
@@ -111,7 +109,10 @@ impl Logic {
             (Confirmation::Routed, true) => End::Answered,
             (Confirmation::Returned, true) => End::Returned,
         };
-        self.ack(key, end, now, actions);
+        self.acks(key, end, now);
+        if outcome != Confirmation::Routed {
+            actions.push(Action::Ack { job: key });
+        }
     }
 
     pub(super) fn dead_lettered(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
@@ -130,11 +131,16 @@ impl Logic {
     }
 
     pub(super) fn ack(&mut self, key: JobKey, end: End, now: Moment, actions: &mut Vec<Action>) {
+        self.acks(key, end, now);
+        actions.push(Action::Ack { job: key });
+    }
+
+    /// Its acknowledgement is being written.
+    fn acks(&mut self, key: JobKey, end: End, now: Moment) {
         let Some(job) = self.jobs.get_mut(key) else { return };
         job.phase = Phase::Acking { end };
         job.entered = now;
         self.health.ledger.enter(Stage::Acked, 1, now);
-        actions.push(Action::Ack { job: key });
     }
 
     pub(super) fn acked(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {

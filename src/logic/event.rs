@@ -220,7 +220,8 @@ pub enum Event {
         /// Verdict on each item's vector.
         results: Vec<Result<(), String>>,
     },
-    /// The broker answered for a published reply, chunk or move.
+    /// The broker answered for a published reply, chunk or move. The delivery of a job whose last word is
+    /// [`Confirmation::Routed`] is being acknowledged, and [`Event::Acked`] follows.
     Confirmed {
         /// The job.
         job: JobKey,
@@ -299,7 +300,8 @@ pub enum Action {
         /// In this order.
         items: Vec<Item>,
     },
-    /// Publish the job's vectors to its sender.
+    /// Publish the job's vectors to its sender. A last word, as [`Action::Finish`] and [`Action::Refuse`] are: once the broker has it
+    /// in a queue, the delivery is to be acknowledged without asking again.
     Answer {
         /// The job.
         job: JobKey,
@@ -320,7 +322,7 @@ pub enum Action {
         /// Inputs that are left in the slice.
         inputs: usize,
     },
-    /// Publish to the job's sender that all chunks are out.
+    /// Publish to the job's sender that all chunks are out; a last word.
     Finish {
         /// The job.
         job: JobKey,
@@ -332,7 +334,7 @@ pub enum Action {
         /// How.
         onward: Onward,
     },
-    /// Publish a refusal to the job's sender.
+    /// Publish a refusal to the job's sender; a last word.
     Refuse {
         /// The job.
         job: JobKey,
@@ -346,7 +348,7 @@ pub enum Action {
         /// Why.
         refusal: Refusal,
     },
-    /// Acknowledge the delivery.
+    /// Acknowledge the delivery of a job whose last word found no queue, or that had none.
     Ack {
         /// The job.
         job: JobKey,

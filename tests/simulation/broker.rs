@@ -221,10 +221,19 @@ impl World {
             let attempt = delivery.attempt;
             self.arrived(number, parcel, attempt);
         }
+        if parcel.is_last() && outcome == Confirmation::Routed {
+            self.acknowledge(job);
+        }
         self.step(match parcel {
             Parcel::DeadLetter => Event::DeadLettered { job },
             _ => Event::Confirmed { job, outcome },
         });
+    }
+
+    /// Writes the acknowledgement, which takes a while.
+    pub(super) fn acknowledge(&mut self, job: JobKey) {
+        let delay = self.rng.range(0, 3);
+        self.plan(delay, Next::Acked(self.session, job));
     }
 
     /// The broker has put something of a message's job into a queue.

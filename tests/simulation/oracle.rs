@@ -64,6 +64,8 @@ struct Seen {
     done: usize,
     failed: bool,
     vectors: bool,
+    /// What is on its way is a last word: once that is in a queue, it is acknowledged without an action.
+    last_word: bool,
     dead_letter: bool,
     settled: bool,
     attempt: u32,
@@ -413,6 +415,7 @@ impl Oracle {
                     done: 0,
                     failed: false,
                     vectors: false,
+                    last_word: false,
                     dead_letter: false,
                     settled: false,
                     attempt: *attempt,
@@ -533,9 +536,13 @@ impl Oracle {
                 }
             }
             Place::Publishing => {
-                // One that was not taken is tried again or dead-lettered, unless it was the last word.
+                // One that was not taken is tried again or dead-lettered, unless its copy is there already.
                 if seen.dead_letter || matches!(outcome, Confirmation::Routed | Confirmation::Returned) {
                     seen.place = Place::Acking;
+                }
+                if seen.last_word && outcome == Confirmation::Routed {
+                    assert!(!seen.settled && !seen.local, "settled twice");
+                    seen.settled = true;
                 }
             }
             _ => return,
@@ -739,7 +746,7 @@ impl Oracle {
                 assert!(seen.stream.is_none(), "a streamed job is sent in chunks");
                 assert_eq!(seen.done, seen.tokens.len(), "answered before all was computed");
                 seen.place = Place::Publishing;
-                seen.vectors = true;
+                (seen.vectors, seen.last_word) = (true, true);
             }
             Action::Chunk { job, first, inputs } => {
                 let seen = self.job(*job, action);
@@ -777,7 +784,7 @@ impl Oracle {
                     "not all chunks are out"
                 );
                 seen.place = Place::Publishing;
-                seen.vectors = true;
+                (seen.vectors, seen.last_word) = (true, true);
             }
             Action::Move { job, onward } => {
                 let resumable = self.resumable;
@@ -824,7 +831,7 @@ impl Oracle {
                         seen.vectors = false;
                     }
                 }
-                seen.moved = true;
+                (seen.moved, seen.last_word) = (true, false);
                 seen.place = Place::Publishing;
             }
             Action::Refuse { job, refusal } => {
@@ -842,6 +849,7 @@ impl Oracle {
                 let waits = seen.place.waits();
                 assert!(last_word || waits && !seen.local);
                 seen.place = Place::Publishing;
+                seen.last_word = true;
             }
             Action::DeadLetter { job, refusal } => {
                 if refusal.error == ErrorType::Overloaded {
@@ -854,7 +862,7 @@ impl Oracle {
                     "{action:?} twice, or for a local canary"
                 );
                 seen.dead_letter = true;
-                seen.vectors = false;
+                (seen.vectors, seen.last_word) = (false, false);
                 seen.place = Place::Publishing;
             }
             Action::Ack { job } => {

@@ -85,6 +85,11 @@ enum Parcel {
 }
 
 impl Parcel {
+    /// Whether it is a job's last word, so that its delivery is acknowledged once it is in a queue.
+    fn is_last(self) -> bool {
+        matches!(self, Parcel::Answer | Parcel::Done | Parcel::Refusal)
+    }
+
     /// Whether it goes to a queue of ours, which is tried until it takes it.
     fn is_ours(self) -> bool {
         matches!(
@@ -652,10 +657,7 @@ impl World {
                 self.publish(job, Parcel::Refusal);
             }
             Action::DeadLetter { job, .. } => self.publish(job, Parcel::DeadLetter),
-            Action::Ack { job } => {
-                let delay = self.rng.range(0, 3);
-                self.plan(delay, Next::Acked(self.session, job));
-            }
+            Action::Ack { job } => self.acknowledge(job),
             Action::Requeue { job } => {
                 let letter = self.deliveries[&job].letter;
                 if let (true, Letter::Client(number)) = (self.link, letter) {

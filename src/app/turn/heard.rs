@@ -4,21 +4,60 @@ use super::super::desk::Held;
 use super::Loop;
 use crate::broker::{Arrival, BrokerEvent, Command, Published};
 use crate::clock::Moment;
+use crate::http::Call;
 use crate::job::checkpoint::Checkpoint;
 use crate::job::request::{Number, Properties};
 use crate::job::{Lane, Refusal};
 use crate::logic::event::{CallerId, Confirmation, Event};
+use crate::logic::ledger::Stage;
 use crate::watchdog::notify;
 use std::hash::BuildHasher;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 /// While the first broker is awaited, each attempt buys the start this much time over the pause before
 /// the next: more than one attempt can take.
 pub(super) const ATTEMPT_MAX: Duration = Duration::from_secs(30);
 
+/// Events of the broker's that are taken in one turn. Each takes microseconds; whoever else has something for the loop
+/// waits less than a millisecond.
+const HEARD_MAX: usize = 64;
+
+/// What comes from outside.
+pub(super) enum Outside {
+    Broker(Option<BrokerEvent>),
+    Call(Call),
+}
+
+/// The next from either side, by chance where both have something: a flood from the one must not drown the other.
+pub(super) async fn outside(
+    broker: &mut mpsc::Receiver<BrokerEvent>,
+    calls: &mut mpsc::Receiver<Call>,
+) -> Outside {
+    // Cancelling either loses nothing: `recv` is cancel-safe.
+    tokio::select! {
+        event = broker.recv() => Outside::Broker(event),
+        Some(call) = calls.recv() => Outside::Call(call),
+    }
+}
+
 impl Loop {
-    pub(super) fn heard(&mut self, event: BrokerEvent) -> Option<Event> {
+    /// One turn: takes in what the broker says, and what lies ready behind that.
+    pub(super) fn hear(&mut self, event: BrokerEvent, broker: &mut mpsc::Receiver<BrokerEvent>) {
+        let behind = std::iter::from_fn(|| broker.try_recv().ok()).take(HEARD_MAX - 1);
+        for event in std::iter::once(event).chain(behind) {
+            if let Some(event) = self.heard(event) {
+                self.step(event);
+            }
+            if self.drained || self.failure.is_some() {
+                break;
+            }
+        }
+        self.turned();
+    }
+
+    fn heard(&mut self, event: BrokerEvent) -> Option<Event> {
         Some(match event {
             BrokerEvent::Waiting {
                 attempts,
@@ -77,8 +116,12 @@ impl Loop {
             }
             BrokerEvent::Reading { lane } => Event::Reading { lane },
             BrokerEvent::Arrived(arrival) => self.arrived(*arrival),
-            BrokerEvent::Published { job, outcome } => {
+            BrokerEvent::Published { job, outcome, acks } => {
                 self.chunk_answered(job, outcome);
+                if acks {
+                    let now = self.parts.clock.now();
+                    self.desk.get_mut(&job)?.enters(Stage::Acked, now);
+                }
                 let dead = self.desk.get(&job)?.receipt.is_some() && self.parts.logic.is_dead_lettering(job);
                 match (dead, outcome) {
                     (true, _) => Event::DeadLettered { job },
