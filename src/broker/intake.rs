@@ -9,11 +9,11 @@ use crate::job::{JobKey, Lane, Refusal};
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{Acker, BasicProperties, Consumer};
+use lapin::types::{AMQPValue, DeliveryTag, FieldTable, ShortString};
+use lapin::{Acker, BasicProperties, Channel, Consumer};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use tokio::sync::mpsc;
 
 /// Bodies above this size are read on a thread where that may take its time.
@@ -54,6 +54,9 @@ pub struct Receipt {
     pub(super) queue: Arc<str>,
     pub(super) message: Arc<Message>,
     acker: Acker,
+    /// The session's, gone with it.
+    channel: Weak<Channel>,
+    tag: DeliveryTag,
 }
 
 /// A message as it came.
@@ -61,6 +64,8 @@ pub struct Receipt {
 pub(super) struct Message {
     pub(super) properties: BasicProperties,
     pub(super) body: Vec<u8>,
+    /// Whether it was acknowledged or given back: to do so twice would end the session.
+    settled: AtomicBool,
 }
 
 impl Receipt {
@@ -71,11 +76,29 @@ impl Receipt {
 
     /// Writes the acknowledgement. False if the delivery is void.
     pub(super) async fn ack(&self) -> Result<bool, lapin::Error> {
-        self.acker.ack(BasicAckOptions::default()).await
+        if self.is_void() {
+            return Ok(false);
+        }
+        let Some(channel) = self.channel.upgrade() else {
+            return Ok(false);
+        };
+        // Not by the acker: on its way to the same frame it passes through a task of the library's, and wakes its thread twice.
+        match channel.basic_ack(self.tag, BasicAckOptions::default()).await {
+            Err(_) if self.acker.poisoned() => Ok(false),
+            written => written.map(|()| true),
+        }
+    }
+
+    /// Whether there is nothing to settle, any more or from now on.
+    fn is_void(&self) -> bool {
+        self.acker.poisoned() || self.message.settled.swap(true, Ordering::Relaxed)
     }
 
     /// Gives the message back to its queue. False if the delivery is void.
     pub(super) async fn requeue(&self) -> Result<bool, lapin::Error> {
+        if self.is_void() {
+            return Ok(false);
+        }
         self.acker
             .nack(BasicNackOptions {
                 requeue: true,
@@ -96,6 +119,8 @@ pub(super) struct Origin {
     pub(super) limits: RequestLimits,
     /// What bodies are told apart by.
     pub(super) hasher: RandomState,
+    /// On which deliveries are acknowledged.
+    pub(super) channel: Weak<Channel>,
 }
 
 /// Reads one consumer until it ends. Its end is a fault unless we are `stopping`: a queue that was deleted
@@ -173,8 +198,11 @@ fn read(delivery: Delivery, origin: &Origin) -> Arrival {
             message: Arc::new(Message {
                 properties: delivery.properties,
                 body: delivery.data,
+                settled: AtomicBool::new(false),
             }),
             acker: delivery.acker,
+            channel: origin.channel.clone(),
+            tag: delivery.delivery_tag,
         },
         properties,
         attempt,

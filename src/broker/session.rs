@@ -114,7 +114,7 @@ pub(super) async fn open(setup: &Setup, number: u64, nodes: &mut Nodes) -> Resul
 struct Subscription {
     lane: Lane,
     queue: Arc<str>,
-    channel: Channel,
+    channel: Arc<Channel>,
     consumer: Consumer,
 }
 
@@ -139,7 +139,7 @@ async fn subscribe(
     Ok(Subscription {
         lane,
         queue: Arc::from(queue),
-        channel,
+        channel: Arc::new(channel),
         consumer,
     })
 }
@@ -205,7 +205,7 @@ impl Session {
         let mut intakes = Vec::new();
         let (number, canary, limits) = (self.number, self.canary.clone(), self.setup.request);
         let hasher = self.setup.hasher.clone();
-        let consume = |consumer: Consumer, lane: Lane, queue: Arc<str>| {
+        let consume = |consumer: Consumer, lane: Lane, queue: Arc<str>, channel: &Arc<Channel>| {
             let origin = Origin {
                 lane,
                 queue,
@@ -213,6 +213,7 @@ impl Session {
                 canary: canary.clone(),
                 limits,
                 hasher: hasher.clone(),
+                channel: Arc::downgrade(channel),
             };
             intake::consume(consumer, origin, stopping.clone(), events.clone())
         };
@@ -223,11 +224,11 @@ impl Session {
                 channel,
                 consumer,
             } = subscription;
-            tasks.spawn(consume(consumer, lane, queue));
+            tasks.spawn(consume(consumer, lane, queue, &channel));
             intakes.push((lane, channel));
         }
         let takes_resumed =
-            |intakes: &[(Lane, Channel)]| intakes.iter().any(|(lane, _)| *lane == Lane::Resumed);
+            |intakes: &[(Lane, Arc<Channel>)]| intakes.iter().any(|(lane, _)| *lane == Lane::Resumed);
         // A queue without a consumer of ours says nothing of our session.
         let resumes = Arc::new(AtomicBool::new(takes_resumed(&intakes)));
         let (publications, queue) = mpsc::channel(PUBLISH_QUEUE);
@@ -302,7 +303,7 @@ impl Session {
                         let (queue, prefetch) = (&self.names.resumed, self.setup.prefetch(Lane::Resumed));
                         match subscribe(&self.consuming, Lane::Resumed, queue, prefetch).await {
                             Ok(Subscription { lane, queue, channel, consumer }) => {
-                                tasks.spawn(consume(consumer, lane, queue));
+                                tasks.spawn(consume(consumer, lane, queue, &channel));
                                 intakes.push((lane, channel));
                                 resumes.store(true, Ordering::Relaxed);
                             }
@@ -440,7 +441,7 @@ async fn watch(
 }
 
 /// Takes no further deliveries; what the broker had sent already still comes and is given back.
-async fn unsubscribe(channel: Channel, lane: Lane) -> Result<(), BrokerError> {
+async fn unsubscribe(channel: Arc<Channel>, lane: Lane) -> Result<(), BrokerError> {
     let cancelled = channel.basic_cancel(lane.name().into(), BasicCancelOptions::default());
     within("unsubscribing", STEP_MAX, cancelled).await
 }
