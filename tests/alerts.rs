@@ -1,5 +1,6 @@
 //! The alert rules and the dashboard as they are shipped.
 
+use clap::Parser;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -49,6 +50,57 @@ fn every_alert_is_tested() {
         });
         assert!(fires, "{name} is not tested to fire");
     }
+}
+
+/// Goal: whoever is woken by an alert is led on: from its annotations to a section of the runbook that is there, on the machine,
+/// and by commands that the program knows. Method: the rules line by line; clap itself.
+#[test]
+fn every_alert_leads_to_a_section_of_the_runbook() {
+    let read = |name: &str| std::fs::read_to_string(root().join(name)).unwrap();
+    let (rules, runbook) = (
+        read("packaging/prometheus/embeddings.rules.yml"),
+        read("docs/runbook.md"),
+    );
+    assert!(rules.contains("/usr/share/doc/embeddings/runbook.md"));
+    assert!(read("debian/embeddings.docs").contains("docs/*.md\n"));
+    let headings: Vec<&str> = runbook
+        .lines()
+        .filter(|line| line.starts_with("##"))
+        .map(|line| line.trim_matches(['#', ' ']))
+        .collect();
+    let mut commands = 0;
+    for rule in rules.split("- alert: ").skip(1) {
+        let name = rule.lines().next().unwrap();
+        let annotation = |key: &str| {
+            let line = rule.lines().find_map(|line| line.trim().strip_prefix(key));
+            let text = line.unwrap_or_else(|| panic!("{name} has no {key}"));
+            text.trim_matches([':', ' ', '"']).to_owned()
+        };
+        let section = annotation("runbook");
+        let begins = |heading: &&str| heading.trim_start_matches('`').starts_with(&section);
+        assert!(headings.iter().any(begins), "{name}: no section {section}");
+        let row = runbook
+            .lines()
+            .find(|line| line.starts_with("| ") && line.contains(&format!("`{name}`")));
+        let row = row.unwrap_or_else(|| panic!("{name} is not in the runbook's table"));
+        assert!(row.contains(&format!("[{section}](#")), "{name}: {row}");
+        let look = annotation("description");
+        // `journalctl -u embeddings -p crit` is no call of ours.
+        let calls = look
+            .split("embeddings ")
+            .skip(1)
+            .filter(|words| !words.starts_with('-'));
+        for words in calls {
+            let call = words.split([';', ',', '"', ':']).next().unwrap();
+            let call = ["embeddings"]
+                .into_iter()
+                .chain(call.split(' ').take_while(|word| *word != "shows"));
+            let known = embeddings::args::Cli::try_parse_from(call.clone());
+            assert!(known.is_ok(), "{name}: {:?}", call.collect::<Vec<_>>());
+            commands += 1;
+        }
+    }
+    assert!(commands >= 6, "{commands} commands");
 }
 
 /// Goal: Grafana can load the dashboard: it is JSON, its panels have numbers of their own and do not overlap.

@@ -52,6 +52,11 @@ fn run(seed: u64, total: &mut Counts) {
     total.loads += counts.loads;
     total.unloads += counts.unloads;
     total.cuts += counts.cuts;
+    total.called += counts.called;
+    total.call_answers += counts.call_answers;
+    total.call_refusals += counts.call_refusals;
+    total.call_late += counts.call_late;
+    total.call_gone += counts.call_gone;
     for (total, count) in total.pressed.iter_mut().zip(counts.pressed) {
         *total += count;
     }
@@ -83,6 +88,13 @@ fn simulation_of_known_seeds() {
     assert!(total.cuts > 20 || from_env("SEED").is_some());
     assert!(total.moved > 100 || from_env("SEED").is_some());
     assert!(total.pressed.iter().all(|&count| count > 20) || from_env("SEED").is_some());
+    let calls = [
+        total.call_answers,
+        total.call_refusals,
+        total.call_late,
+        total.call_gone,
+    ];
+    assert!(calls.iter().all(|&count| count > 500) || from_env("SEED").is_some());
     assert!(total.stalls > 10 || from_env("SEED").is_some());
 }
 
@@ -125,6 +137,9 @@ fn faults_put_in_on_purpose_are_found() {
         Mutant::LoadsTwice,
         Mutant::UnloadsUnderAJob,
         Mutant::NeverUnloads,
+        Mutant::LetsCallersIn,
+        Mutant::AnswersTwice,
+        Mutant::KeepsTheGone,
     ];
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));

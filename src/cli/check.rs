@@ -325,6 +325,71 @@ mod tests {
         assert_eq!(all[0].mend, ["install -D -m 640 /dev/null /nowhere/defaults"]);
     }
 
+    /// Goal: what systemd has of its own is told by where it stands, mended in the unit, which wins, and a secret in it is told.
+    #[test]
+    fn variables_of_systemd_itself_are_the_service_s() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("embeddings.toml"), "").unwrap();
+        let found = |pass: &str, manager: &str, own: Option<&str>| {
+            let mut inputs = Inputs {
+                etc: dir.path().to_owned(),
+                environment: BTreeMap::new(),
+                uid: 0,
+                ..Inputs::from_process(None, Vec::new())
+            };
+            let shown = format!("LoadState=loaded\nPassEnvironment={pass}");
+            let units = Units::of_service(&shown, "").with_environment(manager, own);
+            let reading = config::reading(&inputs);
+            let mut hand = Hand::new(&inputs, &reading);
+            let mut found = as_the_unit_would(&mut inputs, &units, &mut hand);
+            let examined = config::examine(&inputs);
+            found.extend(configuration::judge(&reading, &examined, None, &hand));
+            found
+        };
+        let all = found(
+            "EMBED_DRAIN_MS",
+            "EMBED_MAX_QUEUE=many\n",
+            Some("EMBED_DRAIN_MS=soon\0"),
+        );
+        let [(_, passed), (_, block)] = troubles(&all)[..] else {
+            panic!("{all:?}")
+        };
+        assert!(
+            passed.starts_with("PassEnvironment= of embeddings.service, EMBED_DRAIN_MS: "),
+            "{passed}"
+        );
+        assert!(
+            block.starts_with("systemctl show-environment, EMBED_MAX_QUEUE: "),
+            "{block}"
+        );
+        let mends: Vec<_> = all.iter().flat_map(|it| &it.mend).collect();
+        for name in ["EMBED_DRAIN_MS", "EMBED_MAX_QUEUE"] {
+            assert!(
+                mends
+                    .iter()
+                    .any(|it| it.contains(name) && it.contains("zz-environment.conf")),
+                "{mends:?}"
+            );
+        }
+
+        let all = found("", "EMBED_BROKER__URL=amqp://me:hunter2@h\n", None);
+        let told = troubles(&all).into_iter().find(|(id, _)| *id == "config.secret");
+        assert!(
+            told.is_some_and(
+                |(_, text)| text.starts_with("systemctl show-environment, ") && !text.contains("hunter2")
+            ),
+            "{all:?}"
+        );
+        let all = found("EMBED_DRAIN_MS", "", None);
+        assert_eq!(
+            troubles(&all),
+            [(
+                "config.environment",
+                "/proc/1/environ: PassEnvironment= of embeddings.service, and what it hands over cannot be read here"
+            )]
+        );
+    }
+
     /// Goal: a token that systemd hands over is not missing while the service is stopped; one that it does not hand over is.
     #[test]
     fn a_token_may_be_a_credential() {

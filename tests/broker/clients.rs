@@ -147,6 +147,40 @@ fn each_client_prints_a_vector_for_each_text() {
     }
 }
 
+/// Goal: what docs/clients.md tells people to type for the JavaScript program works. Method: the block as it stands, in a shell whose
+/// `node` adds where this test's broker is; npm takes what `scripts/get-amqplib` had it fetch.
+#[test]
+fn the_document_s_block_for_javascript_works() {
+    let Some(bench) = bench("npm") else { return };
+    let service = bench.serve("http.listen = \"127.0.0.1:0\"");
+    let Some(clients) = clients(&bench, &service) else {
+        return;
+    };
+    let text = std::fs::read_to_string(root().join("docs/clients.md")).unwrap();
+    let mark =
+        "```sh because npm's registry is needed; tests/broker/clients.rs runs it with what npm keeps\n";
+    let script = text.split(mark).nth(1).unwrap().split("```").next().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["client.mjs", "package.json", "package-lock.json"] {
+        std::fs::copy(root().join("docs/clients").join(name), folder.path().join(name)).unwrap();
+    }
+    let node = format!(
+        "node() {{ program=$1; shift; command node \"$program\" --url '{}' --prefix '{}' \"$@\"; }}\n",
+        clients.url, clients.prefix
+    );
+    let done = Command::new("sh")
+        .args(["-euc", &format!("{node}{script}")])
+        .current_dir(folder.path())
+        .env("npm_config_prefer_offline", "true")
+        .env("npm_config_audit", "false")
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&done.stdout);
+    let vectors = told.lines().filter(|line| line.contains("\"embedding\""));
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(vectors.count(), 2, "{told}");
+}
+
 /// Goal: who is refused comes back when told, and gets its vectors. Method: the service stands still until a crowd has
 /// sent its jobs, and then finds room for one of them.
 #[test]

@@ -10,6 +10,8 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 /// What it does with a request that it has read.
@@ -32,6 +34,8 @@ pub struct Collector {
 struct Inside {
     mood: Mutex<Mood>,
     spans: Mutex<Vec<(Resource, Span)>>,
+    /// Bodies of the requests that these came in.
+    bodies: Mutex<Vec<Vec<u8>>>,
     requests: Mutex<usize>,
 }
 
@@ -43,6 +47,7 @@ impl Collector {
         let inside = Arc::new(Inside {
             mood: Mutex::new(mood),
             spans: Mutex::default(),
+            bodies: Mutex::default(),
             requests: Mutex::default(),
         });
         let shared = inside.clone();
@@ -74,6 +79,44 @@ impl Collector {
     pub fn trace(&self, trace: &str) -> Vec<Span> {
         let of = self.spans().into_iter().map(|(_, span)| span);
         of.filter(|span| hex(&span.trace_id) == trace).collect()
+    }
+
+    /// Has OpenTelemetry's own messages, by Google's protobuf, read all that it took (`scripts/get-otlp`), as strictly as the protocol
+    /// is written; they must see the spans that are seen here.
+    pub fn is_read_by_others(&self) {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let python = root.join(".cache/otlp/bin/python");
+        if !python.is_file() {
+            eprintln!("skipped: no {} (scripts/get-otlp)", python.display());
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let bodies = self.inside.bodies.lock().unwrap();
+        let files = bodies.iter().enumerate().map(|(number, body)| {
+            let path = folder.path().join(number.to_string());
+            std::fs::write(&path, body).unwrap();
+            path
+        });
+        let judged = Command::new(python)
+            .arg(root.join("tests/otlp/judge.py"))
+            .args(files)
+            .output()
+            .unwrap();
+        let told = String::from_utf8(judged.stdout).unwrap();
+        assert!(
+            judged.status.success(),
+            "{}",
+            String::from_utf8_lossy(&judged.stderr)
+        );
+        let theirs: Vec<[String; 3]> = told
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let ours = self.spans().into_iter().map(|(_, span)| span);
+        let ours: Vec<_> = ours
+            .map(|span| [hex(&span.trace_id), hex(&span.span_id), span.name])
+            .collect();
+        assert_eq!(theirs, ours);
     }
 
     /// How many requests it has read.
@@ -117,6 +160,7 @@ impl Inside {
 
     fn take(&self, body: &[u8]) {
         let request = ExportTraceServiceRequest::decode(body).unwrap();
+        self.bodies.lock().unwrap().push(body.to_vec());
         let mut spans = self.spans.lock().unwrap();
         for of in request.resource_spans {
             let resource = of.resource.unwrap();

@@ -1,11 +1,12 @@
 //! Contract 6, `GET /`: the live page, as a person on call sees it in a real Chromium.
 
 use crate::frozen::Frozen;
+use crate::private::wait_for;
 use crate::proxy::Proxy;
 use crate::service::{SOON, Service, bench};
-use crate::web::{ask, embed};
+use crate::web::{ask, connect, embed};
 use serde_json::json;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -109,6 +110,25 @@ fn fixed_address() -> String {
     taken.local_addr().unwrap().to_string()
 }
 
+/// Has the service turn away a job that is too large for its queue (`max_queue_bytes`), and a request while another one's
+/// body, which does not come, has all the room there is for bodies: 32 MiB, or `max_queue_bytes` if that is more.
+fn turned_away(at: &str) {
+    let huge = json!({"input": "a".repeat(100_000)});
+    assert_eq!(embed(at, &huge).status, 429);
+    // It is told to go on when it has its room, and before that nobody else asks for any.
+    let held = "POST /v1/embeddings HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n\
+                expect: 100-continue\r\ncontent-length: 33554432\r\n\r\n";
+    let mut silent = connect(at);
+    silent.write_all(held.as_bytes()).unwrap();
+    let mut told = [0; 12];
+    silent.read_exact(&mut told).unwrap();
+    assert_eq!(told.as_slice(), b"HTTP/1.1 100");
+    let small = json!({"input": "a text"});
+    assert_eq!(embed(at, &small).status, 429);
+    drop(silent);
+    wait_for(SOON, "there is room again", || embed(at, &small).status == 200);
+}
+
 /// Goal: one page, opened once, tells a whole outage: at work, without its broker, ended, back with the death on record; then
 /// a process that hangs as a whole. Method: the real service behind a proxy to the real broker; the pages stay open.
 #[test]
@@ -118,10 +138,11 @@ fn a_page_that_stays_open_tells_of_an_outage_http() {
     let proxy = Proxy::to(bench.node.address());
     let at = fixed_address();
     let settings = format!(
-        "http.listen = \"{at}\"\ndisconnect_kill_ms = 20000\nwatchdog_interval_ms = 200\ncanary_interval_ms = 500"
+        "http.listen = \"{at}\"\ndisconnect_kill_ms = 20000\nwatchdog_interval_ms = 200\ncanary_interval_ms = 500\nmax_queue_bytes = 65536"
     );
     let mut service = bench.start(&bench.node.url_at(proxy.address), &settings);
     service.ready();
+    turned_away(&at);
     let callers = Callers::of(&at);
     judge.looks(&format!("open http://{at}"));
     judge.looks("healthy");

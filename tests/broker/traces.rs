@@ -99,7 +99,7 @@ fn lines(service: &Service, words: &str) -> usize {
 }
 
 /// Goal: a job leaves one tree, below its caller's span, whose root its answer names: by the broker, by HTTP, refused. What
-/// the caller does not keep is not told. Method: a collector that decodes what comes.
+/// the caller does not keep is not told. Method: a collector that decodes what comes, and OpenTelemetry's own messages behind it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_leaves_a_tree_below_its_caller_s_span() {
     let Some(bench) = bench("traces") else { return };
@@ -256,6 +256,7 @@ async fn a_job_leaves_a_tree_below_its_caller_s_span() {
     assert_eq!(service.exit(SOON).0, Some(0), "{}", service.log());
     named(&collector.trace(TRACE), &last.unwrap());
     assert_eq!(lines(&service, "spans are taken"), 1);
+    collector.is_read_by_others();
 }
 
 /// Goal: where the configuration says so a job without a trace begins one, which its answer names, and a slice that goes on

@@ -91,6 +91,7 @@ const cases = {
       assert.match(await page.getByRole("img", { name: /^Of the last hour/ }).getAttribute("aria-label"), /ready for [\d.]+ minutes/);
       assert.match(await page.getByRole("img", { name: /^Inputs computed/ }).getAttribute("aria-label"), /at most [\d.,]+ at \d\d:/);
       assert.match(await shown(page, "limits"), /max_queue\s+256[^]*slam_limit_ms\s+20 s/);
+      assert.match(await shown(page, "away"), /interactive: bytes 1 HTTP: bodies too large together [1-9]/);
       assert.match(await shown(page, "conditions"), /holds: broker proven/);
       assert.match(await shown(page, "deaths"), /None on record/);
       assert.match(await shown(page, "contact"), /live/);
@@ -199,16 +200,21 @@ const cases = {
     const long = "x".repeat(300);
     change = (said) => ({ ...said, state: "degraded", activity: "hung", not_ready: "hung", line: `its loop ${markup}`, host: markup,
       hints: [`\`${markup}\``], models: { [markup]: long }, retrying: [{ job: long, attempt: 2, retry_in_ms: 100, last_error: markup }],
-      backpressure: { bulk: { on: true, cause: markup, since_ms: 5, changes: 1, refused: {} } },
+      backpressure: { bulk: { on: true, cause: markup, since_ms: 5, changes: 1, refused: { [markup]: 12345, bytes: 0 } } },
+      http: { refused: { http_requests: 3, http_connections: 4e6, [long]: 1 } },
       kills: [{ reason: markup, stage: markup, at_unix_ms: 1e12, uptime_ms: 1, detail: `${markup}\n${long}`, hint: markup }] });
     await word(page, "Hung");
     await page.getByText("Jobs that are tried again").waitFor();
     assert.equal(await page.locator("#page img, #page script").count(), 0, "text became markup");
     assert.ok((await shown(page, "deaths")).includes(markup));
+    const away = await shown(page, "away");
+    assert.ok(away.includes(`bulk: ${markup.replaceAll("_", " ")} 12,345`) && !away.includes("bytes"), away);
+    assert.match(away, /HTTP: too many requests 3 HTTP: too many connections 4,000,000/);
     await sound(it, "rare");
     change = (said) => ({ ...said, state: "degraded", activity: "loading", not_ready: "starting", line: "loading models · 0.2 s ago",
-      stages: [], limits: {}, models: {}, conditions: [], backpressure: {}, jobs: {}, queues: {}, kills: [], kills_unknown: "the disk does not answer", hints: [] });
+      stages: [], limits: {}, models: {}, conditions: [], backpressure: {}, http: { refused: {} }, jobs: {}, queues: {}, kills: [], kills_unknown: "the disk does not answer", hints: [] });
     await word(page, "Starting");
+    assert.equal(await shown(page, "away"), "Nothing.");
     assert.match(await shown(page, "deaths"), /the disk does not answer/);
     await sound(it, "loading");
     await page.unrouteAll({ behavior: "ignoreErrors" });

@@ -26,6 +26,8 @@ pub struct Asked {
 #[derive(Default)]
 pub struct State {
     pub files: BTreeMap<String, Vec<u8>>,
+    /// Further names of the one model that it has.
+    pub names: Vec<String>,
     /// Commit that every branch and tag leads to.
     pub commit: String,
     /// Cut answers with the weights after so many bytes, so many times.
@@ -209,7 +211,12 @@ fn answer(mut stream: TcpStream, shared: &(Mutex<State>, Condvar)) {
     };
 
     let plain = asked.path.split('?').next().unwrap_or_default();
-    if let Some(revision) = plain.strip_prefix(&format!("/api/models/{ID}/revision/")) {
+    let names: Vec<String> = [ID.to_owned()].into_iter().chain(state.names.clone()).collect();
+    let found = names.iter().find_map(|id| {
+        let revision = plain.strip_prefix(&format!("/api/models/{id}/revision/"))?;
+        Some((id, revision))
+    });
+    if let Some((id, revision)) = found {
         let known = ["main", "v1", "refs%2Fpr%2F1", state.commit.as_str()].contains(&revision);
         if !known {
             return say(&mut stream, 404, "", b"");
@@ -224,7 +231,7 @@ fn answer(mut stream: TcpStream, shared: &(Mutex<State>, Condvar)) {
                     "blobId": claimed.unwrap_or_else(|| git_sha1(bytes))}),
             }
         });
-        let body = json!({"id": ID, "sha": state.commit, "siblings": siblings.collect::<Vec<_>>()});
+        let body = json!({"id": id, "sha": state.commit, "siblings": siblings.collect::<Vec<_>>()});
         return say(
             &mut stream,
             200,
@@ -232,8 +239,10 @@ fn answer(mut stream: TcpStream, shared: &(Mutex<State>, Condvar)) {
             body.to_string().as_bytes(),
         );
     }
-    let name = plain
-        .strip_prefix(&format!("/{ID}/resolve/{}/", state.commit))
+    let of_commit = |id: &String| plain.strip_prefix(&format!("/{id}/resolve/{}/", state.commit));
+    let name = names
+        .iter()
+        .find_map(of_commit)
         .or_else(|| plain.strip_prefix("/store/"))
         .unwrap_or_default()
         .to_owned();

@@ -7,6 +7,7 @@ use embeddings::clock::{Clock, Moment};
 use hub::{COMMIT, Hub, ID, WEIGHTS, model, sha256, weights};
 use serde_json::json;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -550,4 +551,51 @@ fn a_model_is_replaced_only_when_asked() {
     assert_eq!(home.installed(), NEEDED);
     let source = std::fs::read_to_string(home.models().join("tiny-model/.source.json")).unwrap();
     assert!(source.contains(ID) && source.contains(COMMIT), "{source}");
+}
+
+/// Goal: what the documents tell people to type fetches a model. Method: their blocks that need the Hub, as they stand, in a
+/// shell that finds this one; `COMMIT` is a commit of it, and an administrator needs no `sudo`.
+#[test]
+fn the_documents_fetch_models() {
+    let mut installed = Vec::new();
+    for (document, blocks) in [("docs/guide.md", 1), ("docs/models.md", 1)] {
+        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(document)).unwrap();
+        let scripts: Vec<&str> = text
+            .split("```sh because the Hub is needed; tests/pull runs it with one of its own\n")
+            .skip(1)
+            .map(|rest| rest.split("```").next().unwrap())
+            .collect();
+        assert_eq!(scripts.len(), blocks, "{document}");
+        for script in scripts {
+            let (hub, home) = (Hub::start(), Home::new());
+            let ids = script.split_whitespace().filter(|word| word.contains('/'));
+            hub.state().names = ids.map(|id| id.split('@').next().unwrap().to_owned()).collect();
+            let programs = home.0.path().join("bin");
+            std::fs::create_dir(&programs).unwrap();
+            let own = format!(
+                "exec {} \"$@\" --config /dev/null",
+                env!("CARGO_BIN_EXE_embeddings")
+            );
+            for (name, line) in [("sudo", "exec \"$@\""), ("embeddings", own.as_str())] {
+                let path = programs.join(name);
+                std::fs::write(&path, format!("#!/bin/sh\n{line}\n")).unwrap();
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            }
+            let done = Command::new("sh")
+                .args(["-euc", &script.replace("COMMIT", COMMIT)])
+                .env_clear()
+                .env("PATH", format!("{}:/usr/bin:/bin", programs.display()))
+                .env("HOME", home.0.path())
+                .env("STATE_DIRECTORY", home.0.path().join("state"))
+                .env("CACHE_DIRECTORY", home.0.path().join("cache"))
+                .env("HF_ENDPOINT", &hub.endpoint)
+                .output()
+                .unwrap();
+            assert!(done.status.success(), "{document}: {}", stderr(&done));
+            let models = std::fs::read_dir(home.models()).unwrap().flatten();
+            installed.extend(models.map(|entry| entry.file_name().into_string().unwrap()));
+        }
+    }
+    installed.sort();
+    assert_eq!(installed, ["all-MiniLM-L6-v2", "all-MiniLM-L6-v2", "e5"]);
 }

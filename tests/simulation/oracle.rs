@@ -10,7 +10,7 @@ mod residence;
 use embeddings::clock::Moment;
 use embeddings::job::{ErrorType, JobKey, Lane};
 use embeddings::logic::event::{
-    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Onward, Outcome, Worker,
+    Action, BatchId, Confirmation, EngineId, Event, Item, ModelId, Onward, Outcome, Ticket, Worker,
 };
 use embeddings::logic::health::{KillReason, Verdict};
 use embeddings::logic::ledger::Stage;
@@ -36,6 +36,12 @@ enum Place {
     Publishing,
     Acking,
     Acked,
+    /// Given to its caller, which takes no time.
+    Handing,
+    /// Its caller has it, or was not there any more.
+    Handed {
+        taken: bool,
+    },
 }
 
 impl Place {
@@ -57,6 +63,10 @@ struct Seen {
     begun_at: Option<Moment>,
     deadline: Option<Moment>,
     local: bool,
+    /// Its caller waits on a connection of its own: no session takes it away, and nothing of it goes to the broker.
+    called: bool,
+    /// That caller went away.
+    gone: bool,
     admitted: bool,
     place: Place,
     tokens: Vec<usize>,
@@ -96,6 +106,48 @@ struct Seen {
 }
 
 impl Seen {
+    /// What has just come.
+    fn new(lane: Lane, ticket: Option<&Ticket>, now: Moment) -> Seen {
+        Seen {
+            lane,
+            model: ticket.map_or(ModelId(0), |ticket| ticket.model),
+            bytes: ticket.map_or(0, |ticket| ticket.bytes),
+            inputs: ticket.map_or(0, |ticket| ticket.inputs),
+            begun_at: None,
+            deadline: ticket.and_then(|ticket| ticket.deadline),
+            local: false,
+            called: false,
+            gone: false,
+            admitted: false,
+            place: Place::Tokenizing,
+            tokens: Vec::new(),
+            started: Vec::new(),
+            done: 0,
+            failed: false,
+            vectors: false,
+            last_word: false,
+            dead_letter: false,
+            settled: false,
+            attempt: 1,
+            suspect: false,
+            stream: ticket
+                .and_then(|ticket| ticket.stream)
+                .map(|streaming| (streaming.chunk, streaming.last)),
+            good: Vec::new(),
+            chunks: BTreeSet::new(),
+            unconfirmed: 0,
+            returned: false,
+            delivered: now,
+            moved: false,
+            to_tokenize: false,
+            recalled: false,
+            tried: false,
+            load_failed: false,
+            slice: false,
+            cut: false,
+        }
+    }
+
     /// Where its slice ends if nothing further of it is begun, if that is before its end.
     fn can_be_cut(&self) -> Option<usize> {
         let (chunk, _) = self.stream?;
@@ -114,6 +166,30 @@ impl Seen {
 
     fn begun(&self) -> bool {
         self.place == Place::Working && self.started.contains(&true)
+    }
+
+    /// A caller's job ends with what its caller was given, or with nobody to give it to.
+    fn judge_end_of_call(&self, outcome: Outcome) {
+        let expected = match self.place {
+            Place::Handed { taken: true } if self.vectors => Outcome::Answered,
+            Place::Handed { taken: true } => Outcome::Refused,
+            Place::Handed { taken: false } => Outcome::Returned,
+            place => {
+                let in_an_engine = place == Place::Working && !self.at_rest();
+                assert!(self.gone && !in_an_engine, "given up at {place:?}");
+                Outcome::Returned
+            }
+        };
+        assert_eq!(outcome, expected, "how a call ends");
+    }
+
+    /// Its answer or refusal leaves.
+    fn reply(&mut self) {
+        self.place = if self.called {
+            Place::Handing
+        } else {
+            Place::Publishing
+        };
     }
 
     /// Whether its model must stay in memory. A canary that an engine answered for has no use for it.
@@ -275,7 +351,8 @@ impl Oracle {
             Event::BrokerDown => {
                 self.connected = false;
                 self.blocked = false;
-                self.parts.clear();
+                let stays = |job: &JobKey| self.jobs.get(job).is_some_and(|seen| seen.called);
+                self.parts.retain(|(job, _)| stays(job));
                 self.canary_on_its_way = false;
                 self.withdrawn_now = true;
                 self.undelivered = [None; Lane::COUNT];
@@ -283,9 +360,28 @@ impl Oracle {
                 self.unconsumed = [0; Lane::COUNT];
             }
             Event::BrokerProof => self.proof = Some(now),
-            // The world's jobs all come from the broker; `tests/callers.rs` has the others.
-            Event::Called { .. } | Event::CallerGone { .. } | Event::HandedOver { .. } => {
-                panic!("nobody in this world waits on a connection: {event:?}")
+            Event::Called { job, arrival } => {
+                let ticket = arrival.as_ref().ok();
+                let seen = Seen {
+                    called: true,
+                    ..Seen::new(Lane::Interactive, ticket, now)
+                };
+                assert!(self.jobs.insert(*job, seen).is_none());
+                self.delivered_now = Some(*job);
+            }
+            // What of it is in an engine comes out of there, and the rest is not begun.
+            Event::CallerGone { job } => {
+                if let Some(seen) = self.jobs.get_mut(job) {
+                    (seen.gone, seen.returned) = (true, true);
+                }
+            }
+            Event::HandedOver { job, taken } => {
+                let seen = self
+                    .jobs
+                    .get_mut(job)
+                    .expect("handed over in the turn of its answer");
+                assert_eq!(seen.place, Place::Handing, "{event:?}");
+                seen.place = Place::Handed { taken: *taken };
             }
             Event::QueueSeen {
                 lane,
@@ -294,7 +390,7 @@ impl Oracle {
             } if self.connected && self.draining.is_none() => {
                 self.proof = Some(now);
                 let at = *lane as usize;
-                let held = |seen: &&Seen| seen.lane == *lane && !seen.local;
+                let held = |seen: &&Seen| seen.lane == *lane && !seen.local && !seen.called;
                 let credit = self.jobs.values().filter(held).count() < self.setup.prefetch[at];
                 if *ready > 0 && credit && *consumers > 0 {
                     self.undelivered[at].get_or_insert(now);
@@ -401,40 +497,10 @@ impl Oracle {
                 }
                 let ticket = arrival.as_ref().ok();
                 let seen = Seen {
-                    lane: *lane,
-                    model: ticket.map_or(ModelId(0), |ticket| ticket.model),
-                    bytes: ticket.map_or(0, |ticket| ticket.bytes),
-                    inputs: ticket.map_or(0, |ticket| ticket.inputs),
-                    begun_at: None,
-                    deadline: ticket.and_then(|ticket| ticket.deadline),
                     local,
-                    admitted: false,
-                    place: Place::Tokenizing,
-                    tokens: Vec::new(),
-                    started: Vec::new(),
-                    done: 0,
-                    failed: false,
-                    vectors: false,
-                    last_word: false,
-                    dead_letter: false,
-                    settled: false,
                     attempt: *attempt,
                     suspect: *suspect,
-                    stream: ticket
-                        .and_then(|ticket| ticket.stream)
-                        .map(|streaming| (streaming.chunk, streaming.last)),
-                    good: Vec::new(),
-                    chunks: BTreeSet::new(),
-                    unconfirmed: 0,
-                    returned: false,
-                    delivered: now,
-                    moved: false,
-                    to_tokenize: false,
-                    recalled: false,
-                    tried: false,
-                    load_failed: false,
-                    slice: false,
-                    cut: false,
+                    ..Seen::new(*lane, ticket, now)
                 };
                 assert!(self.jobs.insert(*job, seen).is_none());
                 self.delivered_now = Some(*job);
@@ -745,7 +811,8 @@ impl Oracle {
                 assert!(seen.place == Place::Working && !seen.failed && !seen.local);
                 assert!(seen.stream.is_none(), "a streamed job is sent in chunks");
                 assert_eq!(seen.done, seen.tokens.len(), "answered before all was computed");
-                seen.place = Place::Publishing;
+                assert!(!seen.gone, "nobody waits for it");
+                seen.reply();
                 (seen.vectors, seen.last_word) = (true, true);
             }
             Action::Chunk { job, first, inputs } => {
@@ -795,7 +862,7 @@ impl Oracle {
                 let model = self.job(*job, action).model.0;
                 let no_model = self.models.is_out(model);
                 let seen = self.job(*job, action);
-                assert!(resumable && !seen.local && seen.lane != Lane::Probe);
+                assert!(resumable && !seen.local && !seen.called && seen.lane != Lane::Probe);
                 match onward {
                     // One that has waited for long.
                     Onward::Suspect if now.since(seen.delivered) >= held_max => {
@@ -847,8 +914,8 @@ impl Oracle {
                 // After the last attempt the sender is told once the copy is safe.
                 let last_word = seen.dead_letter && seen.place == Place::Acking;
                 let waits = seen.place.waits();
-                assert!(last_word || waits && !seen.local);
-                seen.place = Place::Publishing;
+                assert!(last_word || waits && !seen.local && !seen.gone);
+                seen.reply();
                 seen.last_word = true;
             }
             Action::DeadLetter { job, refusal } => {
@@ -858,8 +925,8 @@ impl Oracle {
                 self.withdrawn_now = true;
                 let seen = self.job(*job, action);
                 assert!(
-                    !seen.dead_letter && !seen.local,
-                    "{action:?} twice, or for a local canary"
+                    !seen.dead_letter && !seen.local && !seen.called,
+                    "{action:?} twice, or for none of the broker's"
                 );
                 seen.dead_letter = true;
                 (seen.vectors, seen.last_word) = (false, false);
@@ -872,7 +939,7 @@ impl Oracle {
                     (seen.place, seen.vectors) = (Place::Acking, true);
                 }
                 assert_eq!(seen.place, Place::Acking, "acked before the answer was confirmed");
-                assert!(!seen.settled && !seen.local, "settled twice");
+                assert!(!seen.settled && !seen.local && !seen.called, "settled twice");
                 seen.settled = true;
             }
             Action::Requeue { job } => {
@@ -883,7 +950,7 @@ impl Oracle {
                     "requeue belongs to draining; elsewhere the delivery returns hot"
                 );
                 assert!(
-                    !seen.settled && !seen.local,
+                    !seen.settled && !seen.local && !seen.called,
                     "settled twice, or no delivery to give back"
                 );
                 assert!(!seen.begun(), "given back although its work has begun");
@@ -1147,6 +1214,7 @@ impl Oracle {
     fn forget(&mut self, key: JobKey, outcome: Outcome, action: &Action, now: Moment) {
         let seen = self.job(key, action).clone();
         match outcome {
+            _ if seen.called => seen.judge_end_of_call(outcome),
             Outcome::Answered => assert!(seen.place == Place::Acked && seen.vectors),
             // A refusal may find nobody, just as vectors may.
             Outcome::Returned => assert!(seen.place == Place::Acked),
@@ -1164,7 +1232,7 @@ impl Oracle {
                 }
             }
         }
-        let worked_off = matches!(outcome, Outcome::Answered | Outcome::Returned);
+        let worked_off = matches!(outcome, Outcome::Answered | Outcome::Returned) && !seen.gone;
         if let (true, Some(begun)) = (worked_off && seen.lane != Lane::Probe, seen.begun_at) {
             self.book.answered(seen.lane, now.since(begun));
         }
@@ -1185,6 +1253,10 @@ impl Oracle {
         }
         for (key, seen) in &self.jobs {
             assert!(seen.place != Place::Acked, "{key:?} is acked and not forgotten");
+            let handed = matches!(seen.place, Place::Handed { .. });
+            assert!(!handed, "{key:?} is handed over and not forgotten");
+            let given_up = seen.gone && (seen.place != Place::Working || seen.at_rest());
+            assert!(!given_up, "{key:?} stays, and its caller is gone");
             assert!(
                 seen.place != Place::Acking || seen.settled,
                 "{key:?} is confirmed and not acked"

@@ -55,7 +55,9 @@ impl World {
     }
 
     fn tokenized(&mut self, job: JobKey) {
+        let called = self.call_tokens(job);
         let result = match self.deliveries.get(&job).map(|delivery| delivery.letter) {
+            _ if called.is_some() => Ok(called.clone().unwrap_or_default()),
             Some(Letter::Client(number)) => {
                 let message = &self.messages[number];
                 Ok(message.tokens[message.done..message.done + message.slice].to_vec())
@@ -64,10 +66,8 @@ impl World {
             Some(Letter::Canary) => Ok(vec![4; self.deliveries[&job].inputs]),
             None => Ok(vec![4]),
         };
-        let canary = self
-            .deliveries
-            .get(&job)
-            .is_none_or(|delivery| delivery.lane == Lane::Probe);
+        let delivery = self.deliveries.get(&job);
+        let canary = called.is_none() && delivery.is_none_or(|delivery| delivery.lane == Lane::Probe);
         // The tokenizer of a job whose session is gone still ends, with whatever it had to do.
         let result = if !canary && self.rng.one_in(60) {
             Err(Refusal::new(
@@ -77,10 +77,8 @@ impl World {
         } else {
             result
         };
-        let plain = self
-            .deliveries
-            .get(&job)
-            .is_some_and(|delivery| !delivery.streamed);
+        let delivery = self.deliveries.get(&job);
+        let plain = called.is_some() || delivery.is_some_and(|delivery| !delivery.streamed);
         if !canary && plain && self.rng.one_in(40) {
             self.step(Event::Recalled { job });
             return;
@@ -91,7 +89,10 @@ impl World {
     pub(super) fn load_step(&mut self, model: ModelId, steps: u64) {
         let stall = self.setup.limits.liveness_max_stall.as_millis() as u64;
         if steps > 0 {
-            let most = if self.rng.one_in(4) { stall * 3 / 4 } else { 100 };
+            // A slow disk is trouble: models that take turns in too little memory would load for longer than a healed world is
+            // given to settle.
+            let slow = self.trouble && self.rng.one_in(4);
+            let most = if slow { stall * 3 / 4 } else { 100 };
             let pause = self.rng.range(0, most);
             self.plan(pause, Next::Load(model, steps - 1));
             self.step(Event::LoadStep);

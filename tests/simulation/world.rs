@@ -1,12 +1,14 @@
-//! The world around one service, life after life: clients, a broker with its queues, tokenizers, engines
+//! The world around one service, life after life: clients, callers, a broker with its queues, tokenizers, engines
 //! and a clock, all made up, and all trouble drawn from one seed. Time moves from happening to happening.
 
 mod broker;
+mod callers;
 mod trouble;
 mod workers;
 
 use super::oracle::Oracle;
 use super::rng::Rng;
+use callers::Waiting;
 use embeddings::clock::Moment;
 use embeddings::config::Limits;
 use embeddings::job::{ErrorType, JobKey, Lane, Refusal};
@@ -117,6 +119,10 @@ struct Delivery {
 enum Next {
     Produce,
     Chaos,
+    /// Callers come, one goes away, and the service is told so.
+    Call,
+    Leave(JobKey),
+    Gone(JobKey),
     Born,
     Connect,
     Down(u64),
@@ -180,6 +186,13 @@ pub struct Counts {
     pub loads: u64,
     pub unloads: u64,
     pub cuts: u64,
+    /// Callers, what their jobs came to, and how many of the refusals were for a budget that had run out; the rest was cut off
+    /// by the end of a process.
+    pub called: u64,
+    pub call_answers: u64,
+    pub call_refusals: u64,
+    pub call_late: u64,
+    pub call_gone: u64,
     /// Times that backpressure went on, in the order of `Cause::ALL`.
     pub pressed: [u64; 4],
 }
@@ -209,6 +222,12 @@ pub enum Mutant {
     UnloadsUnderAJob,
     /// An idle model stays.
     NeverUnloads,
+    /// Callers are let in beyond the bounds that they share with jobs from the broker.
+    LetsCallersIn,
+    /// A caller is answered twice.
+    AnswersTwice,
+    /// What was a gone caller's stays.
+    KeepsTheGone,
 }
 
 /// All of it.
@@ -249,6 +268,11 @@ pub struct World {
     /// Which queue is looked at next.
     look_at: usize,
     messages: Vec<Message>,
+    /// Callers whose jobs are here, by these.
+    calls: BTreeMap<JobKey, Waiting>,
+    next_call: u64,
+    /// What was given to callers in this turn, and whether it found them.
+    handed: VecDeque<(JobKey, bool)>,
     queues: [VecDeque<Letter>; Lane::COUNT],
     deliveries: BTreeMap<JobKey, Delivery>,
     on_the_wire: Vec<Letter>,
@@ -305,6 +329,9 @@ impl World {
             unconfirming: None,
             look_at: 0,
             messages: Vec::new(),
+            calls: BTreeMap::new(),
+            next_call: 0,
+            handed: VecDeque::new(),
             queues: Default::default(),
             deliveries: BTreeMap::new(),
             on_the_wire: Vec::new(),
@@ -323,6 +350,7 @@ impl World {
         };
         world.plan(0, Next::Born);
         world.plan(1, Next::Produce);
+        world.plan(1, Next::Call);
         world.plan(500, Next::Chaos);
         world
     }
@@ -358,7 +386,9 @@ impl World {
     }
 
     fn all_settled(&self) -> bool {
-        self.messages.iter().all(|message| message.settled > 0) && self.oracle.is_empty()
+        self.messages.iter().all(|message| message.settled > 0)
+            && self.calls.is_empty()
+            && self.oracle.is_empty()
     }
 
     fn left_over(&self) -> String {
@@ -369,8 +399,9 @@ impl World {
             .count();
         let queued: usize = self.queues.iter().map(VecDeque::len).sum();
         format!(
-            "{open} messages, {queued} queued, {} delivered",
-            self.deliveries.len()
+            "{open} messages, {queued} queued, {} delivered, {} callers",
+            self.deliveries.len(),
+            self.calls.len()
         )
     }
 
@@ -394,7 +425,7 @@ impl World {
         }
         let Reverse((at, _, life, next)) = self.future.pop().expect("something always happens");
         self.now = self.now.max(at);
-        if life == self.life || matches!(next, Next::Produce | Next::Chaos | Next::Later(_)) {
+        if life == self.life || matches!(next, Next::Produce | Next::Call | Next::Chaos | Next::Later(_)) {
             self.happen(next);
         }
     }
@@ -403,6 +434,9 @@ impl World {
         match next {
             Next::Produce => self.produce(),
             Next::Chaos => self.chaos(),
+            Next::Call => self.call(),
+            Next::Leave(job) => self.leave(job),
+            Next::Gone(job) => self.step(Event::CallerGone { job }),
             Next::Born => self.born(),
             Next::Connect => self.connect(),
             Next::Down(session) if session == self.session && self.up => {
@@ -528,6 +562,9 @@ impl World {
         self.up = false;
         self.logic = None;
         self.deliveries.clear();
+        // Their connections end with the process, and they know it.
+        self.calls.clear();
+        self.handed.clear();
         self.life += 1;
         let pause = self.rng.range(1, 2000);
         self.plan(pause, Next::Born);
@@ -593,6 +630,9 @@ impl World {
         self.expect_pets();
         if ended {
             self.die();
+        } else if let Some((job, taken)) = self.handed.pop_front() {
+            // In the very turn in which it was made, as the shell does it.
+            self.step(Event::HandedOver { job, taken });
         }
     }
 
@@ -617,7 +657,8 @@ impl World {
             Action::Tokenize { job } => {
                 let delivery = self.deliveries.get(&job);
                 let may = |lane| matches!(lane, Lane::Interactive | Lane::Bulk);
-                let plain = delivery.is_some_and(|it| !it.streamed && may(it.lane));
+                let plain =
+                    delivery.is_some_and(|it| !it.streamed && may(it.lane)) || self.calls.contains_key(&job);
                 if plain && self.rng.one_in(30) {
                     self.plan(0, Next::Twin(job));
                 } else {
@@ -640,7 +681,11 @@ impl World {
                     self.start_engine(engine.0);
                 }
             }
-            Action::Answer { job } => self.publish(job, Parcel::Answer),
+            Action::Answer { job } => {
+                if !self.hand_over(job) {
+                    self.publish(job, Parcel::Answer);
+                }
+            }
             Action::Chunk { job, first, inputs } => self.publish(job, Parcel::Chunk(first, inputs)),
             Action::Finish { job } => self.publish(job, Parcel::Done),
             Action::Move { job, onward } => {
@@ -652,9 +697,13 @@ impl World {
                 };
                 self.publish(job, parcel);
             }
-            Action::Refuse { job, .. } => {
+            Action::Refuse { job, refusal } => {
                 self.counts.refused += 1;
-                self.publish(job, Parcel::Refusal);
+                let late = refusal.error == ErrorType::DeadlineExceeded && self.calls.contains_key(&job);
+                self.counts.call_late += u64::from(late);
+                if !self.hand_over(job) {
+                    self.publish(job, Parcel::Refusal);
+                }
             }
             Action::DeadLetter { job, .. } => self.publish(job, Parcel::DeadLetter),
             Action::Ack { job } => self.acknowledge(job),
@@ -665,9 +714,9 @@ impl World {
                 }
                 self.deliveries.get_mut(&job).expect("seen above").letter = Letter::Canary;
             }
-            Action::Forget { job, .. } => {
-                let delivery = self.deliveries.remove(&job);
-                assert!(delivery.is_some(), "{job:?} forgotten twice");
+            Action::Forget { job, outcome } => {
+                let known = self.call_ended(job, outcome) || self.deliveries.remove(&job).is_some();
+                assert!(known, "{job:?} forgotten twice");
             }
             Action::SendCanary { through_broker, .. } => {
                 self.counts.canaries += 1;
@@ -751,7 +800,27 @@ fn mutate(mutant: Mutant, event: &Event, logic: &Logic, now: Moment, actions: &m
             actions.push(Action::Unload { model: ModelId(0) });
         }
         Mutant::NeverUnloads => actions.retain(|action| !matches!(action, Action::Unload { .. })),
-        Mutant::TimerPet | Mutant::DeafToSteps | Mutant::UnloadsUnderAJob => {}
+        Mutant::LetsCallersIn => {
+            for action in actions.iter_mut() {
+                if let Action::Refuse { job, refusal } = action
+                    && job.0 > JobKey::CALLED
+                    && refusal.error == ErrorType::Overloaded
+                {
+                    *action = Action::Tokenize { job: *job };
+                }
+            }
+        }
+        Mutant::AnswersTwice => {
+            let answer =
+                |action: &&Action| matches!(action, Action::Answer { job } if job.0 > JobKey::CALLED);
+            if let Some(answer) = actions.iter().find(answer) {
+                actions.push(answer.clone());
+            }
+        }
+        Mutant::KeepsTheGone if matches!(event, Event::CallerGone { .. }) => {
+            actions.retain(|action| !matches!(action, Action::Forget { .. }));
+        }
+        Mutant::TimerPet | Mutant::DeafToSteps | Mutant::UnloadsUnderAJob | Mutant::KeepsTheGone => {}
     }
 }
 

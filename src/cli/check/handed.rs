@@ -14,9 +14,16 @@ use std::path::{Path, PathBuf};
 /// Where systemd puts credentials, in a folder for each unit.
 const CREDENTIALS: &str = "/run/credentials";
 
+/// What systemd was started with. Variables that it sets for itself later (`ManagerEnvironment=`) are seen nowhere from outside.
+pub const OWN: &str = "/proc/1/environ";
+
 /// Who hands a variable over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Giver {
+    /// systemd's own block for all services: `DefaultEnvironment=`, `systemctl set-environment`.
+    Manager,
+    /// `PassEnvironment=` of the unit: what systemd itself was started with.
+    Passed,
     /// `Environment=` of the unit, or of a drop-in.
     Unit,
     /// A file that `EnvironmentFile=` names.
@@ -31,19 +38,65 @@ pub fn is_ours(name: &str) -> bool {
     name.starts_with("EMBED_") || name == "HEARTBEAT_TIMEOUT"
 }
 
-/// The variables of the configuration among those of a unit, as `systemctl show` prints `Environment`, `EnvironmentFiles` and
-/// `UnsetEnvironment`; and the files that could not be read. A file wins over the unit (systemd.exec(5), `EnvironmentFile=`).
-pub fn variables(set: &str, files: &str, unset: &str) -> (Variables, Vec<(PathBuf, ErrorKind)>) {
+/// What systemd says of the variables of a unit.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Said<'a> {
+    /// `Environment`, as `systemctl show` prints it.
+    pub set: &'a str,
+    /// `EnvironmentFiles`, likewise.
+    pub files: &'a str,
+    /// `UnsetEnvironment`, likewise.
+    pub unset: &'a str,
+    /// `PassEnvironment`, likewise.
+    pub pass: &'a str,
+    /// What `systemctl show-environment` prints: every service has it, without being asked.
+    pub manager: &'a str,
+    /// What systemd itself was started with, as `/proc/1/environ` has it, if that may be read.
+    pub own: Option<&'a str>,
+}
+
+/// A place that variables come from, and that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unread {
+    /// The place.
+    pub path: PathBuf,
+    /// Why not.
+    pub kind: ErrorKind,
+    /// What names it in the unit.
+    pub setting: &'static str,
+}
+
+/// The variables of the configuration among those of a unit, and where more of them may come from. The unit wins over what
+/// is passed, that over systemd's block, and a file over all of them (systemd.exec(5), `EnvironmentFile=`, `PassEnvironment=`).
+pub fn variables(said: Said<'_>) -> (Variables, Vec<Unread>) {
     let mut all = Variables::new();
     let mut unread = Vec::new();
     let pair = |text: &str| {
         let (name, value) = text.split_once('=')?;
         is_ours(name).then(|| (name.to_owned(), value.to_owned()))
     };
-    for (name, value) in words(set).iter().filter_map(|word| pair(word)) {
+    for (name, value) in said.manager.lines().filter_map(pair) {
+        all.insert(name, (unescaped(&value), Giver::Manager));
+    }
+    let passed = words(said.pass);
+    match said.own {
+        Some(own) => {
+            let passed = |(name, _): &(String, String)| passed.contains(name);
+            for (name, value) in own.split('\0').filter_map(pair).filter(passed) {
+                all.insert(name, (value, Giver::Passed));
+            }
+        }
+        None if passed.iter().any(|name| is_ours(name)) => unread.push(Unread {
+            path: OWN.into(),
+            kind: ErrorKind::PermissionDenied,
+            setting: "PassEnvironment=",
+        }),
+        None => {}
+    }
+    for (name, value) in words(said.set).iter().filter_map(|word| pair(word)) {
         all.insert(name, (value, Giver::Unit));
     }
-    for line in files.lines().filter(|line| !line.is_empty()) {
+    for line in said.files.lines().filter(|line| !line.is_empty()) {
         let (path, ignore) = line.rsplit_once(" (ignore_errors=").unwrap_or((line, "no)"));
         let path = PathBuf::from(path);
         match std::fs::read_to_string(&path) {
@@ -53,10 +106,14 @@ pub fn variables(set: &str, files: &str, unset: &str) -> (Variables, Vec<(PathBu
                 }
             }
             Err(error) if error.kind() == ErrorKind::NotFound && ignore.starts_with("yes") => {}
-            Err(error) => unread.push((path, error.kind())),
+            Err(error) => unread.push(Unread {
+                path,
+                kind: error.kind(),
+                setting: "EnvironmentFile=",
+            }),
         }
     }
-    for word in words(unset) {
+    for word in words(said.unset) {
         let (name, value) = word.split_once('=').unwrap_or((&word, ""));
         let same = |(of, _): &(String, Giver)| !word.contains('=') || of == value;
         if all.get(name).is_some_and(same) {
@@ -73,15 +130,14 @@ pub fn take(units: &Units, inputs: &mut Inputs, hand: &mut Hand) -> Vec<Finding>
     let service = hand.service();
     let (variables, unread) = units.variables();
     let mut found = Vec::new();
-    for (path, kind) in unread {
+    for Unread { path, kind, setting } in unread {
         let shown = path.display();
         found.push(if kind == ErrorKind::NotFound {
-            let text = format!("{shown}: EnvironmentFile= of {service} names it, and it is not there");
+            let text = format!("{shown}: {setting} of {service} names it, and it is not there");
             let make = hand.root(format!("install -D -m 640 /dev/null {}", mend::path(&path)));
             Finding::error(check, text, vec![make])
         } else {
-            let text =
-                format!("{shown}: EnvironmentFile= of {service}, and what it sets cannot be read here");
+            let text = format!("{shown}: {setting} of {service}, and what it hands over cannot be read here");
             let again = match &inputs.instance {
                 Some(name) => format!("sudo embeddings check --instance {name}"),
                 None => "sudo embeddings check".to_owned(),
@@ -108,7 +164,8 @@ pub fn take(units: &Units, inputs: &mut Inputs, hand: &mut Hand) -> Vec<Finding>
     found
 }
 
-/// A password in a variable of the unit, which `systemctl show` tells every user, or in a file that everybody can read.
+/// A password in a variable of the unit or of systemd's block, which `systemctl` tells every user, or in a file that everybody
+/// can read. What systemd was started with only root sees.
 fn shown_to_all(name: &str, value: &str, giver: &Giver, hand: &Hand) -> Option<Finding> {
     let ours = |url: BrokerUrl| url.has_password() && !url.secret().contains("://guest:guest@");
     if name != "EMBED_BROKER__URL" || !BrokerUrl::parse(value).is_ok_and(ours) {
@@ -120,11 +177,15 @@ fn shown_to_all(name: &str, value: &str, giver: &Giver, hand: &Hand) -> Option<F
             let whose = format!("Environment= of {service}, {name}");
             (whose, hand.root(format!("systemctl edit --full {service}")))
         }
+        Giver::Manager => {
+            let whose = format!("systemctl show-environment, {name}");
+            (whose, hand.root(format!("systemctl unset-environment {name}")))
+        }
         Giver::File(file) if is_public(file) => {
             let mend = hand.on(file, format!("chmod o-rwx {}", mend::path(file)));
             (format!("{}, {name}", file.display()), mend)
         }
-        Giver::File(_) => return None,
+        Giver::File(_) | Giver::Passed => return None,
     };
     let text = format!("{whose}: holds a secret, and everybody on this machine can read it");
     let note = "take :PASSWORD out of it, and hand it over by LoadCredential=broker-password:FILE";
@@ -155,6 +216,26 @@ fn words(text: &str) -> Vec<String> {
         all.push(word);
     }
     all
+}
+
+/// A value as `systemctl show-environment` prints it: one that a shell would read otherwise stands in `$'…'`.
+fn unescaped(text: &str) -> String {
+    let Some(inner) = text.strip_prefix("$'").and_then(|text| text.strip_suffix('\'')) else {
+        return text.to_owned();
+    };
+    let mut value = String::new();
+    let mut chars = inner.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => value.extend(chars.next().map(|c| match c {
+                'n' => '\n',
+                't' => '\t',
+                c => c,
+            })),
+            c => value.push(c),
+        }
+    }
+    value
 }
 
 /// `NAME=VALUE` of each line of a file as `EnvironmentFile=` reads it: comments begin a line, a value may stand in quotes.
@@ -229,7 +310,12 @@ mod tests {
             "{there} (ignore_errors=no)\n/nowhere/one (ignore_errors=yes)\n/nowhere/two (ignore_errors=no)"
         );
         let set = r#"EMBEDDINGS_POSTMORTEM=1 EMBED_MAX_QUEUE=7 "EMBED_BROKER__PREFIX=a \"b\" c" HEARTBEAT_TIMEOUT=9 EMBED_GONE=1"#;
-        let (all, unread) = variables(set, &files, "EMBED_GONE HEARTBEAT_TIMEOUT=8");
+        let (all, unread) = variables(Said {
+            set,
+            files: &files,
+            unset: "EMBED_GONE HEARTBEAT_TIMEOUT=8",
+            ..Said::default()
+        });
         let given = |name: &str| all.get(name).cloned().unwrap();
         assert_eq!(given("EMBED_MAX_QUEUE"), ("9".into(), Giver::File(file.clone())));
         assert_eq!(
@@ -239,7 +325,45 @@ mod tests {
         assert_eq!(given("EMBED_BROKER__PREFIX"), ("a \"b\" c".into(), Giver::Unit));
         assert_eq!(given("HEARTBEAT_TIMEOUT"), ("9".into(), Giver::Unit));
         assert_eq!(all.len(), 4, "{all:?}");
-        assert_eq!(unread, [("/nowhere/two".into(), ErrorKind::NotFound)]);
+        let [absent] = &unread[..] else {
+            panic!("{unread:?}")
+        };
+        assert_eq!(
+            (&*absent.path, absent.kind, absent.setting),
+            (Path::new("/nowhere/two"), ErrorKind::NotFound, "EnvironmentFile=")
+        );
+    }
+
+    /// Goal: what systemd hands to every service, and what it passes on of its own, is known, and gives way to the unit.
+    #[test]
+    fn variables_of_systemd_itself_are_handed_on() {
+        let manager = "LANG=C\nEMBED_MAX_QUEUE=1\nEMBED_DRAIN_MS=2\nEMBED_BROKER__PREFIX=$'it\\'s \\\\ a'\n";
+        let said = Said {
+            set: "EMBED_MAX_QUEUE=5",
+            pass: "HOME EMBED_DRAIN_MS EMBED_LOG__LEVEL EMBED_MAX_QUEUE EMBED_ABSENT",
+            manager,
+            own: Some(
+                "HOME=/\0EMBED_DRAIN_MS=3\0EMBED_LOG__LEVEL=info\0EMBED_MAX_INPUTS=4\0EMBED_MAX_QUEUE=4\0",
+            ),
+            ..Said::default()
+        };
+        let (all, unread) = variables(said);
+        let known = |name: &str, value: &str, giver| (name.to_owned(), (value.to_owned(), giver));
+        let expected = Variables::from([
+            known("EMBED_BROKER__PREFIX", "it's \\ a", Giver::Manager),
+            known("EMBED_DRAIN_MS", "3", Giver::Passed),
+            known("EMBED_LOG__LEVEL", "info", Giver::Passed),
+            known("EMBED_MAX_QUEUE", "5", Giver::Unit),
+        ]);
+        assert_eq!((all, unread), (expected, Vec::new()));
+
+        let hidden = Said { own: None, ..said };
+        assert_eq!(variables(hidden).1[0].setting, "PassEnvironment=");
+        let of_others = Said {
+            pass: "HOME",
+            ..hidden
+        };
+        assert_eq!(variables(of_others).1, []);
     }
 
     #[test]

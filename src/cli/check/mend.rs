@@ -69,6 +69,8 @@ impl Hand {
             return text;
         };
         match self.handed.get(name) {
+            Some((_, Giver::Manager)) => format!("systemctl show-environment, {name}:{rest}"),
+            Some((_, Giver::Passed)) => format!("PassEnvironment= of {}, {name}:{rest}", self.service()),
             Some((_, Giver::Unit)) => format!("Environment= of {}, {name}:{rest}", self.service()),
             Some((_, Giver::File(file))) => {
                 let (file, service) = (file.display(), self.service());
@@ -97,8 +99,8 @@ impl Hand {
     /// A variable that the unit hands over, taken away or set to something else.
     fn hand_over(&self, name: &str, giver: &Giver, value: Option<&str>) -> Vec<String> {
         let file = match giver {
-            // % begins a specifier there.
-            Giver::Unit => {
+            // What the unit says wins over what systemd has of its own. % begins a specifier there.
+            Giver::Unit | Giver::Manager | Giver::Passed => {
                 let line = match value {
                     Some(value) => format!("Environment=\"{name}={}\"", value.replace('%', "%%")),
                     None => format!("UnsetEnvironment={name}"),

@@ -67,7 +67,7 @@ checks! {
         "a key that does not exist, in a file or a flag",
         "A misspelt key would leave the default in force without a word, so it is refused.";
     CONFIG_ENVIRONMENT, "config.environment", NoStart,
-        "a variable `EMBED_…` that names no key, or that this shell has and the service has not; an `EnvironmentFile=` of the unit that cannot be read",
+        "a variable `EMBED_…` that names no key, or that this shell has and the service has not; an `EnvironmentFile=` or what a `PassEnvironment=` of the unit passes, if that cannot be read",
         "A misspelt variable would leave the default in force without a word, so it is refused.";
     CONFIG_VALUE, "config.value", NoStart,
         "a value of the wrong type or out of its range",

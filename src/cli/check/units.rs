@@ -6,13 +6,12 @@ use super::super::ask::ask;
 use super::super::status::span_ms;
 use super::configuration;
 use super::finding::Finding;
-use super::handed::{self, Variables};
+use super::handed::{self, Said, Unread, Variables};
 use super::mend::{self, Hand};
 use super::table;
 use crate::config::{Config, Examined, Origin, Reading};
 use crate::telemetry;
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -20,7 +19,7 @@ use std::time::Duration;
 /// systemd that does not answer in this time is left out.
 const PATIENCE: Duration = Duration::from_secs(3);
 const PROPERTIES: &str = "LoadState,ActiveState,SubState,Result,ExecMainStatus,UnitFileState,WatchdogUSec,User,\
-                          MemoryMax,ProtectHome,Environment,EnvironmentFiles,UnsetEnvironment,TimeoutStopUSec,NTPSynchronized,NTP";
+                          MemoryMax,ProtectHome,Environment,EnvironmentFiles,UnsetEnvironment,PassEnvironment,TimeoutStopUSec,NTPSynchronized,NTP";
 /// From the end of draining to the end of the process.
 const DRAINED_MS: u64 = 1000;
 /// One monitor for all units.
@@ -32,6 +31,10 @@ pub struct Units {
     service: Shown,
     monitor: Shown,
     clock: Shown,
+    /// What `systemctl show-environment` prints.
+    manager_environment: String,
+    /// What systemd itself was started with, where that may be read.
+    own_environment: Option<String>,
     /// The credentials that the unit hands over, and the files that they are, where that is known.
     credentials: BTreeMap<String, Option<PathBuf>>,
 }
@@ -81,6 +84,10 @@ impl Units {
             service: show("systemctl", &["show", "--property", PROPERTIES, "--", &unit]),
             monitor: show("systemctl", &["show", "--property", PROPERTIES, "--", MONITOR]),
             clock: show("timedatectl", &["show"]),
+            manager_environment: said("systemctl", &["show-environment"]),
+            own_environment: std::fs::read(handed::OWN)
+                .ok()
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
             // `show` leaves credentials out (seen with systemd 252).
             credentials: handed::credentials(&said("systemctl", &["cat", "--", &unit]), &unit),
         }
@@ -96,15 +103,32 @@ impl Units {
         }
     }
 
+    /// The same, with what systemd hands to every service, and what it was started with.
+    #[cfg(test)]
+    pub fn with_environment(self, manager: &str, own: Option<&str>) -> Units {
+        Units {
+            manager_environment: manager.to_owned(),
+            own_environment: own.map(str::to_owned),
+            ..self
+        }
+    }
+
     /// Whether systemd knows the service.
     pub fn is_installed(&self) -> bool {
         self.service.is_known()
     }
 
-    /// The variables of the configuration that the unit hands over, and the files of such that cannot be read here.
-    pub fn variables(&self) -> (Variables, Vec<(PathBuf, ErrorKind)>) {
+    /// The variables of the configuration that systemd hands over, and the places of such that cannot be read here.
+    pub fn variables(&self) -> (Variables, Vec<Unread>) {
         let of = |property| self.service.get(property);
-        handed::variables(of("Environment"), of("EnvironmentFiles"), of("UnsetEnvironment"))
+        handed::variables(Said {
+            set: of("Environment"),
+            files: of("EnvironmentFiles"),
+            unset: of("UnsetEnvironment"),
+            pass: of("PassEnvironment"),
+            manager: &self.manager_environment,
+            own: self.own_environment.as_deref(),
+        })
     }
 
     /// The credential of this name: the file that it is, where that is known; none if the unit hands over no such one.

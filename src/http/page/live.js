@@ -24,6 +24,9 @@ const STAGES = {
   acked: ["until the broker has our word for it", "jobs"],
 };
 
+/** What HTTP turns away before it is a job, by the names of the status. */
+const DOOR = { http_requests: "too many requests", http_bodies: "bodies too large together", http_connections: "too many connections" };
+
 /** When an answer last came, by the clock that is never set; how many failures since. */
 let heard = null, heardUnix = null, failures = 0, timedOut = false;
 let contact = "asking", refused = null, said = "", icon = "", wake = () => {};
@@ -131,6 +134,16 @@ function showRest({ limits, models, retrying, backpressure }) {
     el("p", { class: "detail mute" }, job.last_error))));
 }
 
+/** How often what was turned away: jobs by each lane's causes, and what HTTP never made a job of. */
+function showTurnedAway({ backpressure, http }) {
+  const jobs = Object.entries(backpressure).flatMap(([lane, { refused }]) =>
+    Object.entries(refused).map(([cause, count]) => [`${lane}: ${cause.replaceAll("_", " ")}`, count]));
+  const door = Object.entries(http.refused).map(([full, count]) => [`HTTP: ${DOOR[full] ?? full.replaceAll("_", " ")}`, count]);
+  const items = [...jobs, ...door].filter(([, count]) => count > 0).map(([what, count]) =>
+    el("li", {}, el("span", {}, what), el("span", {}, number(count))));
+  fill($("away"), items.length ? items : [el("li", { class: "mute" }, "Nothing.")]);
+}
+
 /** Lanes that turn jobs away, as further hints. */
 function refusing({ backpressure }) {
   return Object.entries(backpressure).filter(([, lane]) => lane.on).map(([name, lane]) =>
@@ -146,6 +159,7 @@ function show(seen) {
   if (whole) { showFigures(seen); showFlow(seen); }
   showDeaths(seen);
   showRest(seen);
+  showTurnedAway(seen);
 }
 
 /** What is open without a token: the health. */
