@@ -74,13 +74,13 @@ pub struct Matrix(Form);
 #[derive(Debug)]
 enum Form {
     /// Panels, and those behind them that are kept for another kernel.
-    Packed(Panels, Option<Panels>),
+    Packed(Panels, Option<Box<Panels>>),
     Placed(Placed),
 }
 
 /// A matrix that is being read, output by output.
 enum Building<'a> {
-    Packed(Panels, Option<Panels>),
+    Packed(Panels, Option<Box<Panels>>),
     Placed(Rows<'a>),
 }
 
@@ -109,7 +109,7 @@ impl Building<'_> {
 /// The panels that hold a column, and which of theirs it is.
 fn panels_of<'a>(
     first: &'a mut Panels,
-    behind: &'a mut Option<Panels>,
+    behind: &'a mut Option<Box<Panels>>,
     column: usize,
 ) -> (&'a mut Panels, usize) {
     match behind {
@@ -155,7 +155,7 @@ impl Matrix {
                     // Panels are whole: what would share one with careful columns is kept like them.
                     _ => (careful, width),
                 };
-                let behind = (split < width).then(|| Panels::packed(careful, depth, width - split));
+                let behind = (split < width).then(|| Box::new(Panels::packed(careful, depth, width - split)));
                 let mut panels = Panels::packed(kernel, depth, split);
                 if let Some(norm) = norm {
                     panels.even_out(&norm.spread());
@@ -187,7 +187,7 @@ impl Matrix {
 
     fn panels(&self) -> (&Panels, Option<&Panels>) {
         match &self.0 {
-            Form::Packed(panels, behind) => (panels, behind.as_ref()),
+            Form::Packed(panels, behind) => (panels, behind.as_deref()),
             Form::Placed(_) => unreachable!("the CPU's engine is made of a model that was packed for it"),
         }
     }
@@ -203,7 +203,9 @@ impl Matrix {
     /// Numbers in a row of the product.
     pub fn width(&self) -> usize {
         match &self.0 {
-            Form::Packed(panels, behind) => panels.width() + behind.as_ref().map_or(0, Panels::width),
+            Form::Packed(panels, behind) => {
+                panels.width() + behind.as_ref().map_or(0, |behind| behind.width())
+            }
             Form::Placed(placed) => placed.width(),
         }
     }
