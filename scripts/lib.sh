@@ -42,7 +42,7 @@ build() {
 packages_are_up_to_date() {
   local built=("$ROOT"/dist/embeddings_*.changes)
   [ -e "${built[0]}" ] && cd "$ROOT" &&
-    [ -z "$(find src Cargo.toml Cargo.lock debian systemd packaging -type f -newer "${built[0]}" -print -quit)" ]
+    [ -z "$(find src vendor Cargo.toml Cargo.lock debian systemd packaging -type f -newer "${built[0]}" -print -quit)" ]
 }
 
 # container_base [PACKAGE…]: makes ready what boots dist/'s packages in a Debian, and prints the path of its root.

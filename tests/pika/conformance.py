@@ -145,8 +145,34 @@ def poison(caller):
         assert len(dead.headers["x-error-message"]) < 2000, dead.headers["x-error-type"]
 
 
+def not_utf8(caller):
+    """The protocol demands UTF-8 in short strings, and the broker hands on what is none. It ends no session."""
+    latin = "café".encode("latin-1")
+    cases = [
+        {"correlation_id": latin},
+        {"correlation_id": b"\xff" * 255, "message_id": b"\xfe" * 255},
+        {"type": latin, "app_id": latin, "headers": {latin: 1, "deep": {latin: [latin]}}},
+    ]
+    for properties in cases:
+        of = pika.BasicProperties(reply_to=caller.queue, **properties)
+        caller.channel.basic_publish("", f"{PREFIX}.interactive", b'{"input":"a"}', of, mandatory=True)
+        answer, body = caller.take(caller.queue)
+        # Each byte that is no text becomes U+FFFD, of which 85 fill a short string.
+        sent = properties.get("correlation_id", b"").decode(errors="replace")[:85]
+        assert (answer.correlation_id or "") == sent, answer
+        assert answer.headers["x-attempt"] == 1 and json.loads(body)["data"], answer
+    of = pika.BasicProperties(reply_to=latin, message_id=latin)
+    caller.channel.basic_publish("", f"{PREFIX}.interactive", b'{"input":"a"}', of, mandatory=True)
+    _, body = caller.ask({"input": "the session goes on"})
+    assert body["data"]
+    of = pika.BasicProperties(content_type=latin, reply_to=caller.queue)
+    caller.channel.basic_publish("", f"{PREFIX}.interactive", b'{"input":"a"}', of, mandatory=True)
+    _, body = caller.take(caller.queue)
+    assert json.loads(body)["error"]["type"] == "invalid_request", body
+
+
 def main():
-    for case in (results, errors, dead_letters, direct_reply_to, poison):
+    for case in (results, errors, dead_letters, direct_reply_to, poison, not_utf8):
         case(Caller())
         print(case.__name__, "passed")
     print("all cases passed")
