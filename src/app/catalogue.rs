@@ -20,7 +20,7 @@ use std::sync::Arc;
 const CANARY_TEXT: &str =
     "The canary sings while the air is good; when it falls silent, leave the mine at once.";
 /// A canary's vector below this cosine to the one computed at start is wrong (contract, section 5).
-const CANARY_COSINE_MIN: f32 = 0.999;
+const CANARY_COSINE_MIN: f64 = 0.999;
 
 /// Why the models cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -377,10 +377,16 @@ impl Entry {
     }
 }
 
-/// Whether a canary's vector is the one computed at start, as near as rounding allows.
+/// Whether a canary's vector is the one computed at start, as near as rounding allows. By the angle alone: whether a model's
+/// vectors have length one is its own affair, and a canary goes the way that its own setting says.
 fn is_near(reference: &[f32], vector: &[f32]) -> bool {
-    // Both are of length one; a comparison with NaN is false, as it should be.
-    let cosine: f32 = reference.iter().zip(vector).map(|(a, b)| a * b).sum();
+    // In 64 bits: squares of large components leave the range of 32.
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
+        products.sum()
+    };
+    let cosine = dot(reference, vector) / (dot(reference, reference) * dot(vector, vector)).sqrt();
+    // A comparison with NaN is false, as it should be.
     cosine >= CANARY_COSINE_MIN
 }
 
@@ -490,4 +496,29 @@ fn canary_vector(name: &str, model: &Model, step: &mut dyn FnMut()) -> Result<Ve
         .expect("one result for one sequence")
         .map_err(|fault| fails(fault.to_string()))?;
     Ok(pooling::finish(vector, None, true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a canary is judged by its direction alone, however long the model's vectors are.
+    #[test]
+    fn a_canary_is_judged_by_its_direction() {
+        let reference = [0.6, 0.8];
+        let turned = |degrees: f32, length: f32| {
+            let angle = 0.8_f32.atan2(0.6) + degrees.to_radians();
+            [length * angle.cos(), length * angle.sin()]
+        };
+        // The cosine of 2.5 degrees is 0.99905, that of 2.6 degrees 0.99897.
+        for length in [1e-20, 0.5, 1.0, 7.0, 1e30] {
+            assert!(is_near(&reference, &turned(0.0, length)), "length {length}");
+            assert!(is_near(&reference, &turned(2.5, length)), "length {length}");
+            assert!(!is_near(&reference, &turned(2.6, length)), "length {length}");
+            assert!(!is_near(&reference, &turned(180.0, length)), "length {length}");
+        }
+        for nothing in [0.0, f32::NAN, f32::INFINITY] {
+            assert!(!is_near(&reference, &[nothing; 2]), "{nothing}");
+        }
+    }
 }

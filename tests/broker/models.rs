@@ -137,6 +137,29 @@ async fn an_idle_model_goes_and_comes_back() {
     }
 }
 
+/// Goal: a model whose vectors have another length than one is served like any other: its canaries go round, and its vectors
+/// come at the length that the model gives them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_that_does_not_normalise_is_proven() {
+    let Some(bench) = bench("raw") else { return };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/max");
+    let settings = format!(
+        "default_model = \"raw\"\ncanary_interval_ms = 200\n[models.raw]\npath = \"{}\"",
+        folder.display()
+    );
+    let mut service = bench.serve(&settings);
+    let mut caller = Caller::connect(&bench).await;
+    let vectors = caller.ask(&json!({"input": "as it is"})).await.vectors();
+    let length = vectors[0].iter().map(|x| x * x).sum::<f32>().sqrt();
+    assert!(length > 2.0, "length {length}");
+    // Both models have their turns, again and again.
+    for _ in 0..6 {
+        service.forget_told();
+        service.tells("WATCHDOG=1");
+    }
+    assert!(service.exited().is_none(), "{}", service.log());
+}
+
 /// Goal: while a model is being loaded its jobs wait, those above its bound are refused at once, and jobs of the other
 /// model go on; when it is there, all that waited are answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
