@@ -426,6 +426,7 @@ fn die(reason: KillReason, health: Option<&Health>, model: &str, now: Moment) ->
     if let Some(health) = health {
         death.last_progress_age_ms = Some(millis(health.progress_age(now)));
         death.broker_proof_age_ms = health.proof_age(now).map(millis);
+        death.detail = health.detail(reason, now).unwrap_or_default();
         death.inside = health.inside().map(|(stage, n)| format!("{stage}={n}")).join(" ");
     }
     dying::end(death, reason.exit_code())

@@ -105,6 +105,8 @@ pub enum NotReady {
     Starting,
     /// The broker has not proved itself within its limit.
     BrokerLost,
+    /// The broker answers, and knows of no consumer of ours on a lane.
+    Unconsumed,
     /// The broker says that it takes no messages.
     Blocked,
     /// The interactive lane is full.
@@ -120,6 +122,7 @@ impl fmt::Display for NotReady {
         f.write_str(match self {
             NotReady::Starting => "first canary under way",
             NotReady::BrokerLost => "broker lost",
+            NotReady::Unconsumed => "the broker knows no consumer of ours",
             NotReady::Blocked => "broker blocks publishing (memory or disk alarm)",
             NotReady::Saturated => "queue full",
             NotReady::ModelFailed => "default model cannot be loaded",
@@ -304,7 +307,6 @@ impl Health {
         let stall = self.limits.liveness_max_stall;
         // A loop that does not turn hears no proof: then it is the loop that is judged, not the broker.
         let heard = now.min(self.turn + TURN_LATE);
-        let fresh = |proof: Moment| heard.since(proof) < self.limits.disconnect_kill;
         [
             (Condition::Wanted, self.draining_since.is_none()),
             (Condition::EngineRight, !self.canary_wrong),
@@ -315,10 +317,7 @@ impl Health {
                     .is_none_or(|at| now.since(at) < stall.max(2 * self.limits.watchdog_interval)),
             ),
             (Condition::Progress, self.stalled(now).is_none()),
-            (
-                Condition::BrokerProven,
-                self.proof.is_some_and(fresh) && self.unconsumed_since.into_iter().flatten().all(fresh),
-            ),
+            (Condition::BrokerProven, self.broker_proven(heard)),
             (Condition::Connected, self.connected),
         ]
     }
@@ -367,11 +366,14 @@ impl Health {
         if !self.ready {
             return Err(NotReady::Starting);
         }
-        if !self.connected
-            || self
-                .proof_age(now)
-                .is_none_or(|age| age >= self.limits.disconnect_kill)
-        {
+        if !self.connected {
+            return Err(NotReady::BrokerLost);
+        }
+        // At once, like the loss of a session: what would be sent to that lane lies there.
+        if self.unconsumed(now).is_some() {
+            return Err(NotReady::Unconsumed);
+        }
+        if !self.broker_proven(now) {
             return Err(NotReady::BrokerLost);
         }
         if self.blocked_since.is_some() {
@@ -451,6 +453,44 @@ impl Health {
     /// Age of the last proof; `None` before the first.
     pub fn proof_age(&self, now: Moment) -> Option<Duration> {
         self.proof.map(|proof| now.since(proof))
+    }
+
+    /// The lane whose consumer has been missing for longest, and for how long, if one is missing for good.
+    pub fn unconsumed(&self, now: Moment) -> Option<(Lane, Duration)> {
+        let missing = Lane::ALL.into_iter().zip(self.unconsumed_since);
+        missing
+            .filter_map(|(lane, since)| Some((lane, now.since(since?))))
+            .max_by_key(|&(_, missing)| missing)
+    }
+
+    /// For how long the broker has not proved that it serves us: an answer is no proof for a lane whose consumer it does not
+    /// know. `None` before the first answer.
+    pub fn unproven_age(&self, now: Moment) -> Option<Duration> {
+        let missing = self
+            .unconsumed(now)
+            .map_or(Duration::ZERO, |(_, missing)| missing);
+        self.proof_age(now).map(|age| age.max(missing))
+    }
+
+    /// Whether the broker has proved within its limit that it serves us.
+    fn broker_proven(&self, now: Moment) -> bool {
+        self.unproven_age(now)
+            .is_some_and(|age| age < self.limits.disconnect_kill)
+    }
+
+    /// What there is to say of why the process ends, beyond the reason itself.
+    pub fn detail(&self, reason: KillReason, now: Moment) -> Option<String> {
+        let (lane, missing) = self.unconsumed(now)?;
+        let limit = self.limits.disconnect_kill;
+        let answers = self.proof_age(now).is_some_and(|age| age < limit);
+        let blamed = reason == KillReason::BrokerDisconnected && answers && missing >= limit;
+        blamed.then(|| {
+            let seconds = missing.as_secs_f64();
+            format!(
+                "no consumer on lane {} for {seconds:.1} s, though the broker answers",
+                lane.name()
+            )
+        })
     }
 
     /// Age of the last completed round; `None` before the first.
@@ -551,5 +591,34 @@ mod tests {
             .map(|consumers| health.queue_seen(Lane::Bulk, true, consumers, at(10)))
             .collect();
         assert_eq!(seen, [false, false, false, false, false, true, false]);
+    }
+
+    /// Goal: while a consumer is missing for good everybody is told the same: not ready at once, the end when its bound is
+    /// passed, and a record that says what was missing; a broker that answers all the while does not hide it.
+    #[test]
+    fn a_missing_consumer_is_told_alike_by_all() {
+        let mut health = proven(at(0));
+        health.ready = true;
+        for _ in 0..3 {
+            health.queue_seen(Lane::Bulk, true, 0, at(1000));
+        }
+        let mut look = |ms| {
+            let now = at(ms);
+            health.turned(now);
+            health.watched(now);
+            health.broker_proof(now);
+            let detail = health.detail(KillReason::BrokerDisconnected, now);
+            (health.verdict(now), health.readiness(false, now), detail)
+        };
+        let unready = Err(NotReady::Unconsumed);
+        assert_eq!(look(1000), (Verdict::Proven, unready, None));
+        assert_eq!(look(10_999), (Verdict::Proven, unready, None));
+        let end = Verdict::Kill(KillReason::BrokerDisconnected);
+        let detail = "no consumer on lane bulk for 10.0 s, though the broker answers";
+        assert_eq!(look(11_000), (end, unready, Some(detail.into())));
+        assert_eq!(health.unproven_age(at(11_000)), Some(Duration::from_secs(10)));
+        health.consumer_seen(Lane::Bulk);
+        assert_eq!(health.readiness(false, at(11_000)), Ok(()));
+        assert_eq!(health.unproven_age(at(11_000)), Some(Duration::ZERO));
     }
 }
