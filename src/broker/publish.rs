@@ -13,7 +13,7 @@ use crate::job::reply::{
 };
 use crate::job::request::DIRECT_REPLY_TO;
 use crate::job::trace::{HEADER_TRACEPARENT, TraceParent};
-use crate::job::{JobKey, Refusal};
+use crate::job::{JobKey, Lane, Refusal};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -238,7 +238,7 @@ impl Press {
                 }
                 // A canary's answer goes to the queue it came from, and is waited for as long as it takes: the
                 // ledger judges how long that may be.
-                if to == *receipt.queue {
+                if receipt.lane == Lane::Probe {
                     let outcome = send(&self.own, &self.blocked, &to, &bytes, properties, None).await?;
                     self.ways.confirmed(&to);
                     outcome
