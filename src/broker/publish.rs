@@ -16,7 +16,7 @@ use crate::job::trace::{HEADER_TRACEPARENT, TraceParent};
 use crate::job::{JobKey, Lane, Refusal};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::options::BasicPublishOptions;
-use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -425,7 +425,7 @@ fn dead_properties(receipt: &Receipt, refusal: &Refusal, attempt: u32) -> BasicP
     headers.insert("x-original-queue".into(), text(&receipt.queue));
     headers.insert("x-dead-at-ms".into(), whole(Clock::start().unix_ms()));
     headers.insert(HEADER_ATTEMPT.into(), whole(u64::from(attempt)));
-    copied(receipt, headers)
+    copied(&receipt.message.properties, headers)
 }
 
 /// The message's own properties, and a header that says how far the job has come.
@@ -453,7 +453,7 @@ fn moved_properties(
         headers.insert("x-sent-at-ms".into(), whole(from_ms));
     }
     headers.insert(HEADER_CHECKPOINT.into(), text(&checkpoint.to_header()));
-    copied(receipt, headers).with_message_id(message_id.into())
+    copied(&receipt.message.properties, headers).with_message_id(message_id.into())
 }
 
 /// The message's own headers. A header frame has room for 128 KiB in all, and ours must fit: headers too large to
@@ -471,32 +471,40 @@ fn kept_headers(receipt: &Receipt) -> FieldTable {
     own
 }
 
-/// The message's own properties with these headers. An expiration or a user id must not decide about a copy.
-fn copied(receipt: &Receipt, headers: FieldTable) -> BasicProperties {
-    let original = &receipt.message.properties;
-    let kept = |value: &Option<ShortString>| value.clone();
-    let mut properties = BasicProperties::default()
+/// What a copy keeps of the properties, with these headers. Not the expiration, which would let it vanish, nor the user id,
+/// which the broker compares with ours. A copy outlives a restart of the broker, whatever the sender chose.
+pub(super) fn copied(of: &BasicProperties, headers: FieldTable) -> BasicProperties {
+    let mut copy = BasicProperties::default()
         .with_headers(headers)
         .with_delivery_mode(PERSISTENT);
-    if let Some(value) = kept(original.content_type()) {
-        properties = properties.with_content_type(value);
+    if let Some(value) = of.content_type() {
+        copy = copy.with_content_type(value.clone());
     }
-    if let Some(value) = kept(original.correlation_id()) {
-        properties = properties.with_correlation_id(value);
+    if let Some(value) = of.content_encoding() {
+        copy = copy.with_content_encoding(value.clone());
     }
-    if let Some(value) = kept(original.message_id()) {
-        properties = properties.with_message_id(value);
+    if let Some(value) = of.correlation_id() {
+        copy = copy.with_correlation_id(value.clone());
     }
-    if let Some(value) = kept(original.reply_to()) {
-        properties = properties.with_reply_to(value);
+    if let Some(value) = of.message_id() {
+        copy = copy.with_message_id(value.clone());
     }
-    if let Some(value) = kept(original.app_id()) {
-        properties = properties.with_app_id(value);
+    if let Some(value) = of.reply_to() {
+        copy = copy.with_reply_to(value.clone());
     }
-    if let Some(value) = original.timestamp() {
-        properties = properties.with_timestamp(*value);
+    if let Some(value) = of.app_id() {
+        copy = copy.with_app_id(value.clone());
     }
-    properties
+    if let Some(value) = of.kind() {
+        copy = copy.with_type(value.clone());
+    }
+    if let Some(value) = of.priority() {
+        copy = copy.with_priority(*value);
+    }
+    if let Some(value) = of.timestamp() {
+        copy = copy.with_timestamp(*value);
+    }
+    copy
 }
 
 /// About as many bytes as the table takes on the wire.
