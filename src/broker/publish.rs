@@ -18,11 +18,12 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tracing::warn;
+use tracing::{info, warn};
 
 /// Longest time from handing a message to the client library to the broker's confirm, not counting the
 /// time during which the broker says that it blocks us.
@@ -180,6 +181,29 @@ pub(super) struct Press {
     pub blocked: Blocked,
     /// How long a queue may take to confirm, while others do, before it is given up.
     pub patience: Span,
+    /// Queues of ours that take nothing at present.
+    pub full: Full,
+}
+
+/// Queues of ours that have refused what they were given, and have taken nothing since: each is told of once, however many
+/// jobs wait for it.
+#[derive(Debug, Default)]
+pub(super) struct Full(Mutex<BTreeSet<String>>);
+
+impl Full {
+    /// The queue refused a message. True if it was not known to be full.
+    fn refused(&self, queue: &str) -> bool {
+        self.queues().insert(queue.to_owned())
+    }
+
+    /// The queue took a message. True if it was known to be full.
+    fn took(&self, queue: &str) -> bool {
+        self.queues().remove(queue)
+    }
+
+    fn queues(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Press {
@@ -342,10 +366,19 @@ impl Press {
             match sent.await? {
                 Published::Routed => {
                     self.ways.confirmed(queue);
+                    if self.full.took(queue) {
+                        info!(queue, "a queue of ours takes messages again");
+                    }
                     return Ok(());
                 }
                 Published::Rejected => {
-                    warn!(queue, "a queue of ours takes nothing; trying again");
+                    if self.full.refused(queue) {
+                        let pause_s = PERSIST_PAUSE.as_secs();
+                        warn!(
+                            queue,
+                            "a queue of ours takes nothing; trying again every {pause_s} s, for each job"
+                        );
+                    }
                     tokio::time::sleep(PERSIST_PAUSE).await;
                 }
                 // Gone: opening another session declares it again.
@@ -539,4 +572,19 @@ fn text(value: &str) -> AMQPValue {
 
 fn whole(value: u64) -> AMQPValue {
     AMQPValue::LongLongInt(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_is_told_of_once_until_it_takes_something() {
+        let full = Full::default();
+        assert!(!full.took("dead"), "never known to be full");
+        assert_eq!([(); 3].map(|()| full.refused("dead")), [true, false, false]);
+        assert!(full.refused("resumed"), "each by itself");
+        assert_eq!([(); 2].map(|()| full.took("dead")), [true, false]);
+        assert!(full.refused("dead"), "anew");
+    }
 }

@@ -240,6 +240,7 @@ impl Session {
             dead: Arc::from(self.names.dead.as_str()),
             blocked: self.blocked.clone(),
             patience: self.setup.confirm_patience.clone(),
+            full: publish::Full::default(),
         };
         tasks.spawn(publish::run(press, queue, events.clone()));
         let (notices, queue) = mpsc::channel(announce::NOTICES);
