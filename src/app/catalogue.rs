@@ -22,6 +22,19 @@ const CANARY_TEXT: &str =
 /// A canary's vector below this cosine to the one computed at start is wrong (contract, section 5).
 const CANARY_COSINE_MIN: f64 = 0.999;
 
+/// Largest answer by HTTP, in bytes: what a message may have where RabbitMQ takes the largest. It is there twice while it is
+/// written, and below it the watch over memory turns new jobs away.
+const HTTP_ANSWER_BYTES_MAX: usize = 128 << 20;
+
+/// By which way a job came, and its answer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// As messages of the broker.
+    Broker,
+    /// On a connection of its caller's own.
+    Connection,
+}
+
 /// Why the models cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogueError {
@@ -299,7 +312,7 @@ impl Catalogue {
     }
 
     /// What a request means here, or what is wrong with it.
-    pub fn plan(&self, request: &Request) -> Result<Plan, Refusal> {
+    pub fn plan(&self, request: &Request, way: Way) -> Result<Plan, Refusal> {
         let model = match &request.model {
             None => self.default,
             Some(name) => *self.names.get(name).ok_or_else(|| {
@@ -326,16 +339,19 @@ impl Catalogue {
         }
         let dimensions = request.dimensions.unwrap_or(info.dimensions);
         let bytes = |inputs| result_bytes_max(inputs, dimensions, request.encoding);
+        let (answer_max, takes) = match way {
+            Way::Broker => (self.max_message_bytes, "the broker takes"),
+            Way::Connection => (HTTP_ANSWER_BYTES_MAX, "one by HTTP may have"),
+        };
         let chunk = request.stream.then(|| {
-            let fits = |chunk: &usize| bytes(*chunk) <= self.max_message_bytes;
+            let fits = |chunk: &usize| bytes(*chunk) <= answer_max;
             let halves = std::iter::successors(Some(entry.batch_inputs), |chunk| Some(chunk / 2));
             halves.take_while(|chunk| *chunk > 0).find(fits).unwrap_or(1)
         });
         let answer = bytes(chunk.unwrap_or(inputs));
-        if answer > self.max_message_bytes {
+        if answer > answer_max {
             let message = format!(
-                "the answer may need {answer} bytes, the broker takes {}: send fewer texts per job, or ask for base64",
-                self.max_message_bytes
+                "the answer may need {answer} bytes, {takes} {answer_max}: send fewer texts per job, or ask for base64"
             );
             return Err(Refusal::new(ErrorType::TooManyInputs, message).on("input"));
         }

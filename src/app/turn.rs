@@ -11,7 +11,7 @@ mod work;
 
 pub use work::{Done, report, report_tokenizers, start_loader, watch_memory};
 
-use super::catalogue::{self, Catalogue, CatalogueError};
+use super::catalogue::{self, Catalogue, CatalogueError, Way};
 use super::desk::{Desk, Held};
 use super::innocent::Innocent;
 use super::lineages::Lineages;
@@ -577,7 +577,7 @@ impl Loop {
         let plan = self
             .parts
             .catalogue
-            .plan(&request)
+            .plan(&request, Way::Broker)
             .expect("a canary can be planned");
         let ticket = plan.ticket(CallerId::default(), 1, body.len(), None, None);
         let job = self.parts.logic.local_key();
