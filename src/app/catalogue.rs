@@ -249,6 +249,16 @@ impl Catalogue {
         })
     }
 
+    /// New limits hold for what comes from now on; a model's own go before them as they did.
+    pub fn reload(&mut self, config: &Config) {
+        for entry in &mut self.entries {
+            let limits = config.limits_of(&entry.name);
+            entry.max_inputs = limits.max_inputs;
+            entry.max_stream_inputs = limits.max_stream_inputs;
+            entry.batch_inputs = limits.batch_inputs;
+        }
+    }
+
     /// The orders to load every model for the first time, the default one first.
     pub fn first_orders(&self) -> VecDeque<Order> {
         let others = (0..self.entries.len())

@@ -348,6 +348,11 @@ impl Health {
         }
     }
 
+    /// For how long a stage, or the loop, may stand still.
+    pub fn stall_max(&self) -> Duration {
+        self.limits.liveness_max_stall
+    }
+
     /// The stage that is stalled, if one is; of several the last, because what waits for the next is judged
     /// by the next. What waits for a broker that says it blocks is excused.
     pub fn stalled(&self, now: Moment) -> Option<Stage> {

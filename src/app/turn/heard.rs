@@ -74,8 +74,13 @@ impl Loop {
                 self.start_moves(ATTEMPT_MAX + pause);
                 return None;
             }
-            BrokerEvent::Up { session, resumable } => {
+            BrokerEvent::Up {
+                session,
+                resumable,
+                prefetch,
+            } => {
                 (self.session, self.resumable) = (session, resumable);
+                self.parts.logic.fetches(prefetch.map(usize::from));
                 self.waiting = None;
                 if self.draining {
                     self.command(Command::StopIntake);
