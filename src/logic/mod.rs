@@ -189,12 +189,6 @@ impl Logic {
         others.into_iter().flatten().fold(health, Moment::min)
     }
 
-    /// So many deliveries of each lane may be unacknowledged in the session that begins; the loop tells it before
-    /// [`Event::BrokerUp`].
-    pub fn fetches(&mut self, prefetch: [usize; Lane::COUNT]) {
-        self.setup.prefetch = prefetch;
-    }
-
     /// The watchdog thread looked at `at`; the loop tells it before each turn.
     pub fn watched(&mut self, at: Moment) {
         self.health.watched(at);
