@@ -267,13 +267,22 @@ async fn a_consumer_that_stays_missing_is_told_of() {
     let report: serde_json::Value = serde_json::from_str(&told).unwrap();
     assert_eq!(report["ready"], false, "{report}");
     let conditions = report["conditions"].as_array().unwrap();
-    let proven = conditions.iter().find(|it| it["name"] == "broker_proven").unwrap();
+    let proven = conditions
+        .iter()
+        .find(|it| it["name"] == "broker_proven")
+        .unwrap();
     assert_eq!(proven["ok"], false, "{report}");
-    assert!(report["line"].as_str().unwrap().contains("no consumer on lane"), "{report}");
+    assert!(
+        report["line"].as_str().unwrap().contains("no consumer on lane"),
+        "{report}"
+    );
     assert_eq!(service.exit(SOON).0, Some(70), "{}", service.log());
     assert_eq!(service.deaths(), ["broker_disconnected"]);
     let log = service.log();
-    assert!(log.contains("no consumer on lane") && log.contains("though the broker answers"), "{log}");
+    assert!(
+        log.contains("no consumer on lane") && log.contains("though the broker answers"),
+        "{log}"
+    );
 }
 
 /// Goal: a reply queue that takes nothing, and in the broker holds up all that is published behind it, harms
