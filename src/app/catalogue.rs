@@ -20,7 +20,20 @@ use std::sync::Arc;
 const CANARY_TEXT: &str =
     "The canary sings while the air is good; when it falls silent, leave the mine at once.";
 /// A canary's vector below this cosine to the one computed at start is wrong (contract, section 5).
-const CANARY_COSINE_MIN: f32 = 0.999;
+const CANARY_COSINE_MIN: f64 = 0.999;
+
+/// Largest answer by HTTP, in bytes: what a message may have where RabbitMQ takes the largest. It is there twice while it is
+/// written, and below it the watch over memory turns new jobs away.
+const HTTP_ANSWER_BYTES_MAX: usize = 128 << 20;
+
+/// By which way a job came, and its answer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// As messages of the broker.
+    Broker,
+    /// On a connection of its caller's own.
+    Connection,
+}
 
 /// Why the models cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -236,6 +249,16 @@ impl Catalogue {
         })
     }
 
+    /// New limits hold for what comes from now on; a model's own go before them as they did.
+    pub fn reload(&mut self, config: &Config) {
+        for entry in &mut self.entries {
+            let limits = config.limits_of(&entry.name);
+            entry.max_inputs = limits.max_inputs;
+            entry.max_stream_inputs = limits.max_stream_inputs;
+            entry.batch_inputs = limits.batch_inputs;
+        }
+    }
+
     /// The orders to load every model for the first time, the default one first.
     pub fn first_orders(&self) -> VecDeque<Order> {
         let others = (0..self.entries.len())
@@ -299,7 +322,7 @@ impl Catalogue {
     }
 
     /// What a request means here, or what is wrong with it.
-    pub fn plan(&self, request: &Request) -> Result<Plan, Refusal> {
+    pub fn plan(&self, request: &Request, way: Way) -> Result<Plan, Refusal> {
         let model = match &request.model {
             None => self.default,
             Some(name) => *self.names.get(name).ok_or_else(|| {
@@ -326,16 +349,19 @@ impl Catalogue {
         }
         let dimensions = request.dimensions.unwrap_or(info.dimensions);
         let bytes = |inputs| result_bytes_max(inputs, dimensions, request.encoding);
+        let (answer_max, takes) = match way {
+            Way::Broker => (self.max_message_bytes, "the broker takes"),
+            Way::Connection => (HTTP_ANSWER_BYTES_MAX, "one by HTTP may have"),
+        };
         let chunk = request.stream.then(|| {
-            let fits = |chunk: &usize| bytes(*chunk) <= self.max_message_bytes;
+            let fits = |chunk: &usize| bytes(*chunk) <= answer_max;
             let halves = std::iter::successors(Some(entry.batch_inputs), |chunk| Some(chunk / 2));
             halves.take_while(|chunk| *chunk > 0).find(fits).unwrap_or(1)
         });
         let answer = bytes(chunk.unwrap_or(inputs));
-        if answer > self.max_message_bytes {
+        if answer > answer_max {
             let message = format!(
-                "the answer may need {answer} bytes, the broker takes {}: send fewer texts per job, or ask for base64",
-                self.max_message_bytes
+                "the answer may need {answer} bytes, {takes} {answer_max}: send fewer texts per job, or ask for base64"
             );
             return Err(Refusal::new(ErrorType::TooManyInputs, message).on("input"));
         }
@@ -377,10 +403,16 @@ impl Entry {
     }
 }
 
-/// Whether a canary's vector is the one computed at start, as near as rounding allows.
+/// Whether a canary's vector is the one computed at start, as near as rounding allows. By the angle alone: whether a model's
+/// vectors have length one is its own affair, and a canary goes the way that its own setting says.
 fn is_near(reference: &[f32], vector: &[f32]) -> bool {
-    // Both are of length one; a comparison with NaN is false, as it should be.
-    let cosine: f32 = reference.iter().zip(vector).map(|(a, b)| a * b).sum();
+    // In 64 bits: squares of large components leave the range of 32.
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
+        products.sum()
+    };
+    let cosine = dot(reference, vector) / (dot(reference, reference) * dot(vector, vector)).sqrt();
+    // A comparison with NaN is false, as it should be.
     cosine >= CANARY_COSINE_MIN
 }
 
@@ -490,4 +522,29 @@ fn canary_vector(name: &str, model: &Model, step: &mut dyn FnMut()) -> Result<Ve
         .expect("one result for one sequence")
         .map_err(|fault| fails(fault.to_string()))?;
     Ok(pooling::finish(vector, None, true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a canary is judged by its direction alone, however long the model's vectors are.
+    #[test]
+    fn a_canary_is_judged_by_its_direction() {
+        let reference = [0.6, 0.8];
+        let turned = |degrees: f32, length: f32| {
+            let angle = 0.8_f32.atan2(0.6) + degrees.to_radians();
+            [length * angle.cos(), length * angle.sin()]
+        };
+        // The cosine of 2.5 degrees is 0.99905, that of 2.6 degrees 0.99897.
+        for length in [1e-20, 0.5, 1.0, 7.0, 1e30] {
+            assert!(is_near(&reference, &turned(0.0, length)), "length {length}");
+            assert!(is_near(&reference, &turned(2.5, length)), "length {length}");
+            assert!(!is_near(&reference, &turned(2.6, length)), "length {length}");
+            assert!(!is_near(&reference, &turned(180.0, length)), "length {length}");
+        }
+        for nothing in [0.0, f32::NAN, f32::INFINITY] {
+            assert!(!is_near(&reference, &[nothing; 2]), "{nothing}");
+        }
+    }
 }

@@ -18,7 +18,7 @@ mod turn;
 mod twins;
 mod window;
 
-use crate::broker::{self, BrokerEvent, Command, Span};
+use crate::broker::{self, BrokerEvent, Command, Prefetch, Span};
 use crate::clock::{Clock, Moment};
 use crate::config::{self, Directories, EXIT_CONFIG, Inputs, Limits, Loaded};
 use crate::engine::device;
@@ -60,8 +60,8 @@ const MAX_QUEUE_MAX: usize = PREFETCH_MAX - REFUSE_ROOM_MIN;
 const PROBE_PREFETCH: u16 = 8;
 /// Largest request taken. With 2048 inputs this leaves 16 KiB for each; longer ones are cut anyway.
 const BODY_BYTES_MAX: usize = 32 << 20;
-/// Largest `max_stream_inputs`; a body of [`BODY_BYTES_MAX`] has hardly room for more.
-const STREAM_INPUTS_MAX: usize = 1 << 20;
+/// Most texts of a request, whatever is configured; a body of [`BODY_BYTES_MAX`] has hardly room for more.
+const INPUTS_MAX: usize = 1 << 20;
 /// Threads for the broker's connections and for reading and writing JSON. One, so that it cannot stand still
 /// half: with two, whatever the other happened to hold when it froze would be missed one by one, and late.
 const IO_THREADS: usize = 1;
@@ -203,12 +203,18 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     let token = token.context(BadToken)?;
     let window = Window::open(clock, host(), config);
     let runtime = runtime()?;
+    // After a reload there may be more bulk jobs.
+    let waiting_max: usize = prefetch(limits.max_queue, PREFETCH_MAX)
+        .iter()
+        .map(|&n| usize::from(n))
+        .sum();
     let prefetch = prefetch(limits.max_queue, limits.max_inflight);
     let requests_max = usize::from(prefetch[Lane::Interactive as usize]);
     let (calls, called) = mpsc::channel(2 * requests_max);
     let request = RequestLimits {
-        inputs_max: config.max_inputs(),
-        stream_inputs_max: limits.max_stream_inputs.min(STREAM_INPUTS_MAX),
+        // The catalogue knows what is configured for which model, and hears of a reload.
+        inputs_max: INPUTS_MAX,
+        stream_inputs_max: INPUTS_MAX,
         body_bytes_max: BODY_BYTES_MAX,
     };
     let traces = traces(clock, config).context("failed to start the thread for spans")?;
@@ -223,7 +229,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             sources: sources(config, figures),
             models: config.model_names(),
             limits: request,
-            bodies_bytes_max: limits.max_queue_bytes.max(BODY_BYTES_MAX),
+            bodies_bytes_max: bodies_bytes_max(&limits),
             requests_max,
             calls: calls.clone(),
         })
@@ -238,7 +244,6 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     let (work_done, work_events) = mpsc::channel(EVENTS);
     let report = turn::report(work_done.clone());
     let pool = Pool::start(engines, clock, report).context("failed to start engine threads")?;
-    let waiting_max: usize = prefetch.iter().map(|&n| usize::from(n)).sum();
     let tokenizer_threads = device::threads();
     let tokenizers = Tokenizers::start(
         tokenizer_threads,
@@ -289,10 +294,11 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
         let disconnect_kill = Span::new(limits.disconnect_kill);
         let confirm_patience = Span::new(confirm_patience(&limits));
         let host = host();
+        let prefetch = Prefetch::new(prefetch);
         let resume = Arc::new(AtomicBool::new(false));
         let setup = broker::Setup {
             config: config.broker.clone(),
-            prefetch,
+            prefetch: prefetch.clone(),
             request,
             disconnect_kill: disconnect_kill.clone(),
             confirm_patience: confirm_patience.clone(),
@@ -310,6 +316,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             host,
             disconnect_kill,
             confirm_patience,
+            prefetch,
             max_queue_max: limits.max_queue,
             logging,
             catalogue,
@@ -392,6 +399,11 @@ fn confirm_patience(limits: &Limits) -> Duration {
     limits.liveness_max_stall / 2
 }
 
+/// Bytes of bodies that may be here by HTTP at once: one of the largest at least.
+fn bodies_bytes_max(limits: &Limits) -> usize {
+    limits.max_queue_bytes.max(BODY_BYTES_MAX)
+}
+
 /// This machine's name; asked of the kernel, since our unit hides the files that have it.
 fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
@@ -426,6 +438,7 @@ fn die(reason: KillReason, health: Option<&Health>, model: &str, now: Moment) ->
     if let Some(health) = health {
         death.last_progress_age_ms = Some(millis(health.progress_age(now)));
         death.broker_proof_age_ms = health.proof_age(now).map(millis);
+        death.detail = health.detail(reason, now).unwrap_or_default();
         death.inside = health.inside().map(|(stage, n)| format!("{stage}={n}")).join(" ");
     }
     dying::end(death, reason.exit_code())

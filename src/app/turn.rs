@@ -11,7 +11,7 @@ mod work;
 
 pub use work::{Done, report, report_tokenizers, start_loader, watch_memory};
 
-use super::catalogue::{self, Catalogue, CatalogueError};
+use super::catalogue::{self, Catalogue, CatalogueError, Way};
 use super::desk::{Desk, Held};
 use super::innocent::Innocent;
 use super::lineages::Lineages;
@@ -24,7 +24,7 @@ use super::trace::Trace;
 use super::twins::Twins;
 use super::window::{self, Question};
 use super::{die, heed_sentence};
-use crate::broker::{BrokerEvent, Command, Span};
+use crate::broker::{BrokerEvent, Command, Prefetch, Span};
 use crate::clock::{Clock, Moment};
 use crate::config::{Config, Inputs};
 use crate::engine::pool::{Pool, Work};
@@ -48,6 +48,7 @@ use heard::{Outside, outside};
 use progress::Retries;
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
+use signals::Reload;
 use std::collections::{HashMap, VecDeque};
 use std::hash::RandomState;
 use std::process::ExitCode;
@@ -74,6 +75,8 @@ pub struct Parts {
     pub host: String,
     pub disconnect_kill: Span,
     pub confirm_patience: Span,
+    /// What the next session with the broker fetches ahead.
+    pub prefetch: Prefetch,
     /// The largest `max_queue` that the prefetch of this process has room for.
     pub max_queue_max: usize,
     pub logging: Logging,
@@ -123,6 +126,7 @@ pub struct Loop {
     ready: bool,
     draining: bool,
     drained: bool,
+    reload: Reload,
     show: Show,
     /// What the last attempt to reach the broker came to, while there is no session.
     waiting: Option<String>,
@@ -179,6 +183,7 @@ impl Loop {
             ready: false,
             draining: false,
             drained: false,
+            reload: Reload::default(),
             waiting: None,
             loading: Some(("loading models".into(), Moment::ZERO)),
             first_load: false,
@@ -577,7 +582,7 @@ impl Loop {
         let plan = self
             .parts
             .catalogue
-            .plan(&request)
+            .plan(&request, Way::Broker)
             .expect("a canary can be planned");
         let ticket = plan.ticket(CallerId::default(), 1, body.len(), None, None);
         let job = self.parts.logic.local_key();

@@ -186,7 +186,7 @@ impl Letters {
             self.kept += 1;
             return Ok(());
         }
-        let copy = properties(&held.properties, headers(&held.properties, &NEVER_COPIED));
+        let copy = publish::copied(&held.properties, headers(&held.properties, &NEVER_COPIED));
         self.publish(&self.names.dead, &held.letter.body, copy).await?;
         self.ack(held.tag).await
     }
@@ -209,7 +209,7 @@ impl Letters {
         if let Some(checkpoint) = checkpoint.filter(|_| queue == self.names.resumed) {
             kept.insert(HEADER_CHECKPOINT.into(), AMQPValue::LongString(checkpoint.into()));
         }
-        let job = properties(&held.properties, kept);
+        let job = publish::copied(&held.properties, kept);
         self.publish(queue, &held.letter.body, job).await?;
         self.ack(held.tag).await
     }
@@ -306,42 +306,6 @@ fn code(error: &lapin::Error) -> Option<u16> {
         ErrorKind::ProtocolError(refusal) => Some(refusal.get_id()),
         _ => None,
     }
-}
-
-/// What a copy keeps of the properties. Not the expiration, which would let it vanish, nor the user id, which
-/// the broker compares with ours.
-fn properties(of: &BasicProperties, headers: FieldTable) -> BasicProperties {
-    let mut copy = BasicProperties::default()
-        .with_headers(headers)
-        .with_delivery_mode(publish::PERSISTENT);
-    if let Some(value) = of.content_type() {
-        copy = copy.with_content_type(value.clone());
-    }
-    if let Some(value) = of.content_encoding() {
-        copy = copy.with_content_encoding(value.clone());
-    }
-    if let Some(value) = of.correlation_id() {
-        copy = copy.with_correlation_id(value.clone());
-    }
-    if let Some(value) = of.message_id() {
-        copy = copy.with_message_id(value.clone());
-    }
-    if let Some(value) = of.reply_to() {
-        copy = copy.with_reply_to(value.clone());
-    }
-    if let Some(value) = of.app_id() {
-        copy = copy.with_app_id(value.clone());
-    }
-    if let Some(value) = of.kind() {
-        copy = copy.with_type(value.clone());
-    }
-    if let Some(value) = of.priority() {
-        copy = copy.with_priority(*value);
-    }
-    if let Some(value) = of.timestamp() {
-        copy = copy.with_timestamp(*value);
-    }
-    copy
 }
 
 fn headers(of: &BasicProperties, without: &[&str]) -> FieldTable {
@@ -498,7 +462,7 @@ mod tests {
         });
         let left: Vec<&str> = anew.inner().keys().map(ShortString::as_str).collect();
         assert_eq!(left, ["traceparent", "x-budget-ms"]);
-        let copy = properties(&original, anew);
+        let copy = publish::copied(&original, anew);
         assert_eq!(copy.message_id(), &Some("7".into()));
         assert_eq!((copy.user_id(), copy.expiration()), (&None, &None));
         assert_eq!(copy.delivery_mode(), &Some(publish::PERSISTENT));

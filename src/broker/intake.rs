@@ -51,6 +51,7 @@ pub struct Arrival {
 #[derive(Debug, Clone)]
 pub struct Receipt {
     pub(super) session: u64,
+    pub(super) lane: Lane,
     pub(super) queue: Arc<str>,
     pub(super) message: Arc<Message>,
     acker: Acker,
@@ -194,6 +195,7 @@ fn read(delivery: Delivery, origin: &Origin) -> Arrival {
         lane: origin.lane,
         receipt: Receipt {
             session: origin.session,
+            lane: origin.lane,
             queue: origin.queue.clone(),
             message: Arc::new(Message {
                 properties: delivery.properties,

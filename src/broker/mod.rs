@@ -27,8 +27,8 @@ use crate::job::request::RequestLimits;
 use crate::job::{JobKey, Lane};
 use rand::Rng;
 use std::hash::RandomState;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -145,6 +145,8 @@ pub enum BrokerEvent {
         session: u64,
         /// Whether the broker has the queues for jobs that go on.
         resumable: bool,
+        /// Deliveries that may be unacknowledged in it, per lane.
+        prefetch: [u16; Lane::COUNT],
     },
     /// The session is gone; no event of it will follow.
     Down {
@@ -256,8 +258,8 @@ pub enum Command {
 pub struct Setup {
     /// Where.
     pub config: BrokerConfig,
-    /// Unacknowledged deliveries per lane, in the order of [`Lane::ALL`].
-    pub prefetch: [u16; Lane::COUNT],
+    /// Deliveries that may be unacknowledged in the next session.
+    pub prefetch: Prefetch,
     /// Bounds on one request.
     pub request: RequestLimits,
     /// Age of the last proof at which the process ends; the prober is fast enough to be heard within it.
@@ -293,14 +295,30 @@ impl Span {
     }
 }
 
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+/// Deliveries that may be unacknowledged, per lane in the order of [`Lane::ALL`]. A reload may change it for the sessions that
+/// are yet to come: RabbitMQ goes by what held when a consumer began.
+#[derive(Clone, Debug)]
+pub struct Prefetch(Arc<Mutex<[u16; Lane::COUNT]>>);
+
+impl Prefetch {
+    /// Starts with so many.
+    pub fn new(prefetch: [u16; Lane::COUNT]) -> Prefetch {
+        Prefetch(Arc::new(Mutex::new(prefetch)))
+    }
+
+    /// So many from the next session on. True if that is a change.
+    pub fn set(&self, prefetch: [u16; Lane::COUNT]) -> bool {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *kept, prefetch) != prefetch
+    }
+
+    fn get(&self) -> [u16; Lane::COUNT] {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-impl Setup {
-    fn prefetch(&self, lane: Lane) -> u16 {
-        self.prefetch[lane as usize]
-    }
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Starts the broker task on the current runtime. It ends when `commands` is closed, and then has
@@ -324,6 +342,7 @@ pub fn start(
                     let up = BrokerEvent::Up {
                         session: number,
                         resumable: session.resumable,
+                        prefetch: session.prefetch,
                     };
                     if events.send(up).await.is_err() {
                         return;

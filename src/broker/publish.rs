@@ -13,16 +13,17 @@ use crate::job::reply::{
 };
 use crate::job::request::DIRECT_REPLY_TO;
 use crate::job::trace::{HEADER_TRACEPARENT, TraceParent};
-use crate::job::{JobKey, Refusal};
+use crate::job::{JobKey, Lane, Refusal};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::options::BasicPublishOptions;
-use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tracing::warn;
+use tracing::{info, warn};
 
 /// Longest time from handing a message to the client library to the broker's confirm, not counting the
 /// time during which the broker says that it blocks us.
@@ -180,6 +181,29 @@ pub(super) struct Press {
     pub blocked: Blocked,
     /// How long a queue may take to confirm, while others do, before it is given up.
     pub patience: Span,
+    /// Queues of ours that take nothing at present.
+    pub full: Full,
+}
+
+/// Queues of ours that have refused what they were given, and have taken nothing since: each is told of once, however many
+/// jobs wait for it.
+#[derive(Debug, Default)]
+pub(super) struct Full(Mutex<BTreeSet<String>>);
+
+impl Full {
+    /// The queue refused a message. True if it was not known to be full.
+    fn refused(&self, queue: &str) -> bool {
+        self.queues().insert(queue.to_owned())
+    }
+
+    /// The queue took a message. True if it was known to be full.
+    fn took(&self, queue: &str) -> bool {
+        self.queues().remove(queue)
+    }
+
+    fn queues(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Press {
@@ -238,7 +262,7 @@ impl Press {
                 }
                 // A canary's answer goes to the queue it came from, and is waited for as long as it takes: the
                 // ledger judges how long that may be.
-                if to == *receipt.queue {
+                if receipt.lane == Lane::Probe {
                     let outcome = send(&self.own, &self.blocked, &to, &bytes, properties, None).await?;
                     self.ways.confirmed(&to);
                     outcome
@@ -342,10 +366,19 @@ impl Press {
             match sent.await? {
                 Published::Routed => {
                     self.ways.confirmed(queue);
+                    if self.full.took(queue) {
+                        info!(queue, "a queue of ours takes messages again");
+                    }
                     return Ok(());
                 }
                 Published::Rejected => {
-                    warn!(queue, "a queue of ours takes nothing; trying again");
+                    if self.full.refused(queue) {
+                        let pause_s = PERSIST_PAUSE.as_secs();
+                        warn!(
+                            queue,
+                            "a queue of ours takes nothing; trying again every {pause_s} s, for each job"
+                        );
+                    }
                     tokio::time::sleep(PERSIST_PAUSE).await;
                 }
                 // Gone: opening another session declares it again.
@@ -425,7 +458,7 @@ fn dead_properties(receipt: &Receipt, refusal: &Refusal, attempt: u32) -> BasicP
     headers.insert("x-original-queue".into(), text(&receipt.queue));
     headers.insert("x-dead-at-ms".into(), whole(Clock::start().unix_ms()));
     headers.insert(HEADER_ATTEMPT.into(), whole(u64::from(attempt)));
-    copied(receipt, headers)
+    copied(&receipt.message.properties, headers)
 }
 
 /// The message's own properties, and a header that says how far the job has come.
@@ -453,7 +486,7 @@ fn moved_properties(
         headers.insert("x-sent-at-ms".into(), whole(from_ms));
     }
     headers.insert(HEADER_CHECKPOINT.into(), text(&checkpoint.to_header()));
-    copied(receipt, headers).with_message_id(message_id.into())
+    copied(&receipt.message.properties, headers).with_message_id(message_id.into())
 }
 
 /// The message's own headers. A header frame has room for 128 KiB in all, and ours must fit: headers too large to
@@ -471,32 +504,40 @@ fn kept_headers(receipt: &Receipt) -> FieldTable {
     own
 }
 
-/// The message's own properties with these headers. An expiration or a user id must not decide about a copy.
-fn copied(receipt: &Receipt, headers: FieldTable) -> BasicProperties {
-    let original = &receipt.message.properties;
-    let kept = |value: &Option<ShortString>| value.clone();
-    let mut properties = BasicProperties::default()
+/// What a copy keeps of the properties, with these headers. Not the expiration, which would let it vanish, nor the user id,
+/// which the broker compares with ours. A copy outlives a restart of the broker, whatever the sender chose.
+pub(super) fn copied(of: &BasicProperties, headers: FieldTable) -> BasicProperties {
+    let mut copy = BasicProperties::default()
         .with_headers(headers)
         .with_delivery_mode(PERSISTENT);
-    if let Some(value) = kept(original.content_type()) {
-        properties = properties.with_content_type(value);
+    if let Some(value) = of.content_type() {
+        copy = copy.with_content_type(value.clone());
     }
-    if let Some(value) = kept(original.correlation_id()) {
-        properties = properties.with_correlation_id(value);
+    if let Some(value) = of.content_encoding() {
+        copy = copy.with_content_encoding(value.clone());
     }
-    if let Some(value) = kept(original.message_id()) {
-        properties = properties.with_message_id(value);
+    if let Some(value) = of.correlation_id() {
+        copy = copy.with_correlation_id(value.clone());
     }
-    if let Some(value) = kept(original.reply_to()) {
-        properties = properties.with_reply_to(value);
+    if let Some(value) = of.message_id() {
+        copy = copy.with_message_id(value.clone());
     }
-    if let Some(value) = kept(original.app_id()) {
-        properties = properties.with_app_id(value);
+    if let Some(value) = of.reply_to() {
+        copy = copy.with_reply_to(value.clone());
     }
-    if let Some(value) = original.timestamp() {
-        properties = properties.with_timestamp(*value);
+    if let Some(value) = of.app_id() {
+        copy = copy.with_app_id(value.clone());
     }
-    properties
+    if let Some(value) = of.kind() {
+        copy = copy.with_type(value.clone());
+    }
+    if let Some(value) = of.priority() {
+        copy = copy.with_priority(*value);
+    }
+    if let Some(value) = of.timestamp() {
+        copy = copy.with_timestamp(*value);
+    }
+    copy
 }
 
 /// About as many bytes as the table takes on the wire.
@@ -531,4 +572,19 @@ fn text(value: &str) -> AMQPValue {
 
 fn whole(value: u64) -> AMQPValue {
     AMQPValue::LongLongInt(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_is_told_of_once_until_it_takes_something() {
+        let full = Full::default();
+        assert!(!full.took("dead"), "never known to be full");
+        assert_eq!([(); 3].map(|()| full.refused("dead")), [true, false, false]);
+        assert!(full.refused("resumed"), "each by itself");
+        assert_eq!([(); 2].map(|()| full.took("dead")), [true, false]);
+        assert!(full.refused("dead"), "anew");
+    }
 }

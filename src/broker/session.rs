@@ -46,6 +46,8 @@ pub(super) struct Session {
     consumers: Vec<Subscription>,
     /// Whether the broker has the queues for jobs that go on.
     pub(super) resumable: bool,
+    /// Deliveries that may be unacknowledged, per lane.
+    pub(super) prefetch: [u16; Lane::COUNT],
     names: Names,
     probe_queue: String,
     /// Message id of the session's canaries.
@@ -81,6 +83,7 @@ pub(super) async fn open(setup: &Setup, number: u64, nodes: &mut Nodes) -> Resul
     let own = confirming(&publishing).await?;
     let announcer = channel(&publishing).await?;
     let mut consumers = Vec::new();
+    let prefetch = setup.prefetch.get();
     let resumes = resumable && setup.resume.load(Ordering::Relaxed);
     for lane in Lane::ALL {
         let queue = match lane {
@@ -90,7 +93,7 @@ pub(super) async fn open(setup: &Setup, number: u64, nodes: &mut Nodes) -> Resul
             Lane::Resumed if !resumes => continue,
             Lane::Resumed => names.resumed.as_str(),
         };
-        consumers.push(subscribe(&consuming, lane, queue, setup.prefetch(lane)).await?);
+        consumers.push(subscribe(&consuming, lane, queue, prefetch[lane as usize]).await?);
     }
     let (setup, blocked) = (setup.clone(), Blocked::default());
     Ok(Session {
@@ -102,6 +105,7 @@ pub(super) async fn open(setup: &Setup, number: u64, nodes: &mut Nodes) -> Resul
         announcer,
         consumers,
         resumable,
+        prefetch,
         names,
         probe_queue,
         canary: Arc::from(format!("canary-{:032x}", rand::random::<u128>())),
@@ -240,6 +244,7 @@ impl Session {
             dead: Arc::from(self.names.dead.as_str()),
             blocked: self.blocked.clone(),
             patience: self.setup.confirm_patience.clone(),
+            full: publish::Full::default(),
         };
         tasks.spawn(publish::run(press, queue, events.clone()));
         let (notices, queue) = mpsc::channel(announce::NOTICES);
@@ -300,7 +305,7 @@ impl Session {
                         if self.resumable && !takes_resumed(&intakes) && !stopping.load(Ordering::Relaxed) =>
                     {
                         // A round trip or three, each with its deadline, once in the life of a process.
-                        let (queue, prefetch) = (&self.names.resumed, self.setup.prefetch(Lane::Resumed));
+                        let (queue, prefetch) = (&self.names.resumed, self.prefetch[Lane::Resumed as usize]);
                         match subscribe(&self.consuming, Lane::Resumed, queue, prefetch).await {
                             Ok(Subscription { lane, queue, channel, consumer }) => {
                                 tasks.spawn(consume(consumer, lane, queue, &channel));

@@ -210,11 +210,6 @@ impl Config {
     }
 
     /// Largest number of inputs that any model allows.
-    pub fn max_inputs(&self) -> usize {
-        let own = self.models.keys().map(|name| self.limits_of(name).max_inputs);
-        own.max().unwrap_or(1)
-    }
-
     /// The limits that hold for one model, given its configured name: its own where it has them.
     pub fn limits_of(&self, model: &str) -> Limits {
         let mut limits = self.limits;

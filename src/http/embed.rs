@@ -14,7 +14,7 @@ use crate::job::{ErrorType, Refusal};
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
@@ -25,25 +25,41 @@ const DECODE_INLINE_BYTES: usize = 64 << 10;
 const ENCODE_INLINE_NUMBERS: usize = 16 << 10;
 /// Longest wait for such a thread. They are few, and shared with the broker's large messages.
 const ASIDE_MAX: Duration = Duration::from_secs(30);
-/// Bodies are counted in pieces of this size.
-const PIECE_BYTES: usize = 1 << 10;
 /// When to come back where no estimate is to be had: the loop hangs, and its end and a new start are seconds away.
 const RETRY_HUNG_MS: u64 = 5000;
 
 /// What of bodies may be here at once.
 #[derive(Debug)]
 pub(super) struct Bodies {
-    pieces: Arc<Semaphore>,
-    pieces_max: usize,
+    volume: Mutex<Volume>,
     requests: Arc<Semaphore>,
     turnstile: Turnstile,
+}
+
+/// Bytes of bodies.
+#[derive(Debug)]
+struct Volume {
+    here: usize,
+    max: usize,
+}
+
+/// So many bytes of a body, for as long as this lives.
+struct Weight<'a> {
+    bodies: &'a Bodies,
+    bytes: usize,
+}
+
+impl Drop for Weight<'_> {
+    fn drop(&mut self) {
+        self.bodies.volume().here -= self.bytes;
+    }
 }
 
 /// The place of a request and its body, for as long as this lives.
 struct Place<'a> {
     bodies: &'a Bodies,
     _request: OwnedSemaphorePermit,
-    _pieces: OwnedSemaphorePermit,
+    _weight: Weight<'a>,
 }
 
 impl Drop for Place<'_> {
@@ -54,39 +70,48 @@ impl Drop for Place<'_> {
 
 impl Bodies {
     /// At most so many bytes, and so many requests.
-    pub(super) fn new(bytes: usize, requests: usize, clock: Clock) -> Bodies {
-        let pieces_max = (bytes / PIECE_BYTES).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+    pub(super) fn new(bytes_max: usize, requests: usize, clock: Clock) -> Bodies {
         Bodies {
-            pieces: Arc::new(Semaphore::new(pieces_max)),
-            pieces_max,
+            volume: Mutex::new(Volume {
+                here: 0,
+                max: bytes_max,
+            }),
             requests: Arc::new(Semaphore::new(requests)),
             turnstile: Turnstile::new(clock),
         }
     }
 
+    /// At most so many bytes from now on. What is here stays.
+    pub(super) fn set_bytes_max(&self, max: usize) {
+        self.volume().max = max;
+    }
+
     /// A place for a body of this size, or what is full.
     fn take(&self, bytes: usize) -> Result<Place<'_>, Full> {
-        let pieces = bytes.div_ceil(PIECE_BYTES).clamp(1, self.pieces_max);
         let request = self.requests.clone().try_acquire_owned();
         let _request = request.map_err(|_| Full::Requests)?;
-        let _pieces = self.take_pieces(pieces).ok_or(Full::Bodies)?;
+        let _weight = self.more(bytes)?;
         self.turnstile.enter();
         Ok(Place {
             bodies: self,
             _request,
-            _pieces,
+            _weight,
         })
     }
 
-    /// A place for so many bytes more of a body that has one.
-    fn more(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Full> {
-        let pieces = bytes.div_ceil(PIECE_BYTES).min(self.pieces_max);
-        self.take_pieces(pieces).ok_or(Full::Bodies)
+    /// A place for so many bytes more of a body that has one. A body above the bound has room when it is alone.
+    fn more(&self, bytes: usize) -> Result<Weight<'_>, Full> {
+        let mut all = self.volume();
+        let bytes = bytes.min(all.max);
+        if bytes > all.max.saturating_sub(all.here) {
+            return Err(Full::Bodies);
+        }
+        all.here += bytes;
+        Ok(Weight { bodies: self, bytes })
     }
 
-    fn take_pieces(&self, pieces: usize) -> Option<OwnedSemaphorePermit> {
-        let pieces = u32::try_from(pieces).ok()?;
-        self.pieces.clone().try_acquire_many_owned(pieces).ok()
+    fn volume(&self) -> MutexGuard<'_, Volume> {
+        self.volume.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -292,15 +317,21 @@ mod tests {
 
     #[test]
     fn places_are_given_back() {
-        let bodies = Bodies::new(3 * PIECE_BYTES, 2, Clock::start());
-        let first = bodies.take(PIECE_BYTES + 1).unwrap();
-        assert_eq!(bodies.take(2 * PIECE_BYTES).err(), Some(Full::Bodies));
+        let bodies = Bodies::new(3000, 2, Clock::start());
+        let first = bodies.take(1001).unwrap();
+        assert_eq!(bodies.take(2000).err(), Some(Full::Bodies));
         let second = bodies.take(0).unwrap();
         assert_eq!(bodies.take(0).err(), Some(Full::Requests));
         drop((first, second));
-        let all = bodies.take(usize::MAX);
-        assert!(all.is_ok(), "one alone may take all");
+        let all = bodies.take(usize::MAX).unwrap();
         assert!(bodies.more(0).is_ok() && bodies.more(1).is_err());
+        // A bound below what is here turns away what comes, and takes nothing back.
+        bodies.set_bytes_max(1000);
+        assert!(bodies.more(0).is_ok() && bodies.more(1).is_err());
+        bodies.set_bytes_max(4000);
+        assert!(bodies.more(1000).is_ok() && bodies.more(1001).is_err());
+        drop(all);
+        assert!(bodies.take(4000).is_ok(), "all is given back");
     }
 
     #[tokio::test]

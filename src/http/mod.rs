@@ -44,7 +44,7 @@ struct Inside {
     sources: Sources,
     deaths: views::Deaths,
     line: call::Line,
-    bodies: embed::Bodies,
+    bodies: Arc<embed::Bodies>,
     bounds: bounds::Bounds,
     limits: RequestLimits,
     token: Option<Token>,

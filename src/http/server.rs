@@ -66,10 +66,16 @@ pub struct Setup {
 #[derive(Debug)]
 pub struct Server {
     stop: oneshot::Sender<()>,
+    bodies: Arc<Bodies>,
     task: JoinHandle<()>,
 }
 
 impl Server {
+    /// So many bytes of bodies may be here at once from now on.
+    pub fn reload(&self, bodies_bytes_max: usize) {
+        self.bodies.set_bytes_max(bodies_bytes_max);
+    }
+
     /// Takes no further connections, and waits for those that are being answered, no longer than `limit`.
     pub async fn close(self, limit: Duration) {
         drop(self.stop);
@@ -84,13 +90,16 @@ pub fn start(setup: Setup) -> Server {
 
 fn start_within(setup: Setup, bounds: Bounds) -> Server {
     let (stop, stopped) = oneshot::channel();
+    let bodies = Bodies::new(setup.bodies_bytes_max, setup.requests_max, setup.clock);
+    let bodies = Arc::new(bodies);
     Server {
         stop,
-        task: tokio::spawn(serve(setup, bounds, stopped)),
+        bodies: bodies.clone(),
+        task: tokio::spawn(serve(setup, bounds, bodies, stopped)),
     }
 }
 
-async fn serve(setup: Setup, bounds: Bounds, mut stopped: oneshot::Receiver<()>) {
+async fn serve(setup: Setup, bounds: Bounds, bodies: Arc<Bodies>, mut stopped: oneshot::Receiver<()>) {
     let board = setup.board.clone();
     let wished = setup.listen;
     let listener = tokio::select! {
@@ -98,7 +107,7 @@ async fn serve(setup: Setup, bounds: Bounds, mut stopped: oneshot::Receiver<()>)
         _ = &mut stopped => return,
     };
     let connections = GracefulShutdown::new();
-    let service = Arc::new(Connections::new(setup, bounds));
+    let service = Arc::new(Connections::new(setup, bounds, bodies));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -174,7 +183,7 @@ impl Drop for Counted {
 }
 
 impl Connections {
-    fn new(setup: Setup, bounds: Bounds) -> Connections {
+    fn new(setup: Setup, bounds: Bounds, bodies: Arc<Bodies>) -> Connections {
         let files = (setup.sources.process)().max_fds.unwrap_or(u64::MAX) / FILES_SHARE;
         let stay_max =
             usize::try_from(files).map_or(bounds.connections, |files| files.min(bounds.connections));
@@ -184,7 +193,7 @@ impl Connections {
             board: setup.board.clone(),
             sources: setup.sources,
             deaths: views::Deaths::default(),
-            bodies: Bodies::new(setup.bodies_bytes_max, setup.requests_max, setup.clock),
+            bodies,
             bounds,
             limits: setup.limits,
             token: setup.token,

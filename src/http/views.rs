@@ -9,9 +9,11 @@ use crate::report::{Condition, Kill, Part, Report, State as Judgement};
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, Response, StatusCode, header};
+use futures_util::FutureExt;
+use futures_util::future::{self, BoxFuture};
 use serde::Serialize;
 use serde_json::json;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::task::spawn_blocking;
 
@@ -23,30 +25,75 @@ const DEATHS_MAX: Duration = Duration::from_secs(1);
 /// The records of deaths that are kept, or why they cannot be told.
 pub(super) type Kills = Result<Vec<Kill>, String>;
 
-/// The records of deaths, as read last.
+/// The records of deaths, as read last. A disk that hangs holds one thread, however many look.
+#[derive(Debug)]
+pub(super) struct Deaths {
+    kept: Mutex<Kept>,
+    /// [`DEATHS_FRESH`], but in tests.
+    fresh: Duration,
+    /// [`DEATHS_MAX`], but in tests.
+    patience: Duration,
+}
+
 #[derive(Debug, Default)]
-pub(super) struct Deaths(Mutex<Option<(Moment, Kills)>>);
+struct Kept {
+    known: Option<(Moment, Kills)>,
+    /// The read that is under way, for all who wait for it.
+    reading: Option<Reading>,
+}
+
+type Reading = future::Shared<BoxFuture<'static, Kills>>;
+
+impl Default for Deaths {
+    fn default() -> Deaths {
+        Deaths {
+            kept: Mutex::default(),
+            fresh: DEATHS_FRESH,
+            patience: DEATHS_MAX,
+        }
+    }
+}
 
 impl Deaths {
     /// Those of now, or of the last time at which the disk answered.
     pub(super) async fn kills(&self, sources: &Sources, clock: Clock) -> Kills {
-        let kept = || self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let known = kept();
-        if let Some((at, kills)) = &known
-            && clock.now().since(*at) < DEATHS_FRESH
-        {
-            return kills.clone();
-        }
-        let read = sources.deaths.clone();
-        let reading = spawn_blocking(move || read());
-        let kills = match tokio::time::timeout(DEATHS_MAX, reading).await {
-            Ok(Ok(kills)) => kills,
-            _ => known.map_or_else(|| Err("the disk does not answer".into()), |(_, kills)| kills),
+        let reading = {
+            let mut kept = self.kept();
+            if let Some((at, kills)) = &kept.known
+                && clock.now().since(*at) < self.fresh
+            {
+                return kills.clone();
+            }
+            // One that did not come back is not given up: the threads for such work are few, and the broker's large
+            // messages need them.
+            let read = || begin(sources.deaths.clone());
+            kept.reading.get_or_insert_with(read).clone()
+        };
+        let read = tokio::time::timeout(self.patience, reading).await;
+        let mut kept = self.kept();
+        // Another's, which is still under way, stays.
+        kept.reading.take_if(|reading| reading.peek().is_some());
+        let kills = match read {
+            Ok(kills) => kills,
+            Err(_) => match kept.known.take() {
+                Some((_, kills)) => kills,
+                None => Err("the disk does not answer".into()),
+            },
         };
         // Also when it did not answer: nobody need wait for it twice in a row.
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((clock.now(), kills.clone()));
+        kept.known = Some((clock.now(), kills.clone()));
         kills
     }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn begin(read: Arc<dyn Fn() -> Kills + Send + Sync>) -> Reading {
+    let reading = spawn_blocking(move || read());
+    let kills = async { reading.await.unwrap_or_else(|why| Err(why.to_string())) };
+    kills.boxed().shared()
 }
 
 /// A health check's answer.
@@ -192,6 +239,9 @@ fn millis(span: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::board::Process;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
 
     /// Goal: the age of the last word decides alone: late costs readiness, much later life.
     #[test]
@@ -210,5 +260,56 @@ mod tests {
         assert_eq!(at(2), (true, true, String::new(), Some(10)));
         assert_eq!(at(3), (false, true, "hung".into(), Some(3010)));
         assert_eq!(at(30), (false, false, "hung".into(), Some(30_010)));
+    }
+
+    /// Goal: a disk that hangs holds one thread, however often somebody looks, and is asked again when it has answered.
+    /// Method: a read that waits until the test lets it go.
+    #[tokio::test]
+    async fn a_disk_that_hangs_is_asked_once() {
+        let reads = Arc::new(AtomicUsize::new(0));
+        let (let_go, held) = mpsc::channel::<()>();
+        let held = Mutex::new(held);
+        let read = {
+            let reads = reads.clone();
+            move || {
+                let before = reads.fetch_add(1, Ordering::SeqCst);
+                let _ = held.lock().unwrap().recv();
+                Err(format!("read {before}"))
+            }
+        };
+        let sources = Sources {
+            host: String::new(),
+            process: Process::default,
+            deaths: Arc::new(read),
+            kills_max: 0,
+            spans: Arc::new(|| (0, 0)),
+            storm: Duration::ZERO,
+            watchdog: None,
+        };
+        let deaths = Deaths {
+            fresh: Duration::ZERO,
+            patience: Duration::from_millis(20),
+            ..Deaths::default()
+        };
+        let clock = Clock::start();
+        let look = || deaths.kills(&sources, clock);
+        let told = |why: &str| Err::<Vec<Kill>, _>(why.to_owned());
+        for _ in 0..8 {
+            let (one, other) = tokio::join!(look(), look());
+            let silent = told("the disk does not answer");
+            assert!(same(&one, &silent) && same(&other, &silent), "{one:?}, {other:?}");
+        }
+        assert!(reads.load(Ordering::SeqCst) <= 1);
+        let_go.send(()).unwrap();
+        while !same(&look().await, &told("read 0")) {}
+        // What is known is told until the disk answers again.
+        assert!(same(&look().await, &told("read 0")));
+        assert!(reads.load(Ordering::SeqCst) <= 2);
+        drop(let_go);
+        while !same(&look().await, &told("read 1")) {}
+    }
+
+    fn same(one: &Kills, other: &Kills) -> bool {
+        format!("{one:?}") == format!("{other:?}")
     }
 }

@@ -105,6 +105,8 @@ pub enum NotReady {
     Starting,
     /// The broker has not proved itself within its limit.
     BrokerLost,
+    /// The broker answers, and knows of no consumer of ours on a lane.
+    Unconsumed,
     /// The broker says that it takes no messages.
     Blocked,
     /// The interactive lane is full.
@@ -120,6 +122,7 @@ impl fmt::Display for NotReady {
         f.write_str(match self {
             NotReady::Starting => "first canary under way",
             NotReady::BrokerLost => "broker lost",
+            NotReady::Unconsumed => "the broker knows no consumer of ours",
             NotReady::Blocked => "broker blocks publishing (memory or disk alarm)",
             NotReady::Saturated => "queue full",
             NotReady::ModelFailed => "default model cannot be loaded",
@@ -304,7 +307,6 @@ impl Health {
         let stall = self.limits.liveness_max_stall;
         // A loop that does not turn hears no proof: then it is the loop that is judged, not the broker.
         let heard = now.min(self.turn + TURN_LATE);
-        let fresh = |proof: Moment| heard.since(proof) < self.limits.disconnect_kill;
         [
             (Condition::Wanted, self.draining_since.is_none()),
             (Condition::EngineRight, !self.canary_wrong),
@@ -315,10 +317,7 @@ impl Health {
                     .is_none_or(|at| now.since(at) < stall.max(2 * self.limits.watchdog_interval)),
             ),
             (Condition::Progress, self.stalled(now).is_none()),
-            (
-                Condition::BrokerProven,
-                self.proof.is_some_and(fresh) && self.unconsumed_since.into_iter().flatten().all(fresh),
-            ),
+            (Condition::BrokerProven, self.broker_proven(heard)),
             (Condition::Connected, self.connected),
         ]
     }
@@ -349,6 +348,11 @@ impl Health {
         }
     }
 
+    /// For how long a stage, or the loop, may stand still.
+    pub fn stall_max(&self) -> Duration {
+        self.limits.liveness_max_stall
+    }
+
     /// The stage that is stalled, if one is; of several the last, because what waits for the next is judged
     /// by the next. What waits for a broker that says it blocks is excused.
     pub fn stalled(&self, now: Moment) -> Option<Stage> {
@@ -367,11 +371,14 @@ impl Health {
         if !self.ready {
             return Err(NotReady::Starting);
         }
-        if !self.connected
-            || self
-                .proof_age(now)
-                .is_none_or(|age| age >= self.limits.disconnect_kill)
-        {
+        if !self.connected {
+            return Err(NotReady::BrokerLost);
+        }
+        // At once, like the loss of a session: what would be sent to that lane lies there.
+        if self.unconsumed(now).is_some() {
+            return Err(NotReady::Unconsumed);
+        }
+        if !self.broker_proven(now) {
             return Err(NotReady::BrokerLost);
         }
         if self.blocked_since.is_some() {
@@ -453,6 +460,44 @@ impl Health {
         self.proof.map(|proof| now.since(proof))
     }
 
+    /// The lane whose consumer has been missing for longest, and for how long, if one is missing for good.
+    pub fn unconsumed(&self, now: Moment) -> Option<(Lane, Duration)> {
+        let missing = Lane::ALL.into_iter().zip(self.unconsumed_since);
+        missing
+            .filter_map(|(lane, since)| Some((lane, now.since(since?))))
+            .max_by_key(|&(_, missing)| missing)
+    }
+
+    /// For how long the broker has not proved that it serves us: an answer is no proof for a lane whose consumer it does not
+    /// know. `None` before the first answer.
+    pub fn unproven_age(&self, now: Moment) -> Option<Duration> {
+        let missing = self
+            .unconsumed(now)
+            .map_or(Duration::ZERO, |(_, missing)| missing);
+        self.proof_age(now).map(|age| age.max(missing))
+    }
+
+    /// Whether the broker has proved within its limit that it serves us.
+    fn broker_proven(&self, now: Moment) -> bool {
+        self.unproven_age(now)
+            .is_some_and(|age| age < self.limits.disconnect_kill)
+    }
+
+    /// What there is to say of why the process ends, beyond the reason itself.
+    pub fn detail(&self, reason: KillReason, now: Moment) -> Option<String> {
+        let (lane, missing) = self.unconsumed(now)?;
+        let limit = self.limits.disconnect_kill;
+        let answers = self.proof_age(now).is_some_and(|age| age < limit);
+        let blamed = reason == KillReason::BrokerDisconnected && answers && missing >= limit;
+        blamed.then(|| {
+            let seconds = missing.as_secs_f64();
+            format!(
+                "no consumer on lane {} for {seconds:.1} s, though the broker answers",
+                lane.name()
+            )
+        })
+    }
+
     /// Age of the last completed round; `None` before the first.
     pub fn round_age(&self, now: Moment) -> Option<Duration> {
         self.round.map(|round| now.since(round))
@@ -479,77 +524,4 @@ impl Health {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(ms: u64) -> Moment {
-        Moment::from_millis(ms)
-    }
-
-    /// All is well at `now`, and something has just gone all the way round.
-    fn proven(now: Moment) -> Health {
-        let mut health = Health::new(Limits::shipped(), 1, 1, at(0));
-        health.broker_up(now);
-        health.turned(now);
-        health.watched(now);
-        health.round_completed(now);
-        health
-    }
-
-    /// Each condition alone withholds the pet: taking any one of them out of the gate fails here.
-    #[test]
-    fn every_condition_alone_withholds_the_pet() {
-        let now = at(60_000);
-        type Spoil = fn(&mut Health);
-        let spoil: [(Condition, Spoil); 7] = [
-            (Condition::Wanted, |health| health.drain(at(60_000))),
-            (Condition::EngineRight, Health::canary_wrong),
-            (Condition::LoopTurns, |health| health.turn = at(30_000)),
-            (Condition::Watched, |health| health.watched(at(30_000))),
-            (Condition::Progress, |health| {
-                health.ledger.enter(Stage::Published, 1, at(30_000));
-            }),
-            (Condition::BrokerProven, |health| health.broker_proof(at(50_000))),
-            (Condition::Connected, |health| health.connected = false),
-        ];
-        assert!(proven(now).may_pet(Duration::ZERO, now));
-        for (condition, spoil) in spoil {
-            let mut health = proven(now);
-            spoil(&mut health);
-            let broken: Vec<Condition> = (health.conditions(now).into_iter())
-                .filter(|(_, holds)| !holds)
-                .map(|(condition, _)| condition)
-                .collect();
-            assert_eq!(broken, [condition]);
-            assert!(
-                !health.may_pet(Duration::ZERO, now),
-                "a pet without {condition:?}"
-            );
-        }
-    }
-
-    /// No round, an old round, a pet just sent: each withholds it too.
-    #[test]
-    fn a_pet_needs_a_round_of_this_very_moment_and_room_since_the_last() {
-        let now = at(60_000);
-        let mut health = proven(now);
-        assert!(!health.may_pet(Duration::ZERO, at(60_001)));
-        assert!(health.may_pet(Duration::from_secs(5), now));
-        health.round_completed(at(64_999));
-        health.broker_proof(at(64_999));
-        assert!(!health.may_pet(Duration::from_secs(5), at(64_999)));
-        health.round_completed(at(65_000));
-        assert!(health.may_pet(Duration::from_secs(5), at(65_000)));
-    }
-
-    /// A consumer that is missing once or twice may be the broker's own confusion; three times is a loss.
-    #[test]
-    fn a_missing_consumer_is_a_lost_broker_at_the_third_look() {
-        let mut health = proven(at(0));
-        let seen: Vec<bool> = [0, 0, 1, 0, 0, 0, 0]
-            .into_iter()
-            .map(|consumers| health.queue_seen(Lane::Bulk, true, consumers, at(10)))
-            .collect();
-        assert_eq!(seen, [false, false, false, false, false, true, false]);
-    }
-}
+mod tests;

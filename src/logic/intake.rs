@@ -12,6 +12,12 @@ use std::time::Duration;
 const LANES: [Lane; 2] = [Lane::Interactive, Lane::Bulk];
 
 impl Logic {
+    /// So many deliveries of each lane may be unacknowledged in the session that begins; the loop tells it before
+    /// [`BrokerUp`](super::event::Event::BrokerUp).
+    pub fn fetches(&mut self, prefetch: [usize; Lane::COUNT]) {
+        self.setup.prefetch = prefetch;
+    }
+
     /// Takes the job in, or says what to answer. A first refusal is told to the world at once, with its cause.
     pub(super) fn admit(
         &mut self,

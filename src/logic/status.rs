@@ -50,6 +50,7 @@ impl NotReady {
         match self {
             NotReady::Starting => "starting",
             NotReady::BrokerLost => "broker_lost",
+            NotReady::Unconsumed => "unconsumed",
             NotReady::Blocked => "blocked",
             NotReady::Saturated => "saturated",
             NotReady::ModelFailed => "model_failed",
@@ -206,8 +207,10 @@ impl Logic {
             unit: Some("ms".into()),
             ..condition
         };
-        let proof = health.proof_age(now);
-        let proven = health.is_connected() && proof.is_some_and(|age| age < limits.disconnect_kill);
+        let proof = health.unproven_age(now);
+        let proven = health.is_connected()
+            && health.unconsumed(now).is_none()
+            && proof.is_some_and(|age| age < limits.disconnect_kill);
         let blocked = health.blocked_since().map(|since| now.since(since));
         let held = self.admission.held(Lane::Interactive);
         let ready = Part::Readiness;
@@ -294,6 +297,11 @@ impl Logic {
                     .blocked_since()
                     .map_or(Duration::ZERO, |since| now.since(since));
                 format!("degraded · {cause} since {} s", since.as_secs())
+            }
+            Err(NotReady::Unconsumed) => {
+                let missing = self.health.unconsumed(now);
+                let (lane, since) = missing.map_or(("", 0), |(lane, since)| (lane.name(), since.as_secs()));
+                format!("degraded · no consumer on lane {lane} since {since} s")
             }
             Err(cause) => format!("degraded · {cause}"),
         };

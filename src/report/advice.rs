@@ -22,6 +22,11 @@ pub fn advice(report: &Report) -> Vec<String> {
              and the next one waits for the broker",
             left("disconnect_kill_ms", report.broker.proof_age_ms)
         ),
+        Some("unconsumed") => format!(
+            "it reconnects by itself; if the broker goes on to know no consumer of ours it ends after {} of that \
+             (broker_disconnected, exit 70)",
+            span(limit("disconnect_kill_ms"))
+        ),
         Some("blocked") => {
             "free memory or disk of the broker (`rabbitmq-diagnostics alarms`); meanwhile nothing is lost"
                 .into()
@@ -68,6 +73,7 @@ mod tests {
             advice(&report).join("\n")
         };
         assert!(said("broker_lost").contains("it ends in 3.0 s"));
+        assert!(said("unconsumed").contains("it ends after 10 s"));
         assert!(said("hung").contains("30 s after the last turn"));
         assert!(said("saturated").contains("more workers"));
         report.stalled_stage = Some("computed".into());

@@ -46,14 +46,14 @@ impl Truth {
     }
 }
 
-/// Starts the thread. `interval` is `watchdog_interval_ms`, `stall_max` is `liveness_max_stall_ms`: a
-/// truth that cannot even be read for that long is as good as a loop that does not turn. `kill` must
+/// Starts the thread. `interval` is `watchdog_interval_ms`, `stall_max` is `liveness_max_stall_ms` until the truth has said
+/// what it is now: a truth that cannot even be read for that long is as good as a loop that does not turn. `kill` must
 /// not return.
 pub fn spawn(
     truth: Truth,
     clock: Clock,
     interval: Duration,
-    stall_max: Duration,
+    mut stall_max: Duration,
     kill: impl Fn(KillReason, Option<&Health>, Moment) + Send + 'static,
 ) -> std::io::Result<thread::JoinHandle<()>> {
     thread::Builder::new().name("watchdog".into()).spawn(move || {
@@ -68,6 +68,7 @@ pub fn spawn(
                 Some(None) => return,
                 Some(Some(health)) => {
                     readable = now;
+                    stall_max = health.stall_max();
                     if let Verdict::Kill(reason) = health.verdict(now) {
                         kill(reason, Some(&health), now);
                     }

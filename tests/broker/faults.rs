@@ -245,6 +245,46 @@ async fn a_missing_consumer_begins_a_new_session() {
     assert!(service.exited().is_none());
 }
 
+/// Goal: a consumer that stays missing costs readiness, and then the process with 70 in time; the record says what was missing,
+/// though the broker answered all the while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_stays_missing_is_told_of() {
+    let Some(bench) = bench("forsaken") else { return };
+    let proxy = Proxy::to(bench.node.address());
+    let mut service = bench.start(
+        &bench.node.url_at(proxy.address),
+        "disconnect_kill_ms = 4000\nwatchdog_interval_ms = 200\ncanary_interval_ms = 500",
+    );
+    service.ready();
+    proxy.deny_consumers(true);
+    let clock = Clock::start();
+    let mut told = String::new();
+    while !told.contains("\"unconsumed\"") {
+        assert!(clock.now().since(Moment::ZERO) < SOON, "{told}");
+        assert!(service.exited().is_none(), "nobody was told before: {told}");
+        told = String::from_utf8(service.status(&["--json"]).stdout).unwrap();
+    }
+    let report: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(report["ready"], false, "{report}");
+    let conditions = report["conditions"].as_array().unwrap();
+    let proven = conditions
+        .iter()
+        .find(|it| it["name"] == "broker_proven")
+        .unwrap();
+    assert_eq!(proven["ok"], false, "{report}");
+    assert!(
+        report["line"].as_str().unwrap().contains("no consumer on lane"),
+        "{report}"
+    );
+    assert_eq!(service.exit(SOON).0, Some(70), "{}", service.log());
+    assert_eq!(service.deaths(), ["broker_disconnected"]);
+    let log = service.log();
+    assert!(
+        log.contains("no consumer on lane") && log.contains("though the broker answers"),
+        "{log}"
+    );
+}
+
 /// Goal: a reply queue that takes nothing, and in the broker holds up all that is published behind it, harms
 /// the jobs that want to go there and no others; nothing is lost, and nobody dies of it. Method: the process of
 /// a quorum queue is suspended inside the broker, as it is when the queue has no leader.

@@ -84,6 +84,18 @@ async fn openai_s_route_gives_the_broker_s_vectors() {
     assert!(get(&at, "/").body.starts_with("<!doctype html>"));
 }
 
+/// Goal: what the broker takes bounds the answers that go through it, and no others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_broker_s_bound_is_for_its_own_answers() {
+    let Some(bench) = bench("httplarge") else { return };
+    let service = bench.serve(&format!("{ON}broker.max_message_bytes = 65536"));
+    let body = json!({"input": vec!["a"; 64]});
+    let mut caller = Caller::connect(&bench).await;
+    let refused = caller.ask(&body).await;
+    assert_eq!(refused.error(), ("too_many_inputs", 413, Some("input")));
+    assert_eq!(embed(&address(&service), &body).vectors().len(), 64);
+}
+
 /// Goal: whatever is wrong gets its status, and the field in OpenAI's shape; nothing of it disturbs the service.
 #[test]
 fn what_is_wrong_is_named() {

@@ -137,6 +137,55 @@ async fn an_idle_model_goes_and_comes_back() {
     }
 }
 
+/// Multiplies the weights of the last layer's norm, and with them every vector of the model.
+fn scale(file: &Path, by: f32) {
+    let mut bytes = std::fs::read(file).unwrap();
+    let header = 8 + usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    let tensors: Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+    for part in ["weight", "bias"] {
+        let tensor = &tensors[format!("encoder.layer.1.output.LayerNorm.{part}")];
+        assert_eq!(tensor["dtype"], "F32");
+        let offset = |at: usize| header + tensor["data_offsets"][at].as_u64().unwrap() as usize;
+        for number in bytes[offset(0)..offset(1)].chunks_exact_mut(4) {
+            let scaled = by * f32::from_le_bytes((&*number).try_into().unwrap());
+            number.copy_from_slice(&scaled.to_le_bytes());
+        }
+    }
+    std::fs::remove_file(file).unwrap();
+    std::fs::write(file, bytes).unwrap();
+}
+
+/// Goal: models whose vectors have another length than one are served like any other: their canaries go round, and their
+/// vectors come at the length that the model gives them. Method: a small one with vectors of length seven, and the same with
+/// shorter ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn models_that_do_not_normalise_are_proven() {
+    let Some(bench) = bench("raw") else { return };
+    let long = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/max");
+    let short = tempfile::tempdir().unwrap();
+    link(&long, short.path());
+    scale(&short.path().join("model.safetensors"), 0.05);
+    let settings = format!(
+        "default_model = \"short\"\ncanary_interval_ms = 200\n[models.short]\npath = \"{}\"\n[models.long]\npath = \"{}\"",
+        short.path().display(),
+        long.display()
+    );
+    let mut service = bench.serve(&settings);
+    let mut caller = Caller::connect(&bench).await;
+    for (model, lengths) in [("short", 0.1..0.9), ("long", 2.0..20.0)] {
+        let body = json!({"model": model, "input": "as it is"});
+        let vectors = caller.ask(&body).await.vectors();
+        let length = vectors[0].iter().map(|x| x * x).sum::<f32>().sqrt();
+        assert!(lengths.contains(&length), "{model}: {length}");
+    }
+    // All three models have their turns, again and again.
+    for _ in 0..9 {
+        service.forget_told();
+        service.tells("WATCHDOG=1");
+    }
+    assert!(service.exited().is_none(), "{}", service.log());
+}
+
 /// Goal: while a model is being loaded its jobs wait, those above its bound are refused at once, and jobs of the other
 /// model go on; when it is there, all that waited are answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

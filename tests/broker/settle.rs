@@ -67,6 +67,26 @@ async fn a_job_without_a_sender_is_dead_lettered() {
             assert_eq!(header(of, "x-attempt").as_deref(), Some("1"));
         }
     }
+    // Whoever looks into the letter must be able to tell what it is.
+    let properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_content_encoding("gzip".into())
+        .with_correlation_id("7".into())
+        .with_message_id("packed".into())
+        .with_app_id("theirs".into())
+        .with_type("theirs.job".into())
+        .with_priority(3)
+        .with_timestamp(1_700_000_000);
+    let gzip = b"\x1f\x8b\x08\x00";
+    caller.publish(&caller.names.bulk, gzip, properties.clone()).await;
+    let dead = caller.take(&caller.names.dead).await;
+    assert_eq!(
+        header(&dead.properties, "x-error-param").as_deref(),
+        Some("content_encoding")
+    );
+    let headers = dead.properties.headers().clone().unwrap();
+    let kept = properties.with_delivery_mode(2).with_headers(headers);
+    assert_eq!((&dead.properties, dead.data.as_slice()), (&kept, gzip.as_slice()));
     for queue in [&caller.names.interactive, &caller.names.bulk] {
         caller.settles_at(queue, (0, 1)).await;
     }

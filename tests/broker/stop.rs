@@ -1,7 +1,11 @@
 //! Contract 5.3: signals, and several workers on one broker.
 
 use crate::caller::Caller;
+use crate::private::wait_for;
+use crate::proxy::Proxy;
 use crate::service::{SOON, bench};
+use crate::web::{address, embed};
+use embeddings::clock::{Clock, Moment};
 use lapin::options::BasicGetOptions;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -90,6 +94,108 @@ async fn a_reload_keeps_working() {
     }
     assert!(refused > 0, "the new bound holds");
     assert!(service.exited().is_none());
+}
+
+/// Goal: a reload takes over what a job may hold, by either way in, and shows no value that is not in force; how many bulk jobs
+/// are fetched ahead follows with the next session. Method: the connections are cut for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_takes_all_limits_over() {
+    let Some(bench) = bench("limits") else { return };
+    let proxy = Proxy::to(bench.node.address());
+    let listen = "http.listen = \"127.0.0.1:0\"\n";
+    let before = "max_inputs = 2\nmax_stream_inputs = 8\nbatch_inputs = 4\nmax_inflight = 8";
+    let mut service = bench.start(&bench.node.url_at(proxy.address), &format!("{listen}{before}"));
+    service.ready();
+    let at = address(&service);
+    let mut caller = Caller::connect(&bench).await;
+    let inputs = |n: usize, stream: bool| json!({"input": vec!["a"; n], "stream": stream});
+    let fetched = || {
+        let listed = bench.node.ctl("list_consumers queue_name prefetch_count");
+        let bulk = format!("{}.bulk", bench.prefix);
+        let mut lines = listed.lines().filter_map(|line| line.split_once('\t'));
+        let found = lines.find(|(queue, _)| *queue == bulk);
+        found.map(|(_, count)| count.trim().to_owned())
+    };
+    assert_eq!(fetched().as_deref(), Some("16"));
+    let too_many = ("too_many_inputs", 413, Some("input"));
+    assert_eq!(caller.ask(&inputs(3, false)).await.error(), too_many);
+    assert_eq!(caller.ask(&inputs(9, true)).await.error(), too_many);
+    assert_eq!(embed(&at, &inputs(3, false)).status, 413);
+
+    service.forget_told();
+    let after = "max_inputs = 3\nmax_stream_inputs = 9\nbatch_inputs = 2\nmax_inflight = 5\ndrain_ms = 4000";
+    service.write_config(&format!("{listen}{after}"));
+    service.signal(libc::SIGHUP);
+    service.tells("READY=1");
+    assert_eq!(caller.ask(&inputs(3, false)).await.vectors().len(), 3);
+    assert_eq!(caller.ask(&inputs(4, false)).await.error(), too_many);
+    assert_eq!(embed(&at, &inputs(3, false)).vectors().len(), 3);
+    assert_eq!(embed(&at, &inputs(4, false)).status, 413);
+    caller.send(&inputs(9, true)).await;
+    let mut chunks = 0;
+    loop {
+        let reply = caller.reply().await;
+        match reply.kind() {
+            Some("embeddings.chunk") => chunks += 1,
+            Some("embeddings.done") => break,
+            other => assert_eq!(other, Some("embeddings.progress"), "{}", reply.json),
+        }
+    }
+    assert_eq!(chunks, 5, "nine texts by two");
+    assert_eq!(caller.ask(&inputs(10, true)).await.error(), too_many);
+    let status = service.status(&["--json"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["limits"]["max_inputs"], 3, "{status}");
+    assert!(
+        !service.log().contains("waits for a restart"),
+        "{}",
+        service.log()
+    );
+    assert!(service.log().contains("fetched ahead from the next session"));
+    proxy.cut();
+    wait_for(SOON, "the new session fetches ten ahead", || {
+        fetched().as_deref() == Some("10")
+    });
+    // What was answered and not yet acknowledged before the cut may be answered twice.
+    let id = caller.send(&inputs(3, false)).await;
+    while caller.reply().await.correlation_id() != Some(id.as_str()) {}
+    assert!(service.exited().is_none());
+}
+
+/// Goal: a configuration on a disk that hangs holds up nothing, however often it is to be read, and is taken over when the disk
+/// answers. Method: the file is a pipe that nobody writes to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_that_hangs_holds_up_nothing() {
+    let Some(bench) = bench("hungfile") else { return };
+    let limits =
+        "liveness_max_stall_ms = 1500\nwatchdog_interval_ms = 100\ncanary_interval_ms = 300\nmax_inputs = 2";
+    let mut service = bench.serve(limits);
+    let mut caller = Caller::connect(&bench).await;
+    let file = service.dir().join("embeddings.toml");
+    std::fs::remove_file(&file).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&file).status();
+    assert!(made.unwrap().success());
+    service.forget_told();
+    let clock = Clock::start();
+    while clock.now().since(Moment::ZERO) < Duration::from_secs(4) {
+        service.signal(libc::SIGHUP);
+        caller.ask(&json!({"input": ["a", "b"]})).await.vectors();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(service.exited().is_none(), "{}", service.log());
+    assert!(!service.has_told("READY=1"), "nothing has been read yet");
+    // Whoever reads the pipe now comes to an end, and what was asked since finds a file.
+    let pipe = std::fs::File::options().write(true).open(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    service.write_config(&limits.replace("max_inputs = 2", "max_inputs = 3"));
+    drop(pipe);
+    wait_for(SOON, "the new limit holds", || {
+        let status = service.status(&["--json"]);
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+        status["limits"]["max_inputs"] == 3
+    });
+    service.tells("READY=1");
+    caller.ask(&json!({"input": ["a", "b", "c"]})).await.vectors();
 }
 
 /// Goal: two workers share the work, each job answered once; when one is killed the other takes over

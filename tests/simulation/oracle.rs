@@ -1374,7 +1374,7 @@ impl Oracle {
                 "ready without its model"
             );
             assert!(
-                self.connected && self.ready && !self.blocked,
+                self.connected && self.ready && !self.blocked && self.unconsumed_since == [None; Lane::COUNT],
                 "ready for work that cannot be done"
             );
         }

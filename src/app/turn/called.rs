@@ -1,5 +1,6 @@
 //! What callers on connections of their own ask, put into the logic's terms, and what they are given.
 
+use super::super::catalogue::Way;
 use super::super::desk::Held;
 use super::Loop;
 use crate::http::{Ask, Call, Given};
@@ -33,7 +34,7 @@ impl Loop {
         let caller = CallerId(self.callers.hash_one(ask.caller));
         let (job, bytes) = (ask.job, ask.bytes);
         let planned = ask.request.and_then(|request| {
-            let plan = self.parts.catalogue.plan(&request)?;
+            let plan = self.parts.catalogue.plan(&request, Way::Connection)?;
             Ok((plan, request))
         });
         let mut held = Held::called(ask.id, ask.properties.traceparent, ask.reply, unix_ms, now);

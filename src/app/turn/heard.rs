@@ -1,5 +1,6 @@
 //! What the broker says, put into the logic's terms.
 
+use super::super::catalogue::Way;
 use super::super::desk::Held;
 use super::Loop;
 use crate::broker::{Arrival, BrokerEvent, Command, Published};
@@ -73,8 +74,13 @@ impl Loop {
                 self.start_moves(ATTEMPT_MAX + pause);
                 return None;
             }
-            BrokerEvent::Up { session, resumable } => {
+            BrokerEvent::Up {
+                session,
+                resumable,
+                prefetch,
+            } => {
                 (self.session, self.resumable) = (session, resumable);
+                self.parts.logic.fetches(prefetch.map(usize::from));
                 self.waiting = None;
                 if self.draining {
                     self.command(Command::StopIntake);
@@ -175,7 +181,7 @@ impl Loop {
         let request = std::mem::replace(&mut arrival.request, Err(Refusal::invalid("", "")));
         let missing = || Refusal::invalid("reply_to", "reply_to is missing, there is no place for an answer");
         let planned = request.and_then(|request| {
-            let plan = self.parts.catalogue.plan(&request)?;
+            let plan = self.parts.catalogue.plan(&request, Way::Broker)?;
             Ok((plan, request))
         });
         let planned = if answerable {

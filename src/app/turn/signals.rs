@@ -1,19 +1,33 @@
 //! What an administrator asks by a signal: stop, or read the configuration again.
 
-use super::Loop;
-use crate::app::confirm_patience;
+use super::{Done, Loop};
+use crate::app::{bodies_bytes_max, confirm_patience, prefetch};
 use crate::broker::Command;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Loaded};
+use crate::job::Lane;
 use crate::logic::event::Event;
 use crate::telemetry::blackbox::Phase;
 use crate::watchdog::notify;
 use signal_hook::consts::signal::SIGHUP;
 use tracing::{error, info, warn};
 
+/// How far reading the configuration again is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reload {
+    /// Nobody has asked, or all is done.
+    #[default]
+    Idle,
+    /// A thread reads.
+    Reading,
+    /// It does, and was asked again since: what it has read by then may be older.
+    Again,
+}
+
 impl Loop {
     pub(super) fn signalled(&mut self, signal: i32) -> Option<Event> {
         if signal == SIGHUP {
-            return self.reload();
+            self.reload();
+            return None;
         }
         if self.draining {
             return None;
@@ -28,39 +42,81 @@ impl Loop {
         Some(Event::Drain)
     }
 
-    /// Reads the configuration again. A bad one changes nothing and says so.
-    fn reload(&mut self) -> Option<Event> {
+    /// Has the configuration read again, on a thread of its own: its files may lie on a disk that hangs.
+    fn reload(&mut self) {
+        if self.reload != Reload::Idle {
+            self.reload = Reload::Again;
+            return;
+        }
+        self.reload = Reload::Reading;
         // READY=1 ends a reload, and must not be said by a service that never was ready, or is stopping.
-        let told = self.ready && !self.draining;
-        if told {
+        if self.ready && !self.draining {
             notify::reloading();
         }
-        let event = match config::load(&self.parts.inputs) {
-            Ok(loaded) => {
-                if let Err(error) = self.parts.logging.set_level(&loaded.config.log.level) {
-                    error!(%error, "log level kept");
-                }
-                loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
-                info!("limits and log level read again");
-                let mut limits = loaded.config.limits;
-                // The watchdog thread keeps its own.
-                limits.watchdog_interval = self.parts.config.limits.watchdog_interval;
-                self.name_what_waits(&loaded.config);
-                limits.max_queue = limits.max_queue.min(self.parts.max_queue_max);
-                self.parts.disconnect_kill.set(limits.disconnect_kill);
-                self.parts.confirm_patience.set(confirm_patience(&limits));
-                self.pulse.reload(&limits);
-                Some(Event::Reloaded(limits))
-            }
+        let (inputs, done) = (self.parts.inputs.clone(), self.parts.work_done.clone());
+        let read = move || {
+            let read = config::load(&inputs)
+                .map(Box::new)
+                .map_err(|errors| errors.to_string());
+            let _ = done.blocking_send(Done::Configuration(read));
+        };
+        let started = std::thread::Builder::new().name("reload".into()).spawn(read);
+        if let Err(error) = started {
+            error!(%error, "configuration kept as it was: no thread to read it");
+            self.reloaded();
+        }
+    }
+
+    /// Takes in what was read. A bad configuration changes nothing and says so.
+    pub(super) fn configured(&mut self, read: Result<Box<Loaded>, String>) -> Option<Event> {
+        let event = match read {
+            Ok(loaded) => Some(self.take_over(&loaded)),
             Err(errors) => {
                 error!("configuration kept as it was: {errors}");
                 None
             }
         };
-        if told {
+        self.reloaded();
+        event
+    }
+
+    fn reloaded(&mut self) {
+        if self.ready && !self.draining {
             notify::ready(self.show.line());
         }
-        event
+        if std::mem::take(&mut self.reload) == Reload::Again {
+            self.reload();
+        }
+    }
+
+    fn take_over(&mut self, loaded: &Loaded) -> Event {
+        if let Err(error) = self.parts.logging.set_level(&loaded.config.log.level) {
+            error!(%error, "log level kept");
+        }
+        loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
+        info!("limits and log level read again");
+        self.name_what_waits(&loaded.config);
+        let mut limits = loaded.config.limits;
+        // The watchdog thread keeps its own.
+        limits.watchdog_interval = self.parts.config.limits.watchdog_interval;
+        limits.max_queue = limits.max_queue.min(self.parts.max_queue_max);
+        self.parts.disconnect_kill.set(limits.disconnect_kill);
+        self.parts.confirm_patience.set(confirm_patience(&limits));
+        let fetched = prefetch(self.parts.max_queue_max, limits.max_inflight);
+        if self.parts.prefetch.set(fetched) {
+            info!(
+                jobs = fetched[Lane::Bulk as usize],
+                "so many jobs of the bulk lane are fetched ahead from the next session with the broker on"
+            );
+        }
+        if let Some(http) = &self.parts.http {
+            http.reload(bodies_bytes_max(&limits));
+        }
+        self.pulse.reload(&limits);
+        // Of all else what the process was started with is still in force.
+        self.parts.config.limits = limits;
+        self.parts.catalogue.reload(&self.parts.config);
+        Event::Reloaded(limits)
     }
 
     /// Says aloud which changes a reload cannot take over.
@@ -73,7 +129,6 @@ impl Loop {
             ("engine", old.engine != new.engine),
             ("http", old.http != new.http),
             ("traces", old.traces != new.traces),
-            ("max_inputs", old.limits.max_inputs != new.limits.max_inputs),
             (
                 "watchdog_interval_ms",
                 old.limits.watchdog_interval != new.limits.watchdog_interval,

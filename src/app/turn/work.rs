@@ -6,6 +6,7 @@ use super::Loop;
 use super::heard::ATTEMPT_MAX;
 use crate::broker::Command;
 use crate::clock::Moment;
+use crate::config::Loaded;
 use crate::engine::EngineError;
 use crate::engine::Sequence;
 use crate::engine::pool::{BatchResult, PoolEvent, Report};
@@ -37,6 +38,8 @@ pub enum Done {
     Memory(Memory),
     /// A model comes or goes.
     Loading(Loading),
+    /// The configuration has been read again, or cannot be.
+    Configuration(Result<Box<Loaded>, String>),
 }
 
 /// Starts the thread that loads models. A step may be dropped when the loop is behind: the next follows soon.
@@ -117,6 +120,7 @@ impl Loop {
             }
             Done::Memory(reading) => Event::MemorySeen(reading),
             Done::Loading(loading) => return self.loading(loading),
+            Done::Configuration(read) => return self.configured(read),
             Done::Batch(engine, batch, result) => {
                 if let Err(error @ EngineError::Device { .. }) = &result {
                     error!(engine = engine.0, %error, "an engine must not be used any more");
