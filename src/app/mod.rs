@@ -32,7 +32,7 @@ use crate::logic::{Logic, Setup};
 use crate::telemetry::death::Death;
 use crate::telemetry::{self, Logging, dying, history, journal};
 use crate::traces::{self, Traces};
-use crate::watchdog::{self, notify, thread};
+use crate::watchdog::{notify, thread};
 use anyhow::Context;
 use catalogue::Catalogue;
 use signal_hook::consts::signal::SIGTERM;
@@ -251,10 +251,8 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     let first_loads = catalogue.first_orders();
     let loader = turn::start_loader(work_done.clone()).context("failed to start the loading thread")?;
     turn::watch_memory(work_done.clone()).context("failed to start the memory thread")?;
-    if notify::is_service() {
-        for fault in watchdog::disorder(&limits, notify::period()) {
-            warn!("{fault}");
-        }
+    if notify::is_service() && notify::period().is_none() {
+        warn!("systemd does not watch this service (no WatchdogSec=): one ring less");
     }
     let logic = Logic::new(
         Setup {
