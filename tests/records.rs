@@ -1,6 +1,7 @@
 //! Goal: each death leaves exactly one record, never two and never none, whoever writes it. Method: the real
 //! binary with directories of its own, without systemd; what needs systemd is in `tests/system`.
 
+use embeddings::job::sentence::{self, Sentence};
 use embeddings::telemetry::{blackbox, history};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -90,6 +91,32 @@ fn with_a_postmortem_the_process_leaves_it_to_it() {
     let kept = history::last(&home.path("state"), 10);
     assert_eq!((kept.len(), kept[0].kill_reason.as_str()), (2, "no_progress"));
     assert_eq!(kept[0].invocation_id, "next");
+}
+
+/// Goal: a death by the monitor is told as one, from the file that the monitor leaves beside the runtime directory.
+#[test]
+fn the_monitors_sentence_is_read_and_taken_away() {
+    let home = Home::new();
+    blackbox::open(&home.path("run")).unwrap();
+    let (monitor, pid) = (home.path("embeddings-monitor"), std::process::id());
+    std::fs::create_dir(&monitor).unwrap();
+    let said = Sentence {
+        pid,
+        reason: sentence::REASON.into(),
+        silent_ms: 45_000,
+        detail: "no heartbeat for 45000 ms".into(),
+    };
+    let path = monitor.join(sentence::file_name(pid));
+    std::fs::write(&path, serde_json::to_vec(&said).unwrap()).unwrap();
+    let own = blackbox::Identity::own().invocation_id;
+    home.postmortem(["success", "killed", "TERM"], &own);
+    let kept = history::last(&home.path("state"), 10);
+    assert_eq!(kept.len(), 1);
+    assert_eq!(
+        (kept[0].kill_reason.as_str(), &kept[0].detail),
+        (sentence::REASON, &said.detail)
+    );
+    assert!(!path.exists(), "the number will be another process's");
 }
 
 #[test]

@@ -27,6 +27,7 @@ use crate::engine::tokenize::Tokenizers;
 use crate::http;
 use crate::job::Lane;
 use crate::job::request::RequestLimits;
+use crate::job::sentence;
 use crate::logic::health::{Health, KillReason};
 use crate::logic::{Logic, Setup};
 use crate::telemetry::death::Death;
@@ -410,7 +411,11 @@ fn prefetch(max_queue: usize, max_inflight: usize) -> [u16; Lane::COUNT] {
 /// A process that the monitor ends does not exit with 0, which would read as the wish of an administrator, and
 /// systemd would leave it at that. It dies of the monitor's signal, and the monitor's sentence is its record.
 fn heed_sentence(dirs: &Directories) {
-    if dirs.sentence(std::process::id()).exists() {
+    if dirs
+        .monitor()
+        .join(sentence::file_name(std::process::id()))
+        .exists()
+    {
         let _ = signal_hook::low_level::emulate_default_handler(SIGTERM);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`notify`] is the only writer of the notify socket. [`thread`] only kills: it can never pet, so it
 //! cannot keep a zombie alive. Between a worker and the monitor, the ring outside of it, lie the socket of
-//! [`heartbeat`] and `listener`, the hold on a `process`, and the [`sentence`].
+//! [`heartbeat`] and `listener`, and the hold on a `process`.
 
 pub mod heartbeat;
 #[cfg(target_os = "linux")]
@@ -10,5 +10,4 @@ pub mod listener;
 pub mod notify;
 #[cfg(target_os = "linux")]
 pub mod process;
-pub mod sentence;
 pub mod thread;
