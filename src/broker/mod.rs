@@ -148,8 +148,6 @@ pub enum BrokerEvent {
     },
     /// The session is gone; no event of it will follow.
     Down {
-        /// Why.
-        cause: String,
         /// For how long the broker lets a delivery be held, if one was held for longer.
         held_max: Option<Duration>,
     },
@@ -337,7 +335,6 @@ pub fn start(
                     if events
                         .send(BrokerEvent::Down {
                             held_max: held_max(&cause.to_string()),
-                            cause: cause.to_string(),
                         })
                         .await
                         .is_err()

@@ -82,7 +82,7 @@ impl Loop {
                 self.start_moves(ATTEMPT_MAX);
                 Event::BrokerUp { resumable }
             }
-            BrokerEvent::Down { held_max, .. } => {
+            BrokerEvent::Down { held_max } => {
                 let brokered = |held: &&Held| held.lane != Lane::Probe && held.receipt.is_some();
                 for held in self.desk.values().filter(brokered) {
                     self.innocent.remember(&held.id);
