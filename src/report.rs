@@ -29,14 +29,14 @@ pub enum State {
 pub struct Report {
     /// The judgement.
     pub state: State,
-    /// More exactly: `loading`, `starting`, `idle`, `working`, `degraded`, `stalled`, `draining`, `hung`, `stopped`.
+    /// More exactly: `starting`, `idle`, `working`, `degraded`, `stalled`, `draining`, `hung`, `stopped`.
     pub activity: String,
     /// The line that `systemctl status` shows.
     pub line: String,
     /// Whether new work is welcome.
     pub ready: bool,
     /// Why it is not, in a word: `starting`, `broker_lost`, `blocked`, `saturated`, `model_failed`,
-    /// `draining`.
+    /// `draining`, `hung`.
     pub not_ready: Option<String>,
     /// Whether no stage is stalled.
     pub live: bool,

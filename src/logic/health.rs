@@ -458,7 +458,7 @@ impl Health {
         self.round.map(|round| now.since(round))
     }
 
-    /// Age of the last progress in any stage, or of the last turn if there has been none.
+    /// Age of the last progress in any stage, or since the start if there has been none.
     pub fn progress_age(&self, now: Moment) -> Duration {
         self.ledger
             .last_left()
