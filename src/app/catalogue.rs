@@ -97,7 +97,7 @@ impl Unproven {
 /// A model that has embedded its first sentence.
 #[derive(Debug)]
 pub struct Proven {
-    /// It.
+    /// The model, in memory from now on.
     pub model: Arc<Model>,
     /// Memory that it takes, in bytes.
     pub bytes: u64,

@@ -51,7 +51,7 @@ enum Phase {
     Turning(mpsc::Sender<Question>),
 }
 
-/// The window.
+/// Whom the status socket asks; who it is that answers goes by the phase.
 #[derive(Clone, Debug)]
 pub struct Window {
     clock: Clock,

@@ -51,7 +51,7 @@ impl Full {
     }
 }
 
-/// The board.
+/// What is posted, and what HTTP itself counts beside it.
 #[derive(Debug)]
 pub struct Board {
     clock: Clock,
