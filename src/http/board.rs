@@ -77,7 +77,8 @@ impl Board {
     /// Says how things are.
     pub fn post(&self, posted: Posted) {
         if let Some(tally) = &posted.tally {
-            lock(&self.hour).look(&posted.report, tally, posted.at);
+            let door = Full::ALL.map(|full| self.refused(full)).iter().sum();
+            lock(&self.hour).look(&posted.report, tally, door, posted.at);
         }
         *lock(&self.posted) = Arc::new(posted);
     }
