@@ -357,7 +357,8 @@ const CHECK_HELP: &str = "\
 Nothing is changed, here or on the broker, and every step has a limit. Each finding has an id (broker.login), says what was
 found and, unless it is well, why that matters and which commands mend it.
 
-Exit: 0 no error, there may be warnings · 1 an error beyond the configuration · 78 an error in the configuration";
+Exit: 0 no error, there may be warnings · 1 an error · 78 an error for which the service refuses to start: in the
+configuration, or of a model";
 
 /// `embeddings check`
 #[derive(Debug, Args)]

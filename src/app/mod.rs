@@ -19,8 +19,8 @@ mod twins;
 mod window;
 
 use crate::broker::{self, BrokerEvent, Command, Span};
-use crate::clock::{Clock, Moment};
-use crate::config::{self, Directories, EXIT_CONFIG, Inputs, Limits, Loaded};
+use crate::clock::{Clock, Moment, millis};
+use crate::config::{self, Config, Directories, EXIT_CONFIG, Inputs, Limits, Loaded};
 use crate::engine::device;
 use crate::engine::pool::Pool;
 use crate::engine::tokenize::Tokenizers;
@@ -152,10 +152,14 @@ fn is_settled(failure: &anyhow::Error) -> bool {
     if failure.downcast_ref::<BadToken>().is_some() {
         return true;
     }
-    match failure.downcast_ref() {
-        Some(catalogue::CatalogueError::Load { why, .. }) => !why.may_pass(),
-        other => other.is_some(),
-    }
+    failure
+        .downcast_ref()
+        .is_some_and(catalogue::CatalogueError::is_settled)
+}
+
+/// Whether a start ends with 78 for what can be seen of a configured model before its weights are read.
+pub fn refuses(config: &Config, model: &str) -> bool {
+    catalogue::look(config, model).is_err_and(|failure| failure.is_settled())
 }
 
 /// Later, and aside: records of earlier deaths that a journal in trouble did not take.
