@@ -229,6 +229,24 @@ pub struct Kill {
     pub other: BTreeMap<String, serde_json::Value>,
 }
 
+impl Kill {
+    /// Every `KILL_REASON=` (contract, section 5.1), and `failed` for a start that came to nothing.
+    pub const REASONS: [&str; 12] = [
+        "broker_disconnected",
+        "no_progress",
+        "engine_corrupt",
+        "drain_timeout",
+        "config_error",
+        "watchdog_timeout",
+        "heartbeat_timeout",
+        "oom_killed",
+        "signal",
+        "panic",
+        "start_timeout",
+        "failed",
+    ];
+}
+
 /// What systemd knows of the unit.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

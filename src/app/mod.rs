@@ -384,7 +384,7 @@ fn sources(config: &config::Config, figures: Option<traces::Figures>) -> http::S
             let told = figures.as_ref().map(traces::Figures::told).unwrap_or_default();
             (told.sent, told.dropped)
         }),
-        kills_max: window::KILLS_MAX,
+        kills_max: history::SHOWN_MAX,
         storm: telemetry::storm::STORM.0,
         watchdog: notify::period(),
     }
@@ -426,7 +426,6 @@ fn heed_sentence(dirs: &Directories) {
 
 /// Ends the process at once, with a record.
 fn die(reason: KillReason, health: Option<&Health>, model: &str, now: Moment) -> ! {
-    let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     let mut death = Death::of(reason.name());
     death.stage = reason.stage().unwrap_or_default().into();
     death.model = model.into();

@@ -21,7 +21,7 @@ pub use intake::{Arrival, Receipt};
 pub use publish::{Content, Publication, ReplyBody};
 pub use topology::PAUSES;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::config::BrokerConfig;
 use crate::job::request::RequestLimits;
 use crate::job::{JobKey, Lane};
@@ -289,10 +289,6 @@ impl Span {
     fn get(&self) -> Duration {
         Duration::from_millis(self.0.load(Ordering::Relaxed))
     }
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Setup {

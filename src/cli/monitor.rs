@@ -376,7 +376,7 @@ impl Post {
         let written = metadata.modified().ok();
         let written = written.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         written.map_or(u64::MAX, |at| {
-            self.clock.unix_ms().saturating_sub(at.as_millis() as u64)
+            Clock::unix_ms().saturating_sub(at.as_millis() as u64)
         })
     }
 

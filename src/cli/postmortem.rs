@@ -95,7 +95,7 @@ fn take_sentence(runtime: &Path, pid: u32) -> Option<Sentence> {
 
 /// To the journal and into the history. Whatever fails, the other is still done.
 fn keep(death: Option<Death>, state: Option<&Path>, unit: Option<&str>, invocation_id: &str) {
-    let now = Clock::start().unix_ms();
+    let now = Clock::unix_ms();
     let history = state.and_then(|state| History::open(state).ok());
     let died = death.is_some();
     let death = death.map(|mut death| {

@@ -1,7 +1,7 @@
 //! The board: what the loop last said of itself, for whoever looks. Nobody who reads it waits for the loop, and the loop
 //! waits for nobody who reads it.
 
-use crate::clock::{Clock, Moment};
+use crate::clock::{Clock, Moment, millis};
 use crate::job::Lane;
 use crate::logic::hour::Hour;
 use crate::logic::tally::Tally;
@@ -119,7 +119,7 @@ impl Board {
         let (posted, age) = self.seen();
         let told = posted.report.backpressure.get(Lane::Interactive.name())?;
         // What has not moved since will take as long again.
-        let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let age_ms = millis(age);
         Some(told.retry_after_ms?.saturating_add(age_ms))
     }
 

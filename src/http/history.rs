@@ -3,7 +3,7 @@
 use super::Shared;
 use super::refusal::json_response;
 use super::views::uncached;
-use crate::clock::Moment;
+use crate::clock::{Clock, Moment};
 use crate::logic::hour::{Hour, LANES, Latency, STEP, Slot};
 use axum::body::Body;
 use axum::extract::State;
@@ -56,7 +56,7 @@ struct Times {
 }
 
 pub(super) async fn history(State(shared): State<Shared>) -> Response<Body> {
-    let history = History::of(&shared.board.hour(), shared.clock.now(), shared.clock.unix_ms());
+    let history = History::of(&shared.board.hour(), shared.clock.now(), Clock::unix_ms());
     let json = serde_json::to_vec(&history).expect("plain data is always written");
     uncached(json_response(StatusCode::OK, json))
 }
