@@ -2,6 +2,10 @@
 //! binary with directories of its own, without systemd; what needs systemd is in `tests/system`.
 
 use embeddings::job::sentence::{self, Sentence};
+use embeddings::logic::health::KillReason;
+use embeddings::logic::ledger::Stage;
+use embeddings::report::Kill;
+use embeddings::telemetry::classify::{Ending, classify};
 use embeddings::telemetry::{blackbox, history};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -117,6 +121,41 @@ fn the_monitors_sentence_is_read_and_taken_away() {
         (sentence::REASON, &said.detail)
     );
     assert!(!path.exists(), "the number will be another process's");
+}
+
+/// Goal: no reason that a record may have is missing in the metrics. Method: every end that systemd tells of, every verdict.
+#[test]
+fn every_reason_is_on_the_list() {
+    let end = |service_result: &str, exit_status: &str| {
+        let ending = Ending {
+            service_result: service_result.into(),
+            exit_status: exit_status.into(),
+            ..Ending::default()
+        };
+        classify(&ending, None, None, 0).unwrap().kill_reason
+    };
+    let results = [
+        "watchdog",
+        "oom-kill",
+        "timeout",
+        "signal",
+        "core-dump",
+        "protocol",
+    ];
+    let ends = results.map(|result| end(result, "TERM"));
+    let exits = ["1", "70", "71", "72", "78"].map(|status| end("exit-code", status));
+    let verdicts = [
+        KillReason::BrokerDisconnected,
+        KillReason::NoProgress(Stage::Acked),
+        KillReason::EngineCorrupt,
+        KillReason::DrainTimeout,
+    ];
+    let mut said: Vec<String> = verdicts.map(|reason| reason.name().to_owned()).into();
+    said.extend(ends.into_iter().chain(exits));
+    said.extend([sentence::REASON.to_owned()]);
+    for reason in said {
+        assert!(Kill::REASONS.contains(&reason.as_str()), "{reason}");
+    }
 }
 
 #[test]
