@@ -97,7 +97,7 @@ pub struct ConfigFlags {
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     #[command(flatten)]
-    #[allow(missing_docs, reason = "documented on the type")]
+    #[expect(missing_docs, reason = "documented on the type")]
     pub config: ConfigFlags,
 }
 
@@ -140,7 +140,7 @@ Environment:
 #[command(after_long_help = SUBMIT_HELP)]
 pub struct SubmitArgs {
     #[command(flatten)]
-    #[allow(missing_docs, reason = "documented on the type")]
+    #[expect(missing_docs, reason = "documented on the type")]
     pub config: ConfigFlags,
     /// Files whose lines are embedded; none or `-` reads stdin
     pub files: Vec<PathBuf>,
@@ -213,7 +213,7 @@ pub enum ModelCommand {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        #[allow(missing_docs, reason = "documented on the type")]
+        #[expect(missing_docs, reason = "documented on the type")]
         config: ConfigFlags,
     },
     /// List installed and configured models
@@ -222,7 +222,7 @@ pub enum ModelCommand {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        #[allow(missing_docs, reason = "documented on the type")]
+        #[expect(missing_docs, reason = "documented on the type")]
         config: ConfigFlags,
     },
     /// Load a model, embed a sentence, and say what it is
@@ -233,7 +233,7 @@ pub enum ModelCommand {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        #[allow(missing_docs, reason = "documented on the type")]
+        #[expect(missing_docs, reason = "documented on the type")]
         config: ConfigFlags,
     },
     /// Fetch a model from the Hugging Face Hub into the service's model directory
@@ -254,7 +254,7 @@ pub enum ModelCommand {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        #[allow(missing_docs, reason = "documented on the type")]
+        #[expect(missing_docs, reason = "documented on the type")]
         config: ConfigFlags,
     },
     /// Remove an installed model
@@ -265,7 +265,7 @@ pub enum ModelCommand {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        #[allow(missing_docs, reason = "documented on the type")]
+        #[expect(missing_docs, reason = "documented on the type")]
         config: ConfigFlags,
     },
 }
@@ -274,7 +274,7 @@ pub enum ModelCommand {
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
     #[command(flatten)]
-    #[allow(missing_docs, reason = "documented on the type")]
+    #[expect(missing_docs, reason = "documented on the type")]
     pub config: ConfigFlags,
     /// As JSON
     #[arg(long, conflicts_with = "default_file")]
@@ -293,7 +293,7 @@ Exit: 0 running · 1 degraded, starting, stopping or hung · 3 stopped · 4 it c
 #[command(after_long_help = STATUS_HELP)]
 pub struct StatusArgs {
     #[command(flatten)]
-    #[allow(missing_docs, reason = "documented on the type")]
+    #[expect(missing_docs, reason = "documented on the type")]
     pub config: ConfigFlags,
     /// As JSON
     #[arg(long)]
@@ -336,7 +336,7 @@ Exit: 0 all well · 1 a worker is silent, stalled, degraded or starting, or take
 #[command(after_long_help = TOP_HELP)]
 pub struct TopArgs {
     #[command(flatten)]
-    #[allow(missing_docs, reason = "documented on the type")]
+    #[expect(missing_docs, reason = "documented on the type")]
     pub config: ConfigFlags,
     /// One look as plain text, also on a terminal
     #[arg(long)]
@@ -357,14 +357,15 @@ const CHECK_HELP: &str = "\
 Nothing is changed, here or on the broker, and every step has a limit. Each finding has an id (broker.login), says what was
 found and, unless it is well, why that matters and which commands mend it.
 
-Exit: 0 no error, there may be warnings · 1 an error beyond the configuration · 78 an error in the configuration";
+Exit: 0 no error, there may be warnings · 1 an error · 78 an error for which the service refuses to start: in the
+configuration, or of a model";
 
 /// `embeddings check`
 #[derive(Debug, Args)]
 #[command(after_long_help = CHECK_HELP)]
 pub struct CheckArgs {
     #[command(flatten)]
-    #[allow(missing_docs, reason = "documented on the type")]
+    #[expect(missing_docs, reason = "documented on the type")]
     pub config: ConfigFlags,
     /// As JSON
     #[arg(long)]
@@ -391,7 +392,7 @@ pub enum DeadCommand {
 #[derive(Debug, Args)]
 pub struct DeadListArgs {
     #[command(flatten)]
-    #[allow(missing_docs, reason = "documented on the type")]
+    #[expect(missing_docs, reason = "documented on the type")]
     pub config: ConfigFlags,
     /// As JSON
     #[arg(long)]
@@ -411,7 +412,7 @@ pub struct DeadListArgs {
 #[derive(Debug, Args)]
 pub struct DeadShowArgs {
     #[command(flatten)]
-    #[allow(missing_docs, reason = "documented on the type")]
+    #[expect(missing_docs, reason = "documented on the type")]
     pub config: ConfigFlags,
     /// The job id, as `dead list` shows it
     pub id: String,
@@ -427,7 +428,7 @@ pub struct DeadShowArgs {
 #[derive(Debug, Args)]
 pub struct DeadRequeueArgs {
     #[command(flatten)]
-    #[allow(missing_docs, reason = "documented on the type")]
+    #[expect(missing_docs, reason = "documented on the type")]
     pub config: ConfigFlags,
     /// Job ids, as `dead list` shows them
     #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "ID")]
@@ -450,7 +451,7 @@ pub struct DeadRequeueArgs {
 #[derive(Debug, Args)]
 pub struct DeadPurgeArgs {
     #[command(flatten)]
-    #[allow(missing_docs, reason = "documented on the type")]
+    #[expect(missing_docs, reason = "documented on the type")]
     pub config: ConfigFlags,
     /// Job ids, as `dead list` shows them
     #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "ID")]
@@ -521,7 +522,7 @@ Exit: 0 measured · 1 failed, or a ratio below --fail-below · 2 wrong use, or a
 #[command(after_long_help = BENCH_HELP)]
 pub struct BenchArgs {
     #[command(flatten)]
-    #[allow(missing_docs, reason = "documented on the type")]
+    #[expect(missing_docs, reason = "documented on the type")]
     pub config: ConfigFlags,
     /// Measure the engine alone
     #[arg(long)]
@@ -566,7 +567,7 @@ pub struct BenchArgs {
 #[derive(Debug, Args)]
 pub struct MonitorArgs {
     #[command(flatten)]
-    #[allow(missing_docs, reason = "documented on the type")]
+    #[expect(missing_docs, reason = "documented on the type")]
     pub config: ConfigFlags,
 }
 

@@ -19,7 +19,7 @@ impl Moment {
 
     /// Milliseconds since the start.
     pub fn as_millis(self) -> u64 {
-        u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
+        millis(self.0)
     }
 
     /// How long after `earlier` this moment is; zero if it is not after it.
@@ -41,6 +41,11 @@ impl Sub<Duration> for Moment {
     fn sub(self, span: Duration) -> Moment {
         Moment(self.0.saturating_sub(span))
     }
+}
+
+/// A span in whole milliseconds, as everything that is told outside counts.
+pub fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Reads the machine's clocks. Copies share the same start.
@@ -66,16 +71,13 @@ impl Clock {
         Moment(self.start.elapsed())
     }
 
-    /// Milliseconds since the Unix epoch; zero if the wall clock stands before it.
+    /// Milliseconds since the Unix epoch by the wall clock, which may be set at any time; zero if it stands before that.
     #[expect(
         clippy::disallowed_methods,
         reason = "the one place that reads the wall clock"
     )]
-    pub fn unix_ms(&self) -> u64 {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map(|since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-            .unwrap_or(0)
+    pub fn unix_ms() -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
     }
 
     /// Milliseconds on the clock that all processes of this machine share, and that never steps back: by it

@@ -29,14 +29,14 @@ pub enum State {
 pub struct Report {
     /// The judgement.
     pub state: State,
-    /// More exactly: `loading`, `starting`, `idle`, `working`, `degraded`, `stalled`, `draining`, `hung`, `stopped`.
+    /// More exactly: `starting`, `idle`, `working`, `degraded`, `stalled`, `draining`, `hung`, `stopped`.
     pub activity: String,
     /// The line that `systemctl status` shows.
     pub line: String,
     /// Whether new work is welcome.
     pub ready: bool,
     /// Why it is not, in a word: `starting`, `broker_lost`, `blocked`, `saturated`, `model_failed`,
-    /// `draining`.
+    /// `draining`, `hung`.
     pub not_ready: Option<String>,
     /// Whether no stage is stalled.
     pub live: bool,
@@ -227,6 +227,24 @@ pub struct Kill {
     /// Everything else that the record holds.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,
+}
+
+impl Kill {
+    /// Every `KILL_REASON=` (contract, section 5.1), and `failed` for a start that came to nothing.
+    pub const REASONS: [&str; 12] = [
+        "broker_disconnected",
+        "no_progress",
+        "engine_corrupt",
+        "drain_timeout",
+        "config_error",
+        "watchdog_timeout",
+        "heartbeat_timeout",
+        "oom_killed",
+        "signal",
+        "panic",
+        "start_timeout",
+        "failed",
+    ];
 }
 
 /// What systemd knows of the unit.

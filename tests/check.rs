@@ -336,6 +336,18 @@ fn what_the_services_user_cannot_read_or_write() {
     machine.mended_by(&found);
 }
 
+/// That a start ends as the check does.
+fn refused(machine: &Machine, file: &str, for_this: &str) {
+    let serve = machine
+        .command(&["serve", "--config", file, "--set", "http.listen="])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&serve.stderr).into_owned();
+    assert_eq!(serve.status.code(), Some(78), "{said}");
+    assert!(said.contains(for_this), "{said}");
+}
+
+/// Goal: what is wrong with a model is found, and the check ends with 78 where a start does.
 #[test]
 fn models_that_are_missing_broken_or_unknown() {
     let machine = Machine::new();
@@ -350,7 +362,10 @@ fn models_that_are_missing_broken_or_unknown() {
     machine.write("embeddings.toml", "default_model = 'all-minilm-l6-v3'\n");
     let file = machine.path("embeddings.toml").display().to_string();
     run(&["model", "add", from.to_str().unwrap(), "--config", &file]);
-    let found = machine.check().error("model.missing");
+    let answer = machine.check();
+    let found = answer.error("model.missing");
+    assert_eq!(answer.code, 78);
+    refused(&machine, &file, "all-minilm-l6-v3");
     assert!(
         found.text("found").contains("did you mean all-MiniLM-L6-v2?"),
         "{found:?}"
@@ -361,7 +376,10 @@ fn models_that_are_missing_broken_or_unknown() {
         "embeddings.toml",
         "[models.\"all-MiniLM-L6-v2\"]\npath = '/srv/absent'",
     );
-    let found = machine.check().error("model.missing");
+    let answer = machine.check();
+    let found = answer.error("model.missing");
+    assert_eq!(answer.code, 78);
+    refused(&machine, &file, "/srv/absent");
     assert!(
         found
             .text("found")
@@ -381,7 +399,7 @@ fn models_that_are_missing_broken_or_unknown() {
         .unwrap();
     let answer = machine.check();
     let found = answer.error("model.files");
-    assert_eq!(answer.code, 1);
+    assert_eq!(answer.code, 78);
     assert!(found.text("found").contains("model.safetensors"), "{found:?}");
     assert!(
         found.mend()[0].contains("model add ") && found.mend()[0].contains(" --replace"),

@@ -235,7 +235,7 @@ fn check_says_what_to_mend_and_fails() {
         "--set",
         "default_model=absent",
     ]);
-    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
     let said = stdout(&output);
     assert!(
         said.starts_with("2 errors, 0 warnings: the service will not start\n"),

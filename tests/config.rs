@@ -260,12 +260,12 @@ fn risky_combinations_are_warnings() {
             Machine::new()
                 .env("WATCHDOG_USEC", "8000000")
                 .set("disconnect_kill_ms=6000")
-                .set("liveness_max_stall_ms=7000"),
+                .set("liveness_max_stall_ms=6000"),
             "over half of systemd's",
         ),
         (
-            Machine::new().env("WATCHDOG_USEC", "30000000"),
-            "is not below systemd's WatchdogSec (30000 ms)",
+            Machine::new().env("WATCHDOG_USEC", "31000000"),
+            "liveness_max_stall_ms + watchdog_interval_ms = 31000 is not below systemd's WatchdogSec (31000 ms)",
         ),
         (
             Machine::new()
@@ -282,6 +282,8 @@ fn risky_combinations_are_warnings() {
         assert_eq!(warnings.len(), 1, "{part}: {warnings:?}");
         assert!(warnings[0].contains(part), "{part}: {warnings:?}");
     }
+    let shipped = Machine::new().env("WATCHDOG_USEC", "40000000").good();
+    assert_eq!(shipped.warnings, Vec::<String>::new());
 }
 
 #[test]

@@ -1,6 +1,11 @@
 //! Goal: each death leaves exactly one record, never two and never none, whoever writes it. Method: the real
 //! binary with directories of its own, without systemd; what needs systemd is in `tests/system`.
 
+use embeddings::job::sentence::{self, Sentence};
+use embeddings::logic::health::KillReason;
+use embeddings::logic::ledger::Stage;
+use embeddings::report::Kill;
+use embeddings::telemetry::classify::{Ending, classify};
 use embeddings::telemetry::{blackbox, history};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -90,6 +95,67 @@ fn with_a_postmortem_the_process_leaves_it_to_it() {
     let kept = history::last(&home.path("state"), 10);
     assert_eq!((kept.len(), kept[0].kill_reason.as_str()), (2, "no_progress"));
     assert_eq!(kept[0].invocation_id, "next");
+}
+
+/// Goal: a death by the monitor is told as one, from the file that the monitor leaves beside the runtime directory.
+#[test]
+fn the_monitors_sentence_is_read_and_taken_away() {
+    let home = Home::new();
+    blackbox::open(&home.path("run")).unwrap();
+    let (monitor, pid) = (home.path("embeddings-monitor"), std::process::id());
+    std::fs::create_dir(&monitor).unwrap();
+    let said = Sentence {
+        pid,
+        reason: sentence::REASON.into(),
+        silent_ms: 45_000,
+        detail: "no heartbeat for 45000 ms".into(),
+    };
+    let path = monitor.join(sentence::file_name(pid));
+    std::fs::write(&path, serde_json::to_vec(&said).unwrap()).unwrap();
+    let own = blackbox::Identity::own().invocation_id;
+    home.postmortem(["success", "killed", "TERM"], &own);
+    let kept = history::last(&home.path("state"), 10);
+    assert_eq!(kept.len(), 1);
+    assert_eq!(
+        (kept[0].kill_reason.as_str(), &kept[0].detail),
+        (sentence::REASON, &said.detail)
+    );
+    assert!(!path.exists(), "the number will be another process's");
+}
+
+/// Goal: no reason that a record may have is missing in the metrics. Method: every end that systemd tells of, every verdict.
+#[test]
+fn every_reason_is_on_the_list() {
+    let end = |service_result: &str, exit_status: &str| {
+        let ending = Ending {
+            service_result: service_result.into(),
+            exit_status: exit_status.into(),
+            ..Ending::default()
+        };
+        classify(&ending, None, None, 0).unwrap().kill_reason
+    };
+    let results = [
+        "watchdog",
+        "oom-kill",
+        "timeout",
+        "signal",
+        "core-dump",
+        "protocol",
+    ];
+    let ends = results.map(|result| end(result, "TERM"));
+    let exits = ["1", "70", "71", "72", "78"].map(|status| end("exit-code", status));
+    let verdicts = [
+        KillReason::BrokerDisconnected,
+        KillReason::NoProgress(Stage::Acked),
+        KillReason::EngineCorrupt,
+        KillReason::DrainTimeout,
+    ];
+    let mut said: Vec<String> = verdicts.map(|reason| reason.name().to_owned()).into();
+    said.extend(ends.into_iter().chain(exits));
+    said.extend([sentence::REASON.to_owned()]);
+    for reason in said {
+        assert!(Kill::REASONS.contains(&reason.as_str()), "{reason}");
+    }
 }
 
 #[test]

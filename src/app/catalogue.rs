@@ -59,6 +59,17 @@ pub enum CatalogueError {
     },
 }
 
+impl CatalogueError {
+    /// Whether it is found again however often it is tried: then a start ends as with any other wrong configuration.
+    pub fn is_settled(&self) -> bool {
+        match self {
+            CatalogueError::Folder(_) => true,
+            CatalogueError::Load { why, .. } => !why.may_pass(),
+            CatalogueError::Canary { .. } => false,
+        }
+    }
+}
+
 /// How a model is loaded for the first time.
 #[derive(Debug, Clone)]
 pub struct Unproven {
@@ -110,7 +121,7 @@ impl Unproven {
 /// A model that has embedded its first sentence.
 #[derive(Debug)]
 pub struct Proven {
-    /// It.
+    /// The model, in memory from now on.
     pub model: Arc<Model>,
     /// Memory that it takes, in bytes.
     pub bytes: u64,
@@ -194,6 +205,22 @@ pub struct Plan {
     pub chunk: Option<usize>,
 }
 
+/// Looks at a configured model before its weights are read: where it is, and what its folder says of it.
+pub fn look(config: &Config, name: &str) -> Result<(Unproven, Outline), CatalogueError> {
+    let dir = config.model_dir(name)?;
+    let settings = &config.models[name];
+    let options = LoadOptions {
+        precision: settings.precision,
+        device: settings.device,
+        ..LoadOptions::default()
+    };
+    let name = name.to_owned();
+    match Model::outline(&dir, &options) {
+        Ok(outline) => Ok((Unproven { name, dir, options }, outline)),
+        Err(why) => Err(CatalogueError::Load { name, why }),
+    }
+}
+
 impl Catalogue {
     /// Looks at every configured model, and loads none: what a request means can be told before.
     ///
@@ -207,16 +234,7 @@ impl Catalogue {
             for alias in settings.aliases.iter().chain([name]) {
                 names.insert(alias.clone(), id);
             }
-            let dir = config.model_dir(name)?;
-            let options = LoadOptions {
-                precision: settings.precision,
-                device: settings.device,
-                ..LoadOptions::default()
-            };
-            let outline = Model::outline(&dir, &options).map_err(|why| CatalogueError::Load {
-                name: name.clone(),
-                why,
-            })?;
+            let (unproven, outline) = look(config, name)?;
             let limits = config.limits_of(name);
             entries.push(Entry {
                 name: name.clone(),
@@ -229,11 +247,7 @@ impl Catalogue {
                     bytes: outline.weights_bytes,
                 },
                 outline,
-                unproven: Unproven {
-                    name: name.clone(),
-                    dir,
-                    options,
-                },
+                unproven,
                 recipe: None,
                 max_inputs: limits.max_inputs,
                 max_stream_inputs: limits.max_stream_inputs,

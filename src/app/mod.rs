@@ -19,20 +19,21 @@ mod twins;
 mod window;
 
 use crate::broker::{self, BrokerEvent, Command, Prefetch, Span};
-use crate::clock::{Clock, Moment};
-use crate::config::{self, Directories, EXIT_CONFIG, Inputs, Limits, Loaded};
+use crate::clock::{Clock, Moment, millis};
+use crate::config::{self, Config, Directories, EXIT_CONFIG, Inputs, Limits, Loaded};
 use crate::engine::device;
 use crate::engine::pool::Pool;
 use crate::engine::tokenize::Tokenizers;
 use crate::http;
 use crate::job::Lane;
 use crate::job::request::RequestLimits;
+use crate::job::sentence;
 use crate::logic::health::{Health, KillReason};
 use crate::logic::{Logic, Setup};
 use crate::telemetry::death::Death;
 use crate::telemetry::{self, Logging, dying, history, journal};
 use crate::traces::{self, Traces};
-use crate::watchdog::{self, notify, thread};
+use crate::watchdog::{notify, thread};
 use anyhow::Context;
 use catalogue::Catalogue;
 use signal_hook::consts::signal::SIGTERM;
@@ -151,10 +152,14 @@ fn is_settled(failure: &anyhow::Error) -> bool {
     if failure.downcast_ref::<BadToken>().is_some() {
         return true;
     }
-    match failure.downcast_ref() {
-        Some(catalogue::CatalogueError::Load { why, .. }) => !why.may_pass(),
-        other => other.is_some(),
-    }
+    failure
+        .downcast_ref()
+        .is_some_and(catalogue::CatalogueError::is_settled)
+}
+
+/// Whether a start ends with 78 for what can be seen of a configured model before its weights are read.
+pub fn refuses(config: &Config, model: &str) -> bool {
+    catalogue::look(config, model).is_err_and(|failure| failure.is_settled())
 }
 
 /// Later, and aside: records of earlier deaths that a journal in trouble did not take.
@@ -256,10 +261,8 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     let first_loads = catalogue.first_orders();
     let loader = turn::start_loader(work_done.clone()).context("failed to start the loading thread")?;
     turn::watch_memory(work_done.clone()).context("failed to start the memory thread")?;
-    if notify::is_service() {
-        for fault in watchdog::disorder(&limits, notify::period()) {
-            warn!("{fault}");
-        }
+    if notify::is_service() && notify::period().is_none() {
+        warn!("systemd does not watch this service (no WatchdogSec=): one ring less");
     }
     let logic = Logic::new(
         Setup {
@@ -388,7 +391,7 @@ fn sources(config: &config::Config, figures: Option<traces::Figures>) -> http::S
             let told = figures.as_ref().map(traces::Figures::told).unwrap_or_default();
             (told.sent, told.dropped)
         }),
-        kills_max: window::KILLS_MAX,
+        kills_max: history::SHOWN_MAX,
         storm: telemetry::storm::STORM.0,
         watchdog: notify::period(),
     }
@@ -424,14 +427,17 @@ fn prefetch(max_queue: usize, max_inflight: usize) -> [u16; Lane::COUNT] {
 /// A process that the monitor ends does not exit with 0, which would read as the wish of an administrator, and
 /// systemd would leave it at that. It dies of the monitor's signal, and the monitor's sentence is its record.
 fn heed_sentence(dirs: &Directories) {
-    if dirs.sentence(std::process::id()).exists() {
+    if dirs
+        .monitor()
+        .join(sentence::file_name(std::process::id()))
+        .exists()
+    {
         let _ = signal_hook::low_level::emulate_default_handler(SIGTERM);
     }
 }
 
 /// Ends the process at once, with a record.
 fn die(reason: KillReason, health: Option<&Health>, model: &str, now: Moment) -> ! {
-    let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     let mut death = Death::of(reason.name());
     death.stage = reason.stage().unwrap_or_default().into();
     death.model = model.into();

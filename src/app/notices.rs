@@ -4,13 +4,12 @@
 
 use super::catalogue::Catalogue;
 use crate::broker::Command;
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::job::Lane;
 use crate::job::backpressure::{Notice, TYPE_BACKPRESSURE, routing_key};
 use crate::logic::Logic;
 use crate::logic::pressure::Change;
 use std::collections::BTreeMap;
-use std::time::Duration;
 use tracing::{info, warn};
 
 /// What is known of one lane.
@@ -24,7 +23,6 @@ struct Known {
 
 /// What has been told, and what not yet.
 pub struct Notices {
-    clock: Clock,
     host: String,
     models: Vec<String>,
     known: [Known; Lane::COUNT],
@@ -32,9 +30,8 @@ pub struct Notices {
 
 impl Notices {
     /// Nothing told: every lane is off.
-    pub fn new(clock: Clock, host: String, catalogue: &Catalogue) -> Notices {
+    pub fn new(host: String, catalogue: &Catalogue) -> Notices {
         Notices {
-            clock,
             host,
             models: catalogue.model_names(),
             known: Default::default(),
@@ -107,13 +104,9 @@ impl Notices {
             limits: bounds,
             retry_after_ms: change.retry_after_ms,
             lasted_ms: (!change.on).then(|| millis(change.lasted)),
-            at_unix_ms: self.clock.unix_ms(),
+            at_unix_ms: Clock::unix_ms(),
             pid: std::process::id(),
             host: self.host.clone(),
         }
     }
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

@@ -3,7 +3,7 @@
 
 use super::catalogue::Catalogue;
 use crate::broker::Command;
-use crate::clock::{Clock, Moment};
+use crate::clock::{Clock, Moment, millis};
 use crate::config::{Directories, Limits};
 use crate::job::heartbeat::{self, Heartbeat, LastKill};
 use crate::logic::Logic;
@@ -28,7 +28,6 @@ type Told = (State, bool, bool, Option<Stage>);
 
 /// The worker's pulse.
 pub struct Pulse {
-    clock: Clock,
     interval: Duration,
     monitor: Sender,
     name: String,
@@ -43,16 +42,9 @@ pub struct Pulse {
 
 impl Pulse {
     /// No beat yet.
-    pub fn new(
-        clock: Clock,
-        limits: &Limits,
-        dirs: &Directories,
-        host: String,
-        catalogue: &Catalogue,
-    ) -> Pulse {
+    pub fn new(limits: &Limits, dirs: &Directories, host: String, catalogue: &Catalogue) -> Pulse {
         let entry = catalogue.default_entry();
         Pulse {
-            clock,
             interval: interval(limits),
             monitor: Sender::new(dirs.heartbeat_socket()),
             name: dirs.unit.clone(),
@@ -120,7 +112,7 @@ impl Pulse {
     }
 
     fn beat(&self, truth: &Snapshot, now: Moment) -> Heartbeat {
-        let unix_ms = self.clock.unix_ms();
+        let unix_ms = Clock::unix_ms();
         Heartbeat {
             pid: std::process::id(),
             name: self.name.clone(),
@@ -167,10 +159,6 @@ fn due(interval: Duration) -> Duration {
 /// Within which time the next heartbeat comes, whatever holds it up on a machine in health.
 fn promised(interval: Duration) -> Duration {
     interval.max(PROMISE_MIN)
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! on at once, before the work that one of them may not survive begins.
 
 use super::desk::Desk;
-use crate::clock::Moment;
+use crate::clock::{Moment, millis};
 use crate::job::{JobKey, Lane};
 use crate::logic::Logic;
 use crate::telemetry::blackbox::{
@@ -107,7 +107,6 @@ impl Trace {
 
     fn view(&self, logic: &Logic, now: Moment) -> Figures {
         let seen = logic.snapshot(now);
-        let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         let stage = |it: &crate::logic::status::StageView| StageFigures {
             stage: it.stage.name().into(),
             inside: it.inside,

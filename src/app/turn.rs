@@ -157,13 +157,12 @@ impl Loop {
         Loop {
             show: Show::new(&parts.catalogue),
             pulse: Pulse::new(
-                parts.clock,
                 &parts.config.limits,
                 &parts.config.dirs,
                 parts.host.clone(),
                 &parts.catalogue,
             ),
-            notices: Notices::new(parts.clock, parts.host.clone(), &parts.catalogue),
+            notices: Notices::new(parts.host.clone(), &parts.catalogue),
             callers: RandomState::new(),
             trace: Trace::new(&parts.catalogue.default_entry().name),
             names: Names::new(&parts.config.broker.prefix),
@@ -363,7 +362,7 @@ impl Loop {
                 info!(job = %held.id, trace_id = held.trace_id(), inputs, "a slow slice ends early");
             }
             Action::Finish { job } => {
-                let unix_ms = self.parts.clock.unix_ms();
+                let unix_ms = Clock::unix_ms();
                 self.desk.get_mut(&job)?.enters(Stage::Published, now);
                 let publication = self.desk.get_mut(&job)?.done(job, &self.parts.catalogue, unix_ms);
                 publication.map(|publication| self.command(Command::Publish(publication)))?;

@@ -6,7 +6,7 @@
 //! records of deaths) is read by that thread, never by the loop.
 
 use super::LOAD_STEP_MAX;
-use crate::clock::{Clock, Moment};
+use crate::clock::{Clock, Moment, millis};
 use crate::config::{Config, Limits};
 use crate::control;
 use crate::http::{Board, Posted};
@@ -28,8 +28,6 @@ use tracing::warn;
 pub const ANSWER_MAX: Duration = Duration::from_millis(2500);
 /// An answer serves everyone who asks within this span: a flood of callers asks the loop 50 times a second.
 const FRESH: Duration = Duration::from_millis(20);
-/// Deaths told of.
-pub const KILLS_MAX: usize = 5;
 
 /// One who asks, waiting for a report.
 #[derive(Debug)]
@@ -51,7 +49,7 @@ enum Phase {
     Turning(mpsc::Sender<Question>),
 }
 
-/// The window.
+/// Whom the status socket asks; who it is that answers goes by the phase.
 #[derive(Clone, Debug)]
 pub struct Window {
     clock: Clock,
@@ -132,10 +130,10 @@ impl Window {
         report.host = self.host.to_string();
         report.version = env!("CARGO_PKG_VERSION").into();
         report.uptime_ms = Some(now.as_millis());
-        report.at_unix_ms = self.clock.unix_ms();
+        report.at_unix_ms = Clock::unix_ms();
         report.rss_bytes = telemetry::rss_bytes();
         report.http = self.board.http();
-        match history::kills(&self.state_dir, KILLS_MAX) {
+        match history::kills(&self.state_dir, history::SHOWN_MAX) {
             Ok(kills) => report.kills = kills,
             Err(why) => report.kills_unknown = Some(why),
         }
@@ -289,10 +287,6 @@ fn limits(limits: &Limits) -> BTreeMap<String, u64> {
         ("drain_ms", millis(limits.drain)),
     ];
     all.map(|(key, value)| (key.to_owned(), value)).into()
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Host and port of a URL: every user of the machine may ask, and none needs to know the broker's user.

@@ -50,7 +50,6 @@ pub struct Client {
     channel: Channel,
     queue: String,
     replies: String,
-    clock: Clock,
     blocked: Blocked,
     /// Reads the answers, and what the broker says of the connection. They end when the client is dropped.
     _tasks: tokio::task::JoinSet<()>,
@@ -115,7 +114,6 @@ impl Client {
             channel,
             queue,
             replies,
-            clock: Clock::start(),
             blocked,
             _tasks: tasks,
         };
@@ -160,7 +158,7 @@ impl Client {
         let mut headers = FieldTable::default();
         if let Some(budget) = budget {
             headers.insert("x-budget-ms".into(), whole(budget.as_millis()));
-            headers.insert("x-sent-at-ms".into(), whole(self.clock.unix_ms().into()));
+            headers.insert("x-sent-at-ms".into(), whole(Clock::unix_ms().into()));
         }
         let properties = BasicProperties::default()
             .with_reply_to(self.replies.as_str().into())

@@ -199,7 +199,7 @@ impl Letters {
         });
         // Its time has passed while it lay here; what the caller would wait begins anew.
         if kept.contains_key("x-budget-ms") {
-            let now_ms = i64::try_from(Clock::start().unix_ms()).unwrap_or(i64::MAX);
+            let now_ms = i64::try_from(Clock::unix_ms()).unwrap_or(i64::MAX);
             kept.insert("x-sent-at-ms".into(), AMQPValue::LongLongInt(now_ms));
         }
         // What is left of a streamed job goes on where it stood, with all its attempts; elsewhere it would be read as a

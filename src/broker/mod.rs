@@ -21,7 +21,7 @@ pub use intake::{Arrival, Receipt};
 pub use publish::{Content, Publication, ReplyBody};
 pub use topology::PAUSES;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::config::BrokerConfig;
 use crate::job::request::RequestLimits;
 use crate::job::{JobKey, Lane};
@@ -150,8 +150,6 @@ pub enum BrokerEvent {
     },
     /// The session is gone; no event of it will follow.
     Down {
-        /// Why.
-        cause: String,
         /// For how long the broker lets a delivery be held, if one was held for longer.
         held_max: Option<Duration>,
     },
@@ -317,10 +315,6 @@ impl Prefetch {
     }
 }
 
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// Starts the broker task on the current runtime. It ends when `commands` is closed, and then has
 /// closed its connections. `events` is bounded: a service that is slow to listen slows its own intake.
 pub fn start(
@@ -356,7 +350,6 @@ pub fn start(
                     if events
                         .send(BrokerEvent::Down {
                             held_max: held_max(&cause.to_string()),
-                            cause: cause.to_string(),
                         })
                         .await
                         .is_err()

@@ -456,7 +456,7 @@ fn dead_properties(receipt: &Receipt, refusal: &Refusal, attempt: u32) -> BasicP
         headers.insert("x-error-param".into(), text(param));
     }
     headers.insert("x-original-queue".into(), text(&receipt.queue));
-    headers.insert("x-dead-at-ms".into(), whole(Clock::start().unix_ms()));
+    headers.insert("x-dead-at-ms".into(), whole(Clock::unix_ms()));
     headers.insert(HEADER_ATTEMPT.into(), whole(u64::from(attempt)));
     copied(&receipt.message.properties, headers)
 }

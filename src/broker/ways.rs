@@ -32,7 +32,7 @@ const APART_MAX: usize = 256;
 /// How long the broker may take to close a channel that is left: it works off what lies in it first.
 const CLOSE_MAX: Duration = Duration::from_secs(300);
 
-/// The channels.
+/// Every channel that answers may take, of one session.
 pub(super) struct Ways {
     connection: Arc<Connection>,
     blocked: Blocked,

@@ -4,7 +4,7 @@
 //! From systemd 254 on `OnFailure=` fires at every death, before that only at the last: so the unit is asked,
 //! and unless it is `failed` there is nothing to say.
 
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::telemetry::death::Death;
 use crate::telemetry::folder::Folder;
 use crate::telemetry::history;
@@ -67,7 +67,7 @@ pub fn run(name: &str) -> anyhow::Result<ExitCode> {
         // The newest comes first; what ended it last is why systemd gave up.
         let final_end = unit.result == "exit-code" && FINAL.contains(&unit.exit_status.as_str());
         let pause = (!final_end).then(|| {
-            let count = count_alarm(Clock::start().unix_ms());
+            let count = count_alarm(Clock::unix_ms());
             if storm::is_outage(&deaths) {
                 return storm::cooldown(OUTAGE_FIRST.min(first), OUTAGE_MAX, count, rand::random());
             }
@@ -169,8 +169,8 @@ fn raise(name: &str, unit: &Unit, deaths: &[&Death], pause: Option<Duration>) {
 
 /// Deaths of the window in which systemd counts, newest first.
 fn recent_deaths(unit: &Unit) -> Vec<Death> {
-    let window = u64::try_from(STORM.0.as_millis()).unwrap_or(u64::MAX);
-    let since = Clock::start().unix_ms().saturating_sub(window);
+    let window = millis(STORM.0);
+    let since = Clock::unix_ms().saturating_sub(window);
     let name = unit.state_directory.split(' ').next().unwrap_or_default();
     let state = Path::new("/var/lib").join(name);
     let mut deaths = history::last(&state, history::KEPT_MAX);

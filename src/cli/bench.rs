@@ -126,7 +126,7 @@ fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
 
 /// The report without what is measured.
 fn blank(plan: &Plan, args: &BenchArgs) -> Report {
-    let at_unix_ms = Clock::start().unix_ms();
+    let at_unix_ms = Clock::unix_ms();
     let texts = &plan.texts;
     let machine = machine::look();
     let mut notes: Vec<String> = texts.note.iter().cloned().collect();

@@ -34,7 +34,7 @@ use std::process::ExitCode;
 use units::Units;
 use user::Reader;
 
-/// Runs the command: 0 if there is no error, 78 if there is one in the configuration, else 1.
+/// Runs the command: 0 if there is no error, 78 if there is one for which the service refuses to start, else 1.
 ///
 /// # Errors
 /// Stdout that cannot be written.
@@ -47,13 +47,11 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         findings.people(Paint::stdout())
     };
     print(&text)?;
-    Ok(
-        match (findings.fails(Some("config")) || refused, findings.fails(None)) {
-            (true, _) => ExitCode::from(EXIT_CONFIG),
-            (false, true) => ExitCode::FAILURE,
-            (false, false) => ExitCode::SUCCESS,
-        },
-    )
+    Ok(match (findings.refuse() || refused, findings.fail()) {
+        (true, _) => ExitCode::from(EXIT_CONFIG),
+        (false, true) => ExitCode::FAILURE,
+        (false, false) => ExitCode::SUCCESS,
+    })
 }
 
 /// Looks at everything; and whether loading the configuration refused anything.

@@ -11,7 +11,7 @@ mod text;
 use super::{configuration, count, print, print_bytes};
 use crate::args::{DeadCommand, DeadListArgs, DeadPurgeArgs, DeadRequeueArgs, DeadShowArgs};
 use crate::broker::dead::Letters;
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::config::BrokerConfig;
 use anyhow::Context;
 use serde_json::json;
@@ -109,7 +109,7 @@ async fn list(args: &DeadListArgs, letters: &mut Letters) -> anyhow::Result<End>
         }),
         ..Filter::default()
     };
-    let now_ms = Clock::start().unix_ms();
+    let now_ms = Clock::unix_ms();
     let mut found = Vec::new();
     let mut read = 0usize;
     while found.len() < args.limit
@@ -148,7 +148,7 @@ async fn show(args: &DeadShowArgs, letters: &mut Letters) -> anyhow::Result<End>
         queue: &queue,
         total: letters.at_start() as usize,
         limited: false,
-        now_ms: Clock::start().unix_ms(),
+        now_ms: Clock::unix_ms(),
     };
     let (mut machine, mut people, mut bodies) = (Vec::new(), Vec::new(), Vec::new());
     let mut found = 0usize;
@@ -225,7 +225,7 @@ async fn requeue(args: &DeadRequeueArgs, letters: &mut Letters) -> anyhow::Resul
         ..Filter::default()
     };
     let limit = args.limit.unwrap_or(usize::MAX);
-    let now_ms = Clock::start().unix_ms();
+    let now_ms = Clock::unix_ms();
     let mut done = Done::default();
     let mut to: BTreeMap<&str, usize> = BTreeMap::new();
     while done.number < limit
@@ -256,9 +256,7 @@ async fn purge(args: &DeadPurgeArgs, letters: &mut Letters) -> anyhow::Result<En
     let filter = Filter {
         ids: &args.ids,
         reason: args.reason.as_deref(),
-        older_than_ms: args
-            .older_than
-            .map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
+        older_than_ms: args.older_than.map(millis),
         ..Filter::default()
     };
     let there = letters.at_start() as usize;
@@ -272,7 +270,7 @@ async fn purge(args: &DeadPurgeArgs, letters: &mut Letters) -> anyhow::Result<En
             anyhow::bail!("nothing deleted");
         }
     }
-    let now_ms = Clock::start().unix_ms();
+    let now_ms = Clock::unix_ms();
     let mut done = Done::default();
     let mut ageless = 0usize;
     while let Some(held) = letters.next().await.context(done.so_far("deleted"))? {

@@ -9,19 +9,20 @@ use crate::args::MonitorArgs;
 use crate::clock::{Clock, Moment};
 use crate::config::{self, Directories, Inputs};
 use crate::job::heartbeat::Heartbeat;
+use crate::job::sentence::{self, Sentence};
 use crate::logic::monitor::{Bounds, Cause, Heard, Monitor, Verdict};
 use crate::telemetry;
 use crate::watchdog::heartbeat::Sender;
 use crate::watchdog::listener::{DATAGRAM_BYTES_MAX, Listener};
 use crate::watchdog::notify;
 use crate::watchdog::process::{Process, Signal};
-use crate::watchdog::sentence::{self, Sentence};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -262,7 +263,7 @@ impl Post {
         );
         // A sentence on an earlier process of this number must not be taken for one on this; a fresh one is on
         // this, by a monitor that has been started anew since.
-        let path = self.dirs.sentence(pid);
+        let path = self.dirs.monitor().join(sentence::file_name(pid));
         if std::fs::metadata(&path).is_ok_and(|metadata| self.age_ms(&metadata) >= SENTENCE_FRESH_MS) {
             let _ = std::fs::remove_file(path);
         }
@@ -325,7 +326,7 @@ impl Post {
             silent_ms,
             detail: format!("{cause} for {lasted_ms} ms"),
         };
-        if let Err(error) = sentence.write(&self.dirs.sentence(pid)) {
+        if let Err(error) = write_down(&sentence, &self.dirs.monitor().join(sentence::file_name(pid))) {
             error!(worker_pid = pid, %error, "failed to write down why worker {pid} is ended");
         }
         let Some(Worker { beat, .. }) = self.workers.get(&pid) else {
@@ -358,12 +359,9 @@ impl Post {
             return;
         };
         for entry in entries.flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            let pid = name
-                .strip_prefix("kill-")
-                .and_then(|rest| rest.split('.').next()?.parse().ok());
-            let Some(pid) = pid else { continue };
+            let Some(pid) = sentence::pid_of(&entry.file_name().to_string_lossy()) else {
+                continue;
+            };
             let age_ms = entry
                 .metadata()
                 .map_or(u64::MAX, |metadata| self.age_ms(&metadata));
@@ -378,7 +376,7 @@ impl Post {
         let written = metadata.modified().ok();
         let written = written.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         written.map_or(u64::MAX, |at| {
-            self.clock.unix_ms().saturating_sub(at.as_millis() as u64)
+            Clock::unix_ms().saturating_sub(at.as_millis() as u64)
         })
     }
 
@@ -392,6 +390,13 @@ impl Post {
             None => format!("watching {workers} · no heartbeat yet"),
         }
     }
+}
+
+/// Writes a sentence, whole or not at all.
+fn write_down(sentence: &Sentence, path: &Path) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    std::fs::write(&fresh, serde_json::to_vec(sentence)?)?;
+    std::fs::rename(&fresh, path)
 }
 
 fn is_due(last: Option<Moment>, interval: Duration, now: Moment) -> bool {

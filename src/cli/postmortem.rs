@@ -5,8 +5,10 @@
 //! read without following links, and in bounded size. Nothing in here may take long: the next start waits.
 
 use crate::clock::Clock;
+use crate::config;
+use crate::job::sentence::{self, Sentence};
 use crate::telemetry::blackbox::{self, Contents};
-use crate::telemetry::classify::{Ending, MonitorKill, classify};
+use crate::telemetry::classify::{Ending, classify};
 use crate::telemetry::death::Death;
 use crate::telemetry::folder::Folder;
 use crate::telemetry::history::{self, History};
@@ -21,10 +23,8 @@ use std::time::Duration;
 const JOURNAL_MAX: Duration = Duration::from_secs(2);
 /// Spread of the restarts, so that a fleet does not come back in lockstep.
 const JITTER_MAX_MS: u64 = 2000;
-/// Where the heartbeat monitor notes whom it ends.
-const MONITOR: &str = "/run/embeddings-monitor";
-/// Largest note that is read.
-const NOTE_BYTES_MAX: usize = 4096;
+/// Largest sentence that is read.
+const SENTENCE_BYTES_MAX: usize = 4096;
 
 /// Runs in systemd's environment of `ExecStopPost=`.
 ///
@@ -52,16 +52,17 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let unit = std::fs::read_to_string("/proc/self/cgroup")
         .ok()
         .and_then(|text| unit_of(&text));
-    let known = dir("RUNTIME_DIRECTORY").and_then(|runtime| blackbox::read(&runtime).ok());
+    let runtime = dir("RUNTIME_DIRECTORY");
+    let known = runtime.as_ref().and_then(|runtime| blackbox::read(runtime).ok());
     let known = known.filter(|known| is_of(known, &var("INVOCATION_ID")));
-    let note = known
-        .as_ref()
-        .and_then(|known| take_note(known.figures.identity.pid));
+    let sentence = runtime
+        .zip(known.as_ref())
+        .and_then(|(runtime, known)| take_sentence(&runtime, known.figures.identity.pid));
 
-    let death = classify(&ending, known.as_ref(), note.as_ref(), Clock::monotonic_ms());
+    let death = classify(&ending, known.as_ref(), sentence.as_ref(), Clock::monotonic_ms());
     let state = dir("STATE_DIRECTORY");
     keep(death, state.as_deref(), unit.as_deref(), &var("INVOCATION_ID"));
-    if ending.is_restarted() || note.is_some() {
+    if ending.is_restarted() || sentence.is_some() {
         thread::sleep(Duration::from_millis(rand::random_range(0..=JITTER_MAX_MS)));
     }
     Ok(ExitCode::SUCCESS)
@@ -82,19 +83,19 @@ fn unit_of(cgroup: &str) -> Option<String> {
     cgroup.lines().find_map(parts)
 }
 
-/// What the monitor noted of this process. A note is read once: the number will be another process's.
-fn take_note(pid: u32) -> Option<MonitorKill> {
-    let folder = Folder::open(Path::new(MONITOR)).ok()?;
-    let name = format!("kill-{pid}.json");
-    let bytes = folder.read(&name, NOTE_BYTES_MAX).ok()?;
+/// The monitor's sentence on this process. It is read once: the number will be another process's.
+fn take_sentence(runtime: &Path, pid: u32) -> Option<Sentence> {
+    let folder = Folder::open(&config::monitor_beside(runtime)).ok()?;
+    let name = sentence::file_name(pid);
+    let bytes = folder.read(&name, SENTENCE_BYTES_MAX).ok()?;
     let _ = folder.remove(&name);
-    let note: MonitorKill = serde_json::from_slice(&bytes).ok()?;
-    (note.pid == pid).then_some(note)
+    let sentence: Sentence = serde_json::from_slice(&bytes).ok()?;
+    (sentence.pid == pid).then_some(sentence)
 }
 
 /// To the journal and into the history. Whatever fails, the other is still done.
 fn keep(death: Option<Death>, state: Option<&Path>, unit: Option<&str>, invocation_id: &str) {
-    let now = Clock::start().unix_ms();
+    let now = Clock::unix_ms();
     let history = state.and_then(|state| History::open(state).ok());
     let died = death.is_some();
     let death = death.map(|mut death| {

@@ -24,8 +24,6 @@ use std::time::Duration;
 
 /// Who does not answer in this time hangs: a loop in health answers within milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(3);
-/// Deaths told of.
-const KILLS_MAX: usize = 5;
 /// Exit status of an init script that cannot know (Linux Standard Base, "Init Script Actions").
 const EXIT_UNKNOWN: u8 = 4;
 
@@ -122,10 +120,10 @@ fn look(inputs: &Inputs) -> Result<Report, String> {
         line: line.into(),
         pid: pid.or_else(|| unit.as_ref().and_then(|unit| unit.main_pid)),
         systemd: unit,
-        at_unix_ms: Clock::start().unix_ms(),
+        at_unix_ms: Clock::unix_ms(),
         ..Report::default()
     };
-    match history::kills(&state_dir, KILLS_MAX) {
+    match history::kills(&state_dir, history::SHOWN_MAX) {
         Ok(kills) => report.kills = kills,
         Err(why) => report.kills_unknown = Some(why),
     }

@@ -188,10 +188,8 @@ impl Run<'_> {
         if self.kept.gaps > 0 {
             output = self.mend(drive, output, &board).await?;
         }
-        if let Target::Regular { file, .. } = self.target {
-            // From here on not even a loss of power costs a record.
-            file.sync_all()?;
-        }
+        // From here on not even a loss of power costs a record.
+        self.target.make_durable(|warning| board.say(warning))?;
         Ok(output)
     }
 

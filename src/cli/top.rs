@@ -120,7 +120,7 @@ async fn look(
         words: args.filter.clone(),
         broker: broker.shown(),
         listened: now.since(began),
-        unix_ms: clock.unix_ms(),
+        unix_ms: Clock::unix_ms(),
     };
     let said = if args.json {
         format!("{:#}\n", plain::json(&fleet, &look, now))

@@ -217,7 +217,8 @@ fn risks(values: &Values, inputs: &Inputs, config: &Config, warnings: &mut Vec<S
                 .to_owned(),
         );
     }
-    // systemd's ring, known only when it started us.
+    // Each ring must have the time to act and to say why before the next one does: the service itself, then systemd, then
+    // the monitor. systemd's is known only when it started us.
     let Some(ring) = inputs
         .var("WATCHDOG_USEC")
         .and_then(|text| text.parse().ok())
@@ -236,11 +237,13 @@ fn risks(values: &Values, inputs: &Inputs, config: &Config, warnings: &mut Vec<S
             ms(ring)
         ),
     );
+    // The thread that kills looks once in its interval only.
+    let own = stall + limits.watchdog_interval;
     warn(
-        stall >= ring,
+        own >= ring,
         format!(
-            "liveness_max_stall_ms = {} is not below systemd's WatchdogSec ({} ms): systemd kills before the service can say why",
-            ms(stall),
+            "liveness_max_stall_ms + watchdog_interval_ms = {} is not below systemd's WatchdogSec ({} ms): systemd kills before the service can say why",
+            ms(own),
             ms(ring)
         ),
     );

@@ -63,25 +63,24 @@ impl Inputs {
 }
 
 impl Directories {
-    /// Where the heartbeat monitor has its socket and its sentences: beside the runtime directory, and the same
-    /// place for every unit of the system.
+    /// Where the heartbeat monitor has its socket and its sentences.
     pub fn monitor(&self) -> PathBuf {
-        const NAME: &str = "embeddings-monitor";
-        if self.runtime.starts_with("/run") && !self.runtime.starts_with("/run/user") {
-            return Path::new("/run").join(NAME);
-        }
-        self.runtime.with_file_name(NAME)
+        monitor_beside(&self.runtime)
     }
 
     /// The socket that takes heartbeats.
     pub fn heartbeat_socket(&self) -> PathBuf {
         self.monitor().join("heartbeat.sock")
     }
+}
 
-    /// The file that says why the monitor ends this process.
-    pub fn sentence(&self, pid: u32) -> PathBuf {
-        self.monitor().join(format!("kill-{pid}.json"))
+/// The monitor's folder: beside the runtime directory of whom it watches, and the same place for every unit of the system.
+pub fn monitor_beside(runtime: &Path) -> PathBuf {
+    const NAME: &str = "embeddings-monitor";
+    if runtime.starts_with("/run") && !runtime.starts_with("/run/user") {
+        return Path::new("/run").join(NAME);
     }
+    runtime.with_file_name(NAME)
 }
 
 impl Config {

@@ -27,7 +27,7 @@ mod rules;
 mod types;
 mod url;
 
-pub use dirs::{ModelDirError, directories, instance_of, plain_name};
+pub use dirs::{ModelDirError, directories, instance_of, monitor_beside, plain_name};
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use keys::{KEYS, Key, Kind, MODEL_KEYS, Preset, Rule, similar};
 pub use layers::{Inputs, Reading, reading};

@@ -45,9 +45,9 @@ pub enum Norms {
 /// One layer.
 #[derive(Debug)]
 pub struct Layer {
-    /// Its first part.
+    /// What tokens take from each other.
     pub attention: SelfAttention,
-    /// Its second.
+    /// What is then made of each token alone.
     pub feed_forward: FeedForward,
     /// Around them.
     pub norms: Norms,

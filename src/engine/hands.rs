@@ -25,7 +25,7 @@ pub enum Part {
     Out,
     /// The first product of the feed-forward part.
     Up,
-    /// The second.
+    /// The second product of the feed-forward part.
     Down,
 }
 
@@ -63,7 +63,7 @@ impl Part {
         }
     }
 
-    /// Its shares.
+    /// How it is dealt to those who compute it.
     fn deal(self, layer: &Layer) -> Deal {
         let heads = layer.attention.heads;
         match self {

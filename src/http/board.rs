@@ -1,7 +1,7 @@
 //! The board: what the loop last said of itself, for whoever looks. Nobody who reads it waits for the loop, and the loop
 //! waits for nobody who reads it.
 
-use crate::clock::{Clock, Moment};
+use crate::clock::{Clock, Moment, millis};
 use crate::job::Lane;
 use crate::logic::hour::Hour;
 use crate::logic::tally::Tally;
@@ -51,7 +51,7 @@ impl Full {
     }
 }
 
-/// The board.
+/// What is posted, and what HTTP itself counts beside it.
 #[derive(Debug)]
 pub struct Board {
     clock: Clock,
@@ -77,7 +77,8 @@ impl Board {
     /// Says how things are.
     pub fn post(&self, posted: Posted) {
         if let Some(tally) = &posted.tally {
-            lock(&self.hour).look(&posted.report, tally, posted.at);
+            let door = Full::ALL.map(|full| self.refused(full)).iter().sum();
+            lock(&self.hour).look(&posted.report, tally, door, posted.at);
         }
         *lock(&self.posted) = Arc::new(posted);
     }
@@ -118,7 +119,7 @@ impl Board {
         let (posted, age) = self.seen();
         let told = posted.report.backpressure.get(Lane::Interactive.name())?;
         // What has not moved since will take as long again.
-        let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let age_ms = millis(age);
         Some(told.retry_after_ms?.saturating_add(age_ms))
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// The bounds.
+/// All of them, so that a test can make them small.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     /// Connections that may stay, and no more than a quarter of the files that the process may open: whatever a crowd does,

@@ -3,7 +3,7 @@
 use super::Shared;
 use super::refusal::json_response;
 use super::views::uncached;
-use crate::clock::Moment;
+use crate::clock::{Clock, Moment};
 use crate::logic::hour::{Hour, LANES, Latency, STEP, Slot};
 use axum::body::Body;
 use axum::extract::State;
@@ -39,6 +39,8 @@ struct History {
     overloaded_per_second: Column<f64>,
     /// Other error replies.
     errors_per_second: Column<f64>,
+    /// What HTTP turned away before it was a job: requests, bodies and connections for which there was no room.
+    http_refused_per_second: Column<f64>,
     /// The most admitted jobs that no engine had begun.
     queue: Lanes<Column<u64>>,
     /// The most jobs that were being computed.
@@ -54,7 +56,7 @@ struct Times {
 }
 
 pub(super) async fn history(State(shared): State<Shared>) -> Response<Body> {
-    let history = History::of(&shared.board.hour(), shared.clock.now(), shared.clock.unix_ms());
+    let history = History::of(&shared.board.hour(), shared.clock.now(), Clock::unix_ms());
     let json = serde_json::to_vec(&history).expect("plain data is always written");
     uncached(json_response(StatusCode::OK, json))
 }
@@ -89,6 +91,7 @@ impl History {
             }),
             overloaded_per_second: rate(|slot| slot.overloaded),
             errors_per_second: rate(|slot| slot.errors),
+            http_refused_per_second: rate(|slot| slot.door),
             queue: lanes(|lane| column(&slots, |slot| Some(slot.queue[lane]))),
             inflight: column(&slots, |slot| Some(slot.inflight)),
         }
@@ -124,13 +127,17 @@ mod tests {
     fn columns_fit_together() {
         let at = Moment::from_millis;
         let (mut hour, mut tally) = (Hour::default(), Tally::new(at(0)));
-        hour.look(&Report::default(), &tally, at(25_000));
+        hour.look(&Report::default(), &tally, 10, at(25_000));
         tally.inputs = 50;
-        hour.look(&Report::default(), &tally, at(41_000));
+        hour.look(&Report::default(), &tally, 15, at(41_000));
         let told = |unix_ms| serde_json::to_value(History::of(&hour, at(52_000), unix_ms)).unwrap();
         let mut history = told(10_000_000);
         assert_eq!(history["since_unix_ms"], 10_000_000 - 52_000 + 20_000);
         assert_eq!(history["inputs_per_second"], serde_json::json!([0.0, null, 5.0]));
+        assert_eq!(
+            history["http_refused_per_second"],
+            serde_json::json!([1.0, null, 0.5])
+        );
         assert_eq!(history["not_ready"], serde_json::json!(["", null, ""]));
         assert_eq!(
             history["job_ms"]["bulk"]["p99"],

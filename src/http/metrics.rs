@@ -9,6 +9,7 @@ mod text;
 use super::Shared;
 use super::board::Full;
 use super::refusal;
+use crate::clock::Clock;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, Response, StatusCode, header};
@@ -22,7 +23,7 @@ pub(super) async fn metrics(State(shared): State<Shared>) -> Response<Body> {
         tally: posted.tally.as_deref(),
         age,
         now: shared.clock.now(),
-        unix_ms: shared.clock.unix_ms(),
+        unix_ms: Clock::unix_ms(),
         kills: kills.ok(),
         storm: shared.sources.storm,
         watchdog: shared.sources.watchdog,

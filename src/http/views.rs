@@ -3,7 +3,7 @@
 use super::Shared;
 use super::board::{Posted, Sources};
 use super::refusal::{self, json_response};
-use crate::clock::{Clock, Moment};
+use crate::clock::{Clock, Moment, millis};
 use crate::report::advice::advice;
 use crate::report::{Condition, Kill, Part, Report, State as Judgement};
 use axum::body::Body;
@@ -159,7 +159,7 @@ async fn report(shared: &Shared) -> Report {
     report.host.clone_from(&shared.sources.host);
     report.version = env!("CARGO_PKG_VERSION").into();
     report.uptime_ms = Some(shared.clock.now().as_millis());
-    report.at_unix_ms = shared.clock.unix_ms();
+    report.at_unix_ms = Clock::unix_ms();
     report.rss_bytes = (shared.sources.process)().rss_bytes;
     report.http = shared.board.http();
     match shared.deaths.kills(&shared.sources, shared.clock).await {
@@ -218,11 +218,7 @@ pub(super) async fn model(State(shared): State<Shared>, Path(name): Path<String>
 }
 
 fn one(shared: &Shared, name: &str) -> serde_json::Value {
-    let started = shared
-        .clock
-        .unix_ms()
-        .saturating_sub(shared.clock.now().as_millis())
-        / 1000;
+    let started = Clock::unix_ms().saturating_sub(shared.clock.now().as_millis()) / 1000;
     json!({ "id": name, "object": "model", "created": started, "owned_by": "embeddings" })
 }
 
@@ -230,10 +226,6 @@ pub(super) fn uncached(mut response: Response<Body>) -> Response<Body> {
     let never = HeaderValue::from_static("no-store");
     response.headers_mut().insert(header::CACHE_CONTROL, never);
     response
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod input;
 pub mod received;
 pub mod reply;
 pub mod request;
+pub mod sentence;
 pub mod trace;
 
 use std::fmt;

@@ -1,6 +1,6 @@
 //! Replies as a client reads them: whole ones, and the parts of a streamed job.
 
-use super::reply::{ReceivedError, TYPE_CHUNK, TYPE_DONE, TYPE_ERROR, TYPE_PROGRESS, TYPE_RESULT};
+use super::reply::{TYPE_CHUNK, TYPE_DONE, TYPE_ERROR, TYPE_PROGRESS, TYPE_RESULT};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
@@ -65,6 +65,21 @@ pub struct Progress {
 pub struct Done {
     /// Inputs of the job.
     pub total: usize,
+}
+
+/// An error as a client reads it.
+#[derive(Debug, Deserialize)]
+pub struct ReceivedError {
+    /// HTTP-like code.
+    pub code: u16,
+    /// One of the contract's types.
+    pub r#type: String,
+    /// For people.
+    pub message: String,
+    /// The field that is at fault, if one is.
+    pub param: Option<String>,
+    /// When a retry may succeed.
+    pub retry_after_ms: Option<u64>,
 }
 
 #[derive(Deserialize)]

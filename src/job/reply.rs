@@ -4,8 +4,8 @@ use super::Refusal;
 use super::request::Encoding;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
 use serde::ser::{SerializeSeq, Serializer};
-use serde::{Deserialize, Serialize};
 
 /// AMQP `type` of a reply with vectors.
 pub const TYPE_RESULT: &str = "embeddings.result";
@@ -242,83 +242,11 @@ struct ErrorFields<'a> {
     retry_after_ms: Option<u64>,
 }
 
-/// A reply as a client reads it: vectors, or the error.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-pub enum Received {
-    /// `embeddings.result`, vectors in base64 or as numbers.
-    Result {
-        /// One entry per input.
-        data: Vec<ReceivedItem>,
-        /// Tokens the model read.
-        usage: ReceivedUsage,
-        /// Indices of the inputs that were cut.
-        truncated: Vec<usize>,
-        /// The model that answered.
-        model: String,
-    },
-    /// `embeddings.error`
-    Error {
-        /// What is wrong.
-        error: ReceivedError,
-    },
-}
-
-/// One vector of a result.
-#[derive(Debug, Deserialize)]
-pub struct ReceivedItem {
-    /// Which input it belongs to.
-    pub index: usize,
-    /// The vector.
-    #[serde(deserialize_with = "vector_from_either")]
-    pub embedding: Vec<f32>,
-}
-
-/// Token counts of a result.
-#[derive(Debug, Deserialize)]
-pub struct ReceivedUsage {
-    /// Tokens the model read.
-    pub total_tokens: u64,
-}
-
-/// An error as a client reads it.
-#[derive(Debug, Deserialize)]
-pub struct ReceivedError {
-    /// HTTP-like code.
-    pub code: u16,
-    /// One of the contract's types.
-    pub r#type: String,
-    /// For people.
-    pub message: String,
-    /// The field that is at fault, if one is.
-    pub param: Option<String>,
-    /// When a retry may succeed.
-    pub retry_after_ms: Option<u64>,
-}
-
-fn vector_from_either<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<f32>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Either {
-        Numbers(Vec<f32>),
-        Base64(String),
-    }
-    match Either::deserialize(deserializer)? {
-        Either::Numbers(vector) => Ok(vector),
-        Either::Base64(text) => {
-            let bytes = STANDARD.decode(text).map_err(serde::de::Error::custom)?;
-            Ok(bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::job::ErrorType;
+    use crate::job::received::{self, Heard};
     use proptest::prelude::*;
 
     fn answer(vectors: Vec<Vec<f32>>, encoding: Encoding) -> Answer {
@@ -373,8 +301,8 @@ mod tests {
             let encoding = if base64 { Encoding::Base64 } else { Encoding::Float };
             let json = answer(vectors.clone(), encoding).to_json();
             prop_assert!(json.len() <= result_bytes_max(vectors.len(), vectors[0].len(), encoding));
-            let Received::Result { data, .. } = serde_json::from_slice(&json).unwrap() else { panic!() };
-            let back: Vec<Vec<f32>> = data.into_iter().map(|item| item.embedding).collect();
+            let Some(Ok(Heard::Result(read))) = received::read(TYPE_RESULT, &json) else { panic!() };
+            let back: Vec<Vec<f32>> = read.data.into_iter().map(|item| item.embedding).collect();
             prop_assert_eq!(back, vectors);
         }
     }

@@ -9,7 +9,7 @@ use super::Logic;
 use super::event::{Action, Outcome, Ticket};
 use super::settle::{Job, Phase, Source};
 use super::{NO_TICKET, late};
-use crate::clock::Moment;
+use crate::clock::{Moment, millis};
 use crate::job::{ErrorType, JobKey, Lane, Refusal};
 
 impl Logic {
@@ -73,7 +73,7 @@ impl Logic {
 
     /// The refusal of a service that is being stopped: it is gone when its time to drain is over, at the latest.
     pub(super) fn stopping(&self, now: Moment) -> Refusal {
-        let left_ms = u64::try_from(self.health.drain_left(now).as_millis()).unwrap_or(u64::MAX);
+        let left_ms = millis(self.health.drain_left(now));
         Refusal::new(ErrorType::Draining, "the service is stopping").retry_after(left_ms.max(1000))
     }
 }

@@ -356,11 +356,14 @@ impl Health {
     /// The stage that is stalled, if one is; of several the last, because what waits for the next is judged
     /// by the next. What waits for a broker that says it blocks is excused.
     pub fn stalled(&self, now: Moment) -> Option<Stage> {
-        let blocked = self.blocked_since.is_some();
         Stage::ALL.into_iter().rev().find(|&stage| {
-            let excused = blocked && matches!(stage, Stage::Published | Stage::Received);
-            !excused && self.ledger.waiting_for(stage, now) >= self.limits.liveness_max_stall
+            !self.excuses(stage) && self.ledger.waiting_for(stage, now) >= self.limits.liveness_max_stall
         })
+    }
+
+    /// Whether a stage may wait as long as it likes, because it waits for a broker that says it blocks.
+    pub fn excuses(&self, stage: Stage) -> bool {
+        self.blocked_since.is_some() && matches!(stage, Stage::Published | Stage::Received)
     }
 
     /// Whether new work is welcome, or why not.
@@ -503,7 +506,7 @@ impl Health {
         self.round.map(|round| now.since(round))
     }
 
-    /// Age of the last progress in any stage, or of the last turn if there has been none.
+    /// Age of the last progress in any stage, or since the start if there has been none.
     pub fn progress_age(&self, now: Moment) -> Duration {
         self.ledger
             .last_left()

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Everything that is counted is counted by a turn of the loop, and every turn is followed by a look soon: so a slot in which
-//! nobody looked is one in which the loop stood still. It is a gap, and neither a zero nor a mean. Slots go by the monotonic
+//! nobody looked is one in which the loop stood still. It is a gap, and neither a zero nor a mean. Only what HTTP turns away it
+//! counts itself, also while the loop stands still: that is in the slot of the look that comes after. Slots go by the monotonic
 //! clock, which no hand sets; the wall clock is asked by whoever shows them.
 
 use super::event::Outcome;
@@ -52,6 +53,8 @@ pub struct Slot {
     pub overloaded: u64,
     /// Other error replies.
     pub errors: u64,
+    /// What HTTP turned away before it was a job.
+    pub door: u64,
     /// The most jobs that waited, in the order of [`LANES`].
     pub queue: [u64; LANES.len()],
     /// The most jobs in flight.
@@ -69,10 +72,11 @@ struct Totals {
     tokens: u64,
     overloaded: u64,
     errors: u64,
+    door: u64,
 }
 
 impl Totals {
-    fn of(report: &Report, tally: &Tally) -> Totals {
+    fn of(report: &Report, tally: &Tally, door: u64) -> Totals {
         let answered = |lane: Lane| tally.jobs[lane as usize][Outcome::Answered as usize];
         let refused = report
             .backpressure
@@ -85,6 +89,7 @@ impl Totals {
             tokens: tally.tokens,
             overloaded: refused.sum(),
             errors: tally.refused.iter().sum(),
+            door,
         }
     }
 
@@ -113,8 +118,8 @@ pub struct Hour {
 }
 
 impl Hour {
-    /// Looks at how things are.
-    pub fn look(&mut self, report: &Report, tally: &Tally, now: Moment) {
+    /// Looks at how things are; `door` is how often HTTP has turned something away since the start.
+    pub fn look(&mut self, report: &Report, tally: &Tally, door: u64, now: Moment) {
         let latest = self.slots.back().map_or(0, |slot| slot.number);
         // A moment before the last look belongs to the slot of that: no slot is opened twice.
         let number = number(now).max(latest);
@@ -129,7 +134,7 @@ impl Hour {
                 self.slots.pop_front();
             }
         }
-        self.last = Totals::of(report, tally);
+        self.last = Totals::of(report, tally, door);
         let (last, before) = (&self.last, &self.before);
         let slot = self.slots.back_mut().expect("it was just opened");
         for (lane, of) in LANES.iter().enumerate() {
@@ -142,6 +147,7 @@ impl Hour {
         slot.tokens = last.tokens.saturating_sub(before.tokens);
         slot.overloaded = last.overloaded.saturating_sub(before.overloaded);
         slot.errors = last.errors.saturating_sub(before.errors);
+        slot.door = last.door.saturating_sub(before.door);
         slot.inflight = slot.inflight.max(report.inflight);
         if report.not_ready.is_some() {
             slot.not_ready.clone_from(&report.not_ready);
@@ -197,13 +203,13 @@ mod tests {
         let (mut hour, mut tally, mut report) = (Hour::default(), Tally::new(at(0)), Report::default());
         report.queues.insert("interactive".into(), 7);
         worked(&mut tally, 3, 0.02);
-        hour.look(&report, &tally, at(2000));
+        hour.look(&report, &tally, 2, at(2000));
         report.queues.insert("interactive".into(), 1);
         report.not_ready = Some("saturated".into());
-        hour.look(&report, &tally, at(9000));
+        hour.look(&report, &tally, 3, at(9000));
         report.not_ready = None;
         worked(&mut tally, 5, 0.2);
-        hour.look(&report, &tally, at(41_000));
+        hour.look(&report, &tally, 7, at(41_000));
         assert_eq!(hour.over(at(9999)).1, []);
         let (first, slots) = hour.over(at(50_000));
         assert_eq!(first, 0);
@@ -211,6 +217,7 @@ mod tests {
         assert_eq!(jobs, [Some(3), None, None, None, Some(5)]);
         let (early, late) = (slots[0].unwrap(), slots[4].unwrap());
         assert_eq!((early.queue[0], early.inputs, late.queue[0]), (7, 6, 1));
+        assert_eq!((early.door, late.door), (3, 4));
         assert_eq!(early.not_ready.as_deref(), Some("saturated"));
         assert_eq!((&late.not_ready, late.latency[1]), (&None, None));
         let latency = late.latency[0].unwrap();
@@ -241,7 +248,7 @@ mod tests {
                 worked(&mut tally, jobs, 0.01);
                 report.queues.insert("interactive".into(), queue);
                 let moment = at(now as u64);
-                hour.look(&report, &tally, moment);
+                hour.look(&report, &tally, 0, moment);
                 let latest = account.last_key_value().map_or(0, |(&number, _)| number);
                 let slot = account.entry(number(moment).max(latest)).or_default();
                 *slot = (slot.0 + jobs, slot.1.max(queue));

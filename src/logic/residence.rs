@@ -31,6 +31,47 @@ pub enum State {
     Unloading,
 }
 
+/// What is told of a model: its [`State`], and where that is not all, what comes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Not in memory.
+    Unloaded,
+    /// On its way into memory.
+    Loading,
+    /// In memory, and no job needs it.
+    Ready,
+    /// In memory, and jobs need it.
+    Working,
+    /// On its way out.
+    Unloading,
+    /// Not in memory, and the last try to load it came to nothing.
+    Failed,
+}
+
+impl Told {
+    /// All of them.
+    pub const ALL: [Told; 6] = [
+        Told::Unloaded,
+        Told::Loading,
+        Told::Ready,
+        Told::Working,
+        Told::Unloading,
+        Told::Failed,
+    ];
+
+    /// The name used in the status, in metrics and in heartbeats.
+    pub fn name(self) -> &'static str {
+        match self {
+            Told::Unloaded => "unloaded",
+            Told::Loading => "loading",
+            Told::Ready => "ready",
+            Told::Working => "working",
+            Told::Unloading => "unloading",
+            Told::Failed => "failed",
+        }
+    }
+}
+
 /// One model.
 #[derive(Clone, Debug)]
 struct Place {
@@ -184,14 +225,15 @@ impl Residence {
 
     /// The name of each model's state, in the order of their numbers.
     pub fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
-        self.models.iter().map(|place| match place.state {
-            State::Unloaded if place.failed => "failed",
-            State::Unloaded => "unloaded",
-            State::Loading => "loading",
-            State::Ready if place.held > 0 => "working",
-            State::Ready => "ready",
-            State::Unloading => "unloading",
-        })
+        let told = |place: &Place| match place.state {
+            State::Unloaded if place.failed => Told::Failed,
+            State::Unloaded => Told::Unloaded,
+            State::Loading => Told::Loading,
+            State::Ready if place.held > 0 => Told::Working,
+            State::Ready => Told::Ready,
+            State::Unloading => Told::Unloading,
+        };
+        self.models.iter().map(move |place| told(place).name())
     }
 }
 

@@ -6,7 +6,7 @@ use super::health::{NotReady, Verdict};
 use super::ledger::Stage;
 use super::pressure::Cause;
 use super::settle::Phase;
-use crate::clock::Moment;
+use crate::clock::{Moment, millis};
 use crate::config::Limits;
 use crate::job::{JobKey, Lane};
 use crate::report::{Condition, Part};
@@ -242,9 +242,7 @@ impl Logic {
         ];
         all.extend(Stage::ALL.map(|stage| {
             let waiting = health.ledger.waiting_for(stage, now);
-            // What waits for a broker that says it blocks is excused.
-            let excused = blocked.is_some() && matches!(stage, Stage::Published | Stage::Received);
-            let ok = excused || waiting < limits.liveness_max_stall;
+            let ok = health.excuses(stage) || waiting < limits.liveness_max_stall;
             let name = format!("{stage}_moves");
             span(
                 condition(&name, Part::Liveness, ok),
@@ -334,8 +332,4 @@ impl Logic {
         }
         line
     }
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

@@ -202,7 +202,7 @@ impl BlackBox {
         let figures = Figures {
             identity: self.identity.clone(),
             monotonic_ms: Clock::monotonic_ms(),
-            unix_ms: Clock::start().unix_ms(),
+            unix_ms: Clock::unix_ms(),
             rss_bytes: super::rss_bytes().unwrap_or(0),
             ..figures
         };

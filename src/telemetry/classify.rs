@@ -3,7 +3,7 @@
 
 use super::blackbox::{Contents, Phase};
 use super::death::Death;
-use serde::Deserialize;
+use crate::job::sentence::{self, Sentence};
 
 /// How systemd saw the process end: `$SERVICE_RESULT`, `$EXIT_CODE`, `$EXIT_STATUS` of `ExecStopPost=`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,20 +14,6 @@ pub struct Ending {
     pub exit_code: String,
     /// A number, or a signal's name without its SIG.
     pub exit_status: String,
-}
-
-/// What the heartbeat monitor notes before it signals.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct MonitorKill {
-    /// The process that it ends.
-    pub pid: u32,
-    /// The kill reason; `heartbeat_timeout` if empty.
-    pub reason: String,
-    /// How long no heartbeat came.
-    pub silent_ms: u64,
-    /// Whatever else it says.
-    pub detail: String,
 }
 
 impl Ending {
@@ -41,7 +27,7 @@ impl Ending {
 pub fn classify(
     ending: &Ending,
     known: Option<&Contents>,
-    monitor: Option<&MonitorKill>,
+    monitor: Option<&Sentence>,
     now_ms: u64,
 ) -> Option<Death> {
     let own = known.and_then(|known| known.death.clone());
@@ -82,9 +68,9 @@ fn answers_a_signal(ending: &Ending) -> bool {
     ending.exit_code == "exited" || matches!(ending.exit_status.as_str(), "TERM" | "KILL")
 }
 
-fn by_the_monitor(monitor: &MonitorKill) -> Death {
+fn by_the_monitor(monitor: &Sentence) -> Death {
     let reason = if monitor.reason.is_empty() {
-        "heartbeat_timeout"
+        sentence::REASON
     } else {
         &monitor.reason
     };
@@ -245,10 +231,10 @@ mod tests {
 
     #[test]
     fn the_monitors_note_explains_the_end_that_follows_it() {
-        let note = MonitorKill {
+        let note = Sentence {
             pid: 7,
             silent_ms: 45_000,
-            ..MonitorKill::default()
+            ..Sentence::default()
         };
         for seen in ["success exited 0", "success killed TERM", "signal killed KILL"] {
             let death = classify(&ending(seen), None, Some(&note), 0).unwrap();
@@ -263,7 +249,7 @@ mod tests {
         assert_eq!(death.kill_reason, "no_progress", "it was dying already");
         let death = classify(&ending("watchdog killed ABRT"), None, Some(&note), 0).unwrap();
         assert_eq!(death.kill_reason, "watchdog_timeout");
-        let named = MonitorKill {
+        let named = Sentence {
             reason: "broker_disconnected".into(),
             ..note
         };

@@ -123,7 +123,7 @@ fn leave(mut death: Death, exit_code: &str, exit_status: &str) {
     if let Some(known) = own.and_then(blackbox::BlackBox::contents) {
         death.learn(&known, Clock::monotonic_ms());
     }
-    death.seal(Clock::start().unix_ms());
+    death.seal(Clock::unix_ms());
     if let Some(own) = own {
         own.death(&death);
     }

@@ -18,6 +18,8 @@ use std::time::Duration;
 pub const FILE: &str = "kills.jsonl";
 /// Deaths that are kept.
 pub const KEPT_MAX: usize = 200;
+/// So many of them are told of where people look.
+pub const SHOWN_MAX: usize = 5;
 /// More than the kept deaths can need; what comes after is not read.
 const FILE_BYTES_MAX: usize = 4 << 20;
 

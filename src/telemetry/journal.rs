@@ -55,7 +55,7 @@ impl Entry {
         self.0.push(b'\n');
     }
 
-    /// The datagram.
+    /// The datagram that the journal takes.
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }

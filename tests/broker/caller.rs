@@ -3,6 +3,8 @@
 use crate::service::{Bench, SOON};
 use embeddings::clock::{Clock, Moment};
 use embeddings::job::Names;
+use embeddings::job::received::{self, Heard};
+use embeddings::job::reply::TYPE_RESULT;
 use futures_util::StreamExt;
 use lapin::options::{
     BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
@@ -252,12 +254,9 @@ impl Reply {
     /// The vectors of a result, whatever their encoding.
     pub fn vectors(&self) -> Vec<Vec<f32>> {
         assert_eq!(self.kind(), Some("embeddings.result"), "{}", self.json);
-        let body = self.json.to_string();
-        match serde_json::from_str(&body).unwrap() {
-            embeddings::job::reply::Received::Result { data, .. } => {
-                data.into_iter().map(|item| item.embedding).collect()
-            }
-            embeddings::job::reply::Received::Error { error } => panic!("{error:?}"),
+        match received::read(TYPE_RESULT, self.json.to_string().as_bytes()) {
+            Some(Ok(Heard::Result(read))) => read.data.into_iter().map(|item| item.embedding).collect(),
+            other => panic!("{other:?}"),
         }
     }
 }

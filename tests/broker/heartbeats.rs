@@ -75,9 +75,7 @@ async fn heartbeats_arrive_at_the_exchange() {
         last["avg_job_ms"].is_u64() && last["last_job_latency_ms"].is_u64(),
         "{last}"
     );
-    let progress = clock
-        .unix_ms()
-        .abs_diff(last["last_progress_ts"].as_u64().unwrap());
+    let progress = Clock::unix_ms().abs_diff(last["last_progress_ts"].as_u64().unwrap());
     assert!(progress < 60_000, "{last}");
 
     // An exchange that is gone costs no session, only the heartbeats until it is declared anew.

@@ -233,7 +233,7 @@ async fn budgets_run_out() {
     let service = bench.serve("");
     let mut caller = Caller::connect(&bench).await;
     let body = br#"{"input":"a"}"#;
-    let now_ms = i64::try_from(Clock::start().unix_ms()).unwrap();
+    let now_ms = i64::try_from(Clock::unix_ms()).unwrap();
     let minute_ago_s = u64::try_from(now_ms / 1000 - 60).unwrap();
     for queue in [caller.names.interactive.clone(), caller.names.bulk.clone()] {
         let (properties, _) = caller.properties();
@@ -270,7 +270,7 @@ async fn budgets_run_out() {
     // In the queue while the service stands still: the budget runs there too.
     service.signal(libc::SIGSTOP);
     let (properties, _) = caller.properties();
-    let now_ms = i64::try_from(Clock::start().unix_ms()).unwrap();
+    let now_ms = i64::try_from(Clock::unix_ms()).unwrap();
     let tight = headers(&[("x-budget-ms", 200), ("x-sent-at-ms", now_ms)]);
     let queue = caller.names.interactive.clone();
     caller.publish(&queue, body, properties.with_headers(tight)).await;

@@ -5,7 +5,8 @@ use crate::frozen::Frozen;
 use crate::private::{Private, wait_for};
 use crate::service::{Bench, SOON, Service, bench};
 use embeddings::clock::{Clock, Moment};
-use embeddings::job::reply::{Received, ReceivedItem};
+use embeddings::job::received::{self, Heard, Item};
+use embeddings::job::reply::TYPE_CHUNK;
 use lapin::options::QueueDeleteOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
@@ -26,11 +27,13 @@ impl Stream {
         match reply.kind() {
             Some("embeddings.chunk") => {
                 assert!(reply.header("x-model-fingerprint").is_some());
-                let Ok(Received::Result { data, .. }) = serde_json::from_value(reply.json) else {
+                let Some(Ok(Heard::Chunk(read))) =
+                    received::read(TYPE_CHUNK, reply.json.to_string().as_bytes())
+                else {
                     panic!("a chunk has the shape of a result")
                 };
-                assert!(data.len() <= chunk_max);
-                for ReceivedItem { index, embedding } in data {
+                assert!(read.data.len() <= chunk_max);
+                for Item { index, embedding } in read.data {
                     if let Some(before) = self.vectors.insert(index, embedding) {
                         assert!(cosine(&before, &self.vectors[&index]) > 0.99999);
                         self.repeats += 1;

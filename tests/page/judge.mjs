@@ -90,6 +90,13 @@ const cases = {
       }
       assert.match(await page.getByRole("img", { name: /^Of the last hour/ }).getAttribute("aria-label"), /ready for [\d.]+ minutes/);
       assert.match(await page.getByRole("img", { name: /^Inputs computed/ }).getAttribute("aria-label"), /at most [\d.,]+ at \d\d:/);
+      // One job for its bytes, and requests for want of room for their bodies, which HTTP itself turned away.
+      await page.waitForFunction(async () => {
+        const { overloaded_per_second: jobs, http_refused_per_second: door } = await (await fetch("/history")).json();
+        const most = Math.max(...door.map((count, at) => count + jobs[at]));
+        const said = document.querySelector('[aria-label^="Turned away"]').getAttribute("aria-label");
+        return door.some((count) => count > 0) && said.includes(`at most ${Math.round(most * 10) / 10} at`);
+      }, null, { timeout: 15000, polling: 500 });
       assert.match(await shown(page, "limits"), /max_queue\s+256[^]*slam_limit_ms\s+20 s/);
       assert.match(await shown(page, "away"), /interactive: bytes 1 HTTP: bodies too large together [1-9]/);
       assert.match(await shown(page, "conditions"), /holds: broker proven/);

@@ -3,6 +3,7 @@
 use super::super::catalogue::Way;
 use super::super::desk::Held;
 use super::Loop;
+use crate::clock::Clock;
 use crate::http::{Ask, Call, Given};
 use crate::job::{JobKey, Refusal};
 use crate::logic::event::{CallerId, Event};
@@ -29,7 +30,7 @@ impl Loop {
     fn asked(&mut self, ask: Ask) -> Event {
         self.quiet = false;
         let now = self.parts.clock.now();
-        let unix_ms = self.parts.clock.unix_ms();
+        let unix_ms = Clock::unix_ms();
         let deadline = self.deadline(&ask.properties, now);
         let caller = CallerId(self.callers.hash_one(ask.caller));
         let (job, bytes) = (ask.job, ask.bytes);

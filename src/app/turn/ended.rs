@@ -3,7 +3,7 @@
 use super::Loop;
 use crate::app::desk::Held;
 use crate::app::spans::Followed;
-use crate::clock::Moment;
+use crate::clock::{Moment, millis};
 use crate::job::{JobKey, Lane};
 use crate::logic::event::Outcome;
 use crate::traces::{Asked, Job, Source};
@@ -23,7 +23,7 @@ impl Loop {
         if !matches!(outcome, Outcome::MovedOn | Outcome::Lost | Outcome::Requeued) {
             self.retries.ended(&held.id);
         }
-        let duration_ms = u64::try_from(now.since(held.arrived).as_millis()).unwrap_or(u64::MAX);
+        let duration_ms = millis(now.since(held.arrived));
         let (lane, outcome_name) = (held.lane.name(), outcome.name());
         let by_queue = held.receipt.is_some();
         if outcome == Outcome::Returned && by_queue {

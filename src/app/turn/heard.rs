@@ -4,7 +4,7 @@ use super::super::catalogue::Way;
 use super::super::desk::Held;
 use super::Loop;
 use crate::broker::{Arrival, BrokerEvent, Command, Published};
-use crate::clock::Moment;
+use crate::clock::{Clock, Moment};
 use crate::http::Call;
 use crate::job::checkpoint::Checkpoint;
 use crate::job::request::{Number, Properties};
@@ -88,7 +88,7 @@ impl Loop {
                 self.start_moves(ATTEMPT_MAX);
                 Event::BrokerUp { resumable }
             }
-            BrokerEvent::Down { held_max, .. } => {
+            BrokerEvent::Down { held_max } => {
                 let brokered = |held: &&Held| held.lane != Lane::Probe && held.receipt.is_some();
                 for held in self.desk.values().filter(brokered) {
                     self.innocent.remember(&held.id);
@@ -193,7 +193,7 @@ impl Loop {
         let bytes = arrival.bytes;
         let caller = CallerId(self.callers.hash_one(arrival.properties.caller()));
         let (redelivered, checkpoint) = (arrival.redelivered, arrival.checkpoint.clone());
-        let mut held = Held::new(arrival, self.parts.clock.unix_ms(), now);
+        let mut held = Held::new(arrival, Clock::unix_ms(), now);
         self.follow(&mut held);
         let Checkpoint { lineage, done, .. } = held.checkpoint;
         if lane == Lane::Resumed && self.lineages.is_behind(lineage, done) {
@@ -214,7 +214,7 @@ impl Loop {
         let arrival = planned.map(|(plan, mut request)| {
             // Another worker that goes on with it may have another default.
             request.model = Some(self.parts.catalogue.entry(plan.model).name.clone());
-            let unix_ms = self.parts.clock.unix_ms();
+            let unix_ms = Clock::unix_ms();
             let (inputs, stream) = held.plan(request, plan.clone(), self.resumable, unix_ms);
             plan.ticket(caller, inputs, bytes, deadline, stream)
         });
@@ -234,7 +234,7 @@ impl Loop {
         let Number::Value(budget_ms) = properties.budget_ms else {
             return None;
         };
-        let now_ms = self.parts.clock.unix_ms();
+        let now_ms = Clock::unix_ms();
         let sent_ms = match (properties.sent_at_ms, properties.timestamp_s) {
             (Number::Value(ms), _) => ms,
             (_, Some(seconds)) => seconds.saturating_mul(1000),

@@ -3,7 +3,7 @@
 use super::Loop;
 use crate::app::desk::{Held, pause};
 use crate::broker::{Command, Published};
-use crate::clock::Moment;
+use crate::clock::{Clock, Moment};
 use crate::job::JobKey;
 use crate::job::reply::{Progress, TYPE_PROGRESS};
 use crate::report::Retrying;
@@ -107,7 +107,7 @@ impl Loop {
         if outcome != Published::Routed || !self.parts.logic.is_computing(job) {
             return;
         }
-        let (unix_ms, now) = (self.parts.clock.unix_ms(), self.parts.clock.now());
+        let (unix_ms, now) = (Clock::unix_ms(), self.parts.clock.now());
         let Some(json) = self
             .desk
             .get_mut(&job)
@@ -120,7 +120,7 @@ impl Loop {
 
     /// A job is to be tried again: whoever watches sees which attempt failed.
     pub(super) fn retry_told(&mut self, job: JobKey, error: &str) {
-        let (unix_ms, now) = (self.parts.clock.unix_ms(), self.parts.clock.now());
+        let (unix_ms, now) = (Clock::unix_ms(), self.parts.clock.now());
         let Some(held) = self.desk.get(&job) else { return };
         let next = held.attempt.saturating_add(1);
         self.retries

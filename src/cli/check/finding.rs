@@ -42,6 +42,8 @@ pub struct Finding {
     pub mend: Vec<String>,
     /// Where the commands have to be run, or what else would do.
     pub note: Option<String>,
+    /// Whether the service refuses to start for it: it ends with 78, and is not started again.
+    pub refused: bool,
 }
 
 impl Finding {
@@ -67,7 +69,14 @@ impl Finding {
             found,
             mend,
             note: None,
+            refused: level == Level::Error && check.group() == "config",
         }
+    }
+
+    /// An error of which the service's own start says whether it refuses it.
+    pub fn refused(mut self, refused: bool) -> Finding {
+        self.refused = refused;
+        self
     }
 
     /// With a word beside the commands.
@@ -100,10 +109,14 @@ impl Findings {
         self.all.iter().filter(|finding| finding.level == level).count()
     }
 
-    /// Whether an error is among them, and of this group, if one is named.
-    pub fn fails(&self, group: Option<&str>) -> bool {
-        let mut errors = self.all.iter().filter(|finding| finding.level == Level::Error);
-        errors.any(|finding| group.is_none_or(|group| finding.check.group() == group))
+    /// Whether an error is among them.
+    pub fn fail(&self) -> bool {
+        self.number(Level::Error) > 0
+    }
+
+    /// Whether one is among them for which the service refuses to start.
+    pub fn refuse(&self) -> bool {
+        self.all.iter().any(|finding| finding.refused)
     }
 
     /// The answer in a line.
@@ -263,6 +276,7 @@ mod tests {
             .all
             .push(Finding::error(&table::BROKER_ADDRESS, "b", mend.clone()));
         assert!(findings.answer().ends_with("the service will take no jobs"));
+        assert!(findings.fail() && !findings.refuse());
         findings.all.push(Finding::error(&table::CONFIG_KEY, "c", mend));
         assert_eq!(
             findings.answer(),
@@ -279,7 +293,7 @@ mod tests {
             "{:?}",
             wrapped(&"ab ".repeat(60))
         );
-        assert!(findings.fails(Some("config")) && !findings.fails(Some("model")));
+        assert!(findings.fail() && findings.refuse());
         assert_eq!(findings.machine()["checks"][0]["why"], Value::Null);
     }
 }

@@ -5,6 +5,7 @@ use super::finding::Finding;
 use super::mend::{Hand, path as shell_path, quoted};
 use super::table::{self, Check};
 use super::user::{Reader, Want};
+use crate::app;
 use crate::config::{Config, ConfigError, Device, Examined, Inputs, ModelDirError, Precision};
 use crate::engine::device::{self, ChoiceError};
 use crate::engine::{LoadError, Model};
@@ -45,7 +46,7 @@ impl Models<'_> {
                     found.extend(self.unreadable(name, &dir, &facts));
                     whole.push((name, dir, facts));
                 }
-                Err(finding) => found.push(*finding),
+                Err(finding) => found.push(finding.refused(app::refuses(self.config(), name))),
             }
         }
         let bytes = whole.iter().map(|(name, _, facts)| self.least(name, facts)).sum();
@@ -232,7 +233,8 @@ impl Models<'_> {
             reader.name,
             file.display()
         );
-        Some(Finding::error(&table::MODEL_USER, text, commands))
+        // The service finds that the right to read is denied, which does not pass.
+        Some(Finding::error(&table::MODEL_USER, text, commands).refused(true))
     }
 
     /// Computes, and not where this build is made for.
@@ -271,7 +273,9 @@ impl Models<'_> {
                         .unset(&super::configuration::origin(self.examined, &key), &key)
                 };
                 let commands = key.map_or_else(|| self.again(name, &dir), unset);
+                let settled = |error: &LoadError| !error.may_pass();
                 Finding::error(check, format!("{name}: {error:#}"), commands)
+                    .refused(error.downcast_ref().is_some_and(settled))
             }
         }
     }

@@ -9,6 +9,7 @@ use super::finding::Finding;
 use super::handed::{self, Said, Unread, Variables};
 use super::mend::{self, Hand};
 use super::table;
+use crate::clock::millis;
 use crate::config::{Config, Examined, Origin, Reading};
 use crate::telemetry;
 use std::collections::BTreeMap;
@@ -178,7 +179,7 @@ impl Units {
     /// Whether systemd waits until what is unfinished has been handed back.
     pub fn stop(&self, examined: &Examined, hand: &Hand) -> Option<Finding> {
         let limit_ms = span_ms(self.service.get("TimeoutStopUSec")).filter(|_| self.service.is_known())?;
-        let drain_ms = u64::try_from(examined.loaded.config.limits.drain.as_millis()).unwrap_or(u64::MAX);
+        let drain_ms = millis(examined.loaded.config.limits.drain);
         if drain_ms.saturating_add(DRAINED_MS) < limit_ms {
             return None;
         }

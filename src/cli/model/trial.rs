@@ -2,7 +2,7 @@
 
 use crate::args::ConfigFlags;
 use crate::cli::{configuration, print, table};
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::config::{Config, Device, Precision};
 use crate::engine::{LoadOptions, Model, pooling};
 use anyhow::{Context, bail, ensure};
@@ -75,7 +75,7 @@ pub fn attempt_telling(
         vector.len(),
         info.dimensions
     );
-    let embed_ms = u64::try_from(clock.now().since(loaded).as_millis()).unwrap_or(u64::MAX);
+    let embed_ms = millis(clock.now().since(loaded));
     Ok(Trial {
         load_ms: loaded.as_millis(),
         embed_ms,

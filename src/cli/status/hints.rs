@@ -1,6 +1,7 @@
 //! What a state means, and what to do next: one line of advice each.
 
 use super::{Around, text};
+use crate::clock::millis;
 pub use crate::report::advice::advice as of_answer;
 use crate::report::{Report, State, Unit};
 
@@ -53,7 +54,7 @@ fn hung(report: &Report, around: &Around) -> Vec<String> {
     let own = around.limits.map(|limits| {
         format!(
             "its own watchdog thread ends it {} after the last turn of its loop (ring 1, no_progress, exit 71)",
-            text::span(u64::try_from(limits.liveness_max_stall.as_millis()).unwrap_or(u64::MAX))
+            text::span(millis(limits.liveness_max_stall))
         )
     });
     let frozen = report.line.starts_with("not a word");

@@ -42,7 +42,7 @@ fn head(report: &Report, paint: Paint) -> String {
     };
     let word = match (report.state, report.activity.as_str()) {
         (State::Running, _) => "running",
-        (State::Degraded, "loading" | "starting") => "starting",
+        (State::Degraded, "starting") => "starting",
         (State::Degraded, "draining") => "stopping",
         (State::Degraded, "hung") => "hung",
         (State::Degraded, "stalled") => "stalled",

@@ -88,6 +88,26 @@ impl Target {
         })
     }
 
+    /// Waits until what was written is on the disk. A file that was mended is another one under the same name by now, and
+    /// was waited for before it took that name; that it has it, as that a new file has its, is a matter of the folder.
+    pub fn make_durable(&self, warn: impl Fn(&str)) -> std::io::Result<()> {
+        let Target::Regular { file, path } = self else {
+            return Ok(());
+        };
+        file.sync_all()?;
+        let Some(folder) = path.parent() else {
+            return Ok(());
+        };
+        // Not every file system can, and not every folder that may be written to may be opened.
+        if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
+            let shown = folder.display();
+            warn(&format!(
+                "warning: {shown} cannot be flushed to the disk: {error}"
+            ));
+        }
+        Ok(())
+    }
+
     /// How to go on later with what is there.
     pub fn how_to_go_on(&self) -> &'static str {
         match self {

@@ -2,7 +2,7 @@
 
 use super::words::{self, Column};
 use crate::cli::{Paint, table};
-use crate::clock::Moment;
+use crate::clock::{Moment, millis};
 use crate::logic::fleet::{Fleet, Health, Order, Totals, View};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -151,8 +151,4 @@ fn worker(view: &View<'_>) -> Value {
         fields.extend(seen.map(|(name, value)| (name.to_owned(), value)));
     }
     said
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

@@ -3,7 +3,7 @@
 use crate::cli::Colour;
 use crate::cli::count;
 use crate::cli::status::span;
-use crate::clock::Moment;
+use crate::clock::{Moment, millis};
 use crate::logic::fleet::{Fleet, Health, Totals, View};
 use std::time::Duration;
 
@@ -285,7 +285,7 @@ fn count_of(number: u64, thing: &str) -> String {
 
 /// An age for people.
 pub fn age(age: Duration) -> String {
-    span(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+    span(millis(age))
 }
 
 /// Inputs a second for people.

@@ -58,7 +58,7 @@ pub struct Tables {
     pub norm: Option<Norm>,
 }
 
-/// The tables.
+/// The tables in which a token is looked up, and the norm of their sum.
 #[derive(Debug)]
 pub struct Embedding {
     width: usize,

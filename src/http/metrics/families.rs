@@ -2,12 +2,13 @@
 //! value comes from.
 
 use super::text::Page;
-use crate::clock::Moment;
+use crate::clock::{Moment, millis};
 use crate::http::board::Process;
 use crate::job::{ErrorType, Lane};
 use crate::logic::event::Outcome;
 use crate::logic::ledger::Stage;
 use crate::logic::pressure::Cause;
+use crate::logic::residence::Told;
 use crate::logic::tally::Tally;
 use crate::report::{Kill, Report};
 use std::collections::BTreeMap;
@@ -15,23 +16,6 @@ use std::time::Duration;
 
 /// Lanes that hold jobs of callers and have backpressure.
 const LANES: [Lane; 2] = [Lane::Interactive, Lane::Bulk];
-/// States of a model.
-const STATES: [&str; 6] = ["unloaded", "loading", "ready", "working", "unloading", "failed"];
-/// Why processes end (contract, section 5.1), and `failed` for a start that came to nothing.
-const REASONS: [&str; 12] = [
-    "broker_disconnected",
-    "no_progress",
-    "engine_corrupt",
-    "drain_timeout",
-    "config_error",
-    "watchdog_timeout",
-    "heartbeat_timeout",
-    "oom_killed",
-    "signal",
-    "panic",
-    "start_timeout",
-    "failed",
-];
 
 /// All that is known at one moment.
 pub(super) struct Scene<'a> {
@@ -314,7 +298,7 @@ impl Scene<'_> {
         let name = "embeddings_model_state";
         page.gauge(name, "1 for the state in which a model is, 0 for the others.");
         for (model, state) in &self.report.models {
-            for known in STATES {
+            for known in Told::ALL.map(Told::name) {
                 let labels = [("model", model.as_str()), ("state", known)];
                 page.sample(name, &labels, f64::from(u8::from(state == known)));
             }
@@ -328,16 +312,16 @@ impl Scene<'_> {
             "Processes that ended, by reason, from the records that are kept (the last 200).",
         );
         let kills = self.kills.as_deref();
-        for (reason, kills) in kills
-            .into_iter()
-            .flat_map(|kills| REASONS.map(|reason| (reason, kills)))
-        {
-            let count = kills.iter().filter(|kill| kill.reason == reason).count();
-            page.sample(name, &[("reason", reason)], count as f64);
+        // Each reason that is known is there from the first, so that its first death is seen to be one more; and a record of
+        // another version may have one that is not.
+        let mut counts = BTreeMap::from_iter(Kill::REASONS.map(|reason| (reason, 0)));
+        for kill in kills.into_iter().flatten() {
+            *counts.entry(&kill.reason).or_default() += 1;
         }
-        let since = self
-            .unix_ms
-            .saturating_sub(u64::try_from(self.storm.as_millis()).unwrap_or(u64::MAX));
+        for (reason, count) in counts.into_iter().filter(|_| kills.is_some()) {
+            page.sample(name, &[("reason", reason)], f64::from(count));
+        }
+        let since = self.unix_ms.saturating_sub(millis(self.storm));
         let recent = |kill: &&Kill| kill.at_unix_ms.is_some_and(|at| at >= since);
         page.lone(
             "embeddings_restarts_window",
@@ -412,11 +396,15 @@ mod tests {
             age: Duration::ZERO,
             now: Moment::from_millis(5000),
             unix_ms: 1_000_000_000,
-            kills: Some(vec![Kill {
-                reason: "signal".into(),
-                at_unix_ms: Some(999_999_000),
-                ..Kill::default()
-            }]),
+            kills: Some(
+                [("signal", 999_999_000), ("of_tomorrow", 1)]
+                    .map(|(reason, at)| Kill {
+                        reason: reason.into(),
+                        at_unix_ms: Some(at),
+                        ..Kill::default()
+                    })
+                    .into(),
+            ),
             storm: Duration::from_secs(900),
             watchdog: Some(Duration::from_secs(40)),
             process: Process::default(),
@@ -504,7 +492,9 @@ mod tests {
             );
         }
         assert!(
-            page.contains("embeddings_kills_total{reason=\"signal\"} 1\n"),
+            page.contains("embeddings_kills_total{reason=\"signal\"} 1\n")
+                && page.contains("embeddings_kills_total{reason=\"of_tomorrow\"} 1\n")
+                && page.contains("embeddings_kills_total{reason=\"panic\"} 0\n"),
             "{page}"
         );
         assert!(page.contains("embeddings_restarts_window 1\n"), "{page}");

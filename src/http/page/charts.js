@@ -11,7 +11,7 @@ const lane = (of, ...names) => (at, history) => {
   return values.length ? values.reduce((sum, value) => sum + value) : null;
 };
 const time = (name, of) => (at, history) => history.job_ms[name]?.[of][at];
-const plain = (name) => (at, history) => history[name][at];
+const plain = (...names) => (at, history) => names.reduce((sum, name) => sum + history[name][at], 0);
 
 /** Each with one or two lines: the second is dashed. */
 const CHARTS = [
@@ -20,7 +20,7 @@ const CHARTS = [
   { title: "Jobs waiting", unit: "at most", lines: [["interactive", lane("queue", "interactive")], ["bulk", lane("queue", "bulk", "resumed")]] },
   { title: "Latency, interactive", unit: "ms from delivery to acknowledgement", lines: [["median", time("interactive", "p50")], ["p99", time("interactive", "p99")]] },
   { title: "Latency, bulk", unit: "ms from delivery to acknowledgement", lines: [["median", time("bulk", "p50")], ["p99", time("bulk", "p99")]] },
-  { title: "Turned away", unit: "a second", lines: [["overloaded", plain("overloaded_per_second")], ["other errors", plain("errors_per_second")]] },
+  { title: "Turned away", unit: "a second", lines: [["overloaded", plain("overloaded_per_second", "http_refused_per_second")], ["other errors", plain("errors_per_second")]] },
 ];
 
 const endOf = (history) => history.since_unix_ms + history.slots * history.step_ms;
