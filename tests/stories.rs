@@ -5,7 +5,7 @@
 mod support;
 
 use embeddings::clock::Moment;
-use embeddings::job::{JobKey, Lane, Refusal};
+use embeddings::job::{ErrorType, JobKey, Lane, Refusal};
 use embeddings::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Outcome};
 use embeddings::logic::health::KillReason;
 use embeddings::logic::ledger::Stage;
@@ -279,4 +279,86 @@ fn a_last_word_takes_its_acknowledgement_along() {
             "{actions:?}"
         );
     }
+}
+
+/// A plain job was held for as long as it took: after half an hour the broker closed the channel and gave it to the next, for
+/// ever. It ends in time, whatever of it is in an engine, and once: what comes out of there is dropped, and nothing is tried again.
+#[test]
+fn a_plain_job_is_held_no_longer_than_may_be() {
+    for lane in [Lane::Interactive, Lane::Bulk, Lane::Resumed] {
+        let mut service = Service::ready(setup());
+        service.now = 1000;
+        service.step(Event::BrokerUp { resumable: true });
+        let limit = Duration::from_millis(22_500);
+        service.step(Event::HeldTooLong { limit });
+        let job = service.deliver(lane, ticket(200));
+        let mut batches: VecDeque<_> = batches_of(&service.tokenize(job, 200)).into();
+        let (batch, jobs) = batches.pop_front().unwrap();
+        batches.extend(batches_of(&service.compute(batch, jobs.len())));
+        assert!(
+            refusals(&service.pass(9999), job).is_empty(),
+            "ended before its time"
+        );
+        let refused = refusals(&service.pass(1), job);
+        assert_eq!(refused.len(), 1, "{refused:?}");
+        let refusal = &refused[0];
+        assert_eq!(refusal.error, ErrorType::TooManyInputs);
+        assert_eq!(refusal.param.as_deref(), Some("input"));
+        for said in ["10.0 s", "22.5 s", "stream: true", "smaller jobs"] {
+            assert!(refusal.message.contains(said), "{}", refusal.message);
+        }
+        assert!(service.pass(5000).iter().all(|action| !starts(action, job)));
+        let whole = |service: &mut Service, (batch, jobs): (BatchId, Vec<JobKey>), result| {
+            assert!(jobs.iter().all(|in_it| *in_it == job));
+            service.step(Event::BatchDone {
+                engine: EngineId(0),
+                batch,
+                results: vec![result; jobs.len()],
+            })
+        };
+        // One batch fails whole, which would be computed again in parts.
+        let failed = whole(
+            &mut service,
+            batches.pop_front().unwrap(),
+            Err("not a number".into()),
+        );
+        let outcome = Confirmation::Routed;
+        service.step(Event::Confirmed { job, outcome });
+        let mut settled = service.step(Event::Acked { job });
+        settled.extend(failed);
+        settled.extend(whole(&mut service, batches.pop_front().unwrap(), Ok(())));
+        let outcome = Outcome::Refused;
+        assert!(settled.contains(&Action::Forget { job, outcome }), "{settled:?}");
+        assert!(settled.iter().all(|action| !starts(action, job)), "{settled:?}");
+        assert!(batches.is_empty());
+    }
+}
+
+/// Who waits on a connection holds no delivery, and so its job is computed for as long as it takes.
+#[test]
+fn a_caller_s_job_may_take_as_long_as_it_takes() {
+    let mut service = Service::ready(setup());
+    service.step(Event::BrokerUp { resumable: true });
+    let limit = Duration::from_secs(3);
+    service.step(Event::HeldTooLong { limit });
+    let job = JobKey(JobKey::CALLED + 1);
+    service.step(Event::Called {
+        job,
+        arrival: Ok(ticket(1)),
+    });
+    let batch = batch_of(&service.tokenize(job, 1));
+    assert!(refusals(&service.pass(20_000), job).is_empty());
+    assert!(service.compute(batch, 1).contains(&Action::Answer { job }));
+}
+
+fn refusals(actions: &[Action], job: JobKey) -> Vec<Refusal> {
+    let refused = actions.iter().filter_map(|action| match action {
+        Action::Refuse { job: of, refusal } if *of == job => Some(refusal.clone()),
+        _ => None,
+    });
+    refused.collect()
+}
+
+fn starts(action: &Action, job: JobKey) -> bool {
+    matches!(action, Action::StartBatch { items, .. } if items.iter().any(|item| item.job == job))
 }

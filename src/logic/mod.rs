@@ -118,7 +118,7 @@ pub struct Logic {
     next_canary: usize,
     /// Whether the broker has the queues for jobs that go on.
     resumable: bool,
-    /// Longest wait of a job here before it is begun.
+    /// Longest wait of a job here before it is begun, from which follows all else that bounds how long a delivery is held.
     held_max: Duration,
     drained: bool,
     killed: bool,
@@ -166,6 +166,7 @@ impl Logic {
         self.count_in_flight();
         self.expire(now, actions);
         self.cut_slices(now, actions);
+        self.end_long_jobs(now, actions);
         self.fill_engines(now, actions);
         self.unload_idle(now, actions);
         self.send_canary(now, actions);

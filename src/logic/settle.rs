@@ -19,6 +19,7 @@ use std::time::Duration;
 ///      └────────────────────────┴───────────────────┼──────────────────┼───────┘ │                 │
 ///                                                   └──> again? ──yes──┘ <───────┘                 │
 ///                                                           └──no──> DeadLettering ────────────────┘
+///  A plain job that is Computing for longer than a delivery may be held: ──> Replying
 ///  Called: as Delivered, and Replying ──HandedOver──> gone; CallerGone: nothing further of it is begun
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -354,6 +355,19 @@ impl Jobs {
                 let due = job.begun.is_some_and(|begun| now.since(begun) >= slice_max);
                 let streams = job.stream.as_ref().is_some_and(|stream| !stream.cut);
                 due && streams && job.undrawn > 0 && job.failure.is_none() && job.source == Source::Queue
+            })
+        };
+        self.begun.iter().filter(long).copied().collect()
+    }
+
+    /// Plain jobs from a queue that have been here for `held`, and at work for `worked`. A canary is judged by its engine.
+    pub fn long_plain(&self, held: Duration, worked: Duration, now: Moment) -> Vec<JobKey> {
+        let long = |key: &&JobKey| {
+            self.jobs.get(key).is_some_and(|job| {
+                let plain = job.stream.is_none() && job.lane != Lane::Probe;
+                let here = job.source == Source::Queue && now.since(job.delivered) >= held;
+                let at_work = job.begun.is_some_and(|begun| now.since(begun) >= worked);
+                plain && here && at_work && job.is_being_computed()
             })
         };
         self.begun.iter().filter(long).copied().collect()

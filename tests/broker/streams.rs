@@ -267,8 +267,8 @@ async fn deaths_are_charged_to_what_was_at_work() {
 }
 
 /// Goal: a broker that lets no delivery be held for long is learned from: what it says when it ends a session is the limit
-/// from then on, slices end before, and the job comes to its end. Method: a limit of some seconds, which it looks at twice a
-/// second, and an engine that stands still for longer than that.
+/// from then on, slices end before, and the job comes to its end; a plain one, which has no slices, is told so in time and
+/// once. Method: a limit of some seconds, which it looks at twice a second, and an engine that stands still for longer than that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_s_short_patience_is_learned() {
     const INPUTS: usize = 600;
@@ -297,4 +297,15 @@ async fn a_broker_s_short_patience_is_learned() {
     stream.whole(&mut caller, INPUTS).await;
     let log = service.log();
     assert!(log.contains("a slow slice ends early"), "{log}");
+
+    let frozen = Frozen::threads(service.pid(), "engine-");
+    let plain = json!({"input": vec![&text; 600]});
+    let reply = caller.ask(&plain).await;
+    assert_eq!(reply.error(), ("too_many_inputs", 413, Some("input")));
+    drop(frozen);
+    // What comes out of the engine is nobody's any more, and no session was lost for it.
+    let reply = caller.ask(&json!({"input": "a text"})).await;
+    assert_eq!(reply.vectors().len(), 1);
+    let log = service.log();
+    assert_eq!(log.matches("lets no delivery be held").count(), 1, "{log}");
 }

@@ -207,6 +207,13 @@ impl Seen {
         self.begun() && (self.done < drawn || self.undrawn() > 0)
     }
 
+    /// In one piece from a queue, and longer at work than its delivery may be held.
+    fn is_too_long(&self, held_max: Duration, now: Moment) -> bool {
+        let plain = self.stream.is_none() && !self.called && self.lane != Lane::Probe;
+        let (held, at_work) = (now.since(self.delivered), self.begun_at.map(|begun| now.since(begun)));
+        plain && self.begun() && held >= held_max + held_max / 3 && at_work >= Some(held_max / 3)
+    }
+
     /// Nothing of it is in an engine, before one, or on its way to the sender.
     fn at_rest(&self) -> bool {
         self.done == self.started.iter().filter(|started| **started).count()
@@ -647,7 +654,10 @@ impl Oracle {
         };
         if results.len() > 1 && results.iter().all(Result::is_err) && !items.iter().any(canary) {
             // All of it is computed again, in parts.
-            let here = items.iter().filter(|item| self.jobs.contains_key(&item.job));
+            let at_work = |seen: &Seen| seen.place == Place::Working;
+            let here = items
+                .iter()
+                .filter(|item| self.jobs.get(&item.job).is_some_and(at_work));
             self.parts.extend(here.map(|item| (item.job, item.input)));
             return;
         }
@@ -906,7 +916,15 @@ impl Oracle {
                     self.overloaded_is_true(*job);
                 }
                 self.withdrawn_now = true;
+                self.parts.retain(|(of, _)| of != job);
+                let held_max = self.held_max;
                 let seen = self.job(*job, action);
+                if refusal.error == ErrorType::TooManyInputs {
+                    assert!(seen.is_too_long(held_max, now), "ended before its time");
+                } else if seen.place == Place::Working {
+                    let computed = seen.at_rest() || !seen.begun();
+                    assert!(computed, "refused with inputs in an engine");
+                }
                 if refusal.error == ErrorType::DeadlineExceeded {
                     assert!(seen.deadline.is_some_and(|deadline| deadline <= now));
                     assert!(!seen.begun(), "refused for its deadline after its work began");
@@ -923,6 +941,7 @@ impl Oracle {
                     self.overloaded_is_true(*job);
                 }
                 self.withdrawn_now = true;
+                self.parts.retain(|(of, _)| of != job);
                 let seen = self.job(*job, action);
                 assert!(
                     !seen.dead_letter && !seen.local && !seen.called,
@@ -1149,12 +1168,9 @@ impl Oracle {
         self.book.look(&fill, &self.setup.limits);
         let mut bulk = fill.inflight[Lane::Bulk as usize];
         for item in items {
-            if !self.jobs.contains_key(&item.job) && parts.remove(&(item.job, item.input)) {
-                part_batches.insert(batch);
-                continue;
-            }
+            // The shell has what is computed: a job that is gone has left nothing behind.
             let seen = self.job(item.job, action);
-            // What was in a batch that failed whole is computed to its end, whatever became of its job.
+            // What was in a batch that failed whole is computed to its end, though its job has failed or nobody takes it.
             let again = parts.remove(&(item.job, item.input));
             if again {
                 part_batches.insert(batch);
@@ -1279,6 +1295,8 @@ impl Oracle {
                 !(cuttable && queued),
                 "{key:?} holds its delivery for a slow slice"
             );
+            let too_long = seen.place == Place::Working && seen.is_too_long(self.held_max, now);
+            assert!(!too_long, "{key:?} holds its delivery for too long");
             assert!(!seen.to_tokenize, "{key:?} has its model and is not tokenized");
             assert!(
                 seen.place != Place::Awaiting || !self.models.is_out(seen.model.0),

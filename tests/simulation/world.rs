@@ -186,6 +186,8 @@ pub struct Counts {
     pub loads: u64,
     pub unloads: u64,
     pub cuts: u64,
+    /// Plain jobs that were at work for too long.
+    pub too_long: u64,
     /// Callers, what their jobs came to, and how many of the refusals were for a budget that had run out; the rest was cut off
     /// by the end of a process.
     pub called: u64,
@@ -699,6 +701,7 @@ impl World {
             }
             Action::Refuse { job, refusal } => {
                 self.counts.refused += 1;
+                self.counts.too_long += u64::from(refusal.error == ErrorType::TooManyInputs);
                 let late = refusal.error == ErrorType::DeadlineExceeded && self.calls.contains_key(&job);
                 self.counts.call_late += u64::from(late);
                 if !self.hand_over(job) {
