@@ -2,7 +2,7 @@
 
 use crate::caller::Caller;
 use crate::service::{SOON, bench};
-use lapin::options::BasicGetOptions;
+use lapin::options::{BasicGetOptions, BasicNackOptions};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -90,6 +90,37 @@ async fn a_reload_keeps_working() {
     }
     assert!(refused > 0, "the new bound holds");
     assert!(service.exited().is_none());
+}
+
+/// Goal: what is delivered again is judged by the attempts that hold now, not by those of the start: that it merely waited when
+/// it was given back never costs it its last. Method: the broker is given a job back while a service runs whose
+/// `max_attempts` was lowered to 1 by SIGHUP.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_holds_for_what_is_delivered_again() {
+    let Some(bench) = bench("reload-attempts") else {
+        return;
+    };
+    let mut service = bench.serve("max_attempts = 5");
+    let mut caller = Caller::connect(&bench).await;
+    service.signal(libc::SIGTERM);
+    assert_eq!(service.exit(SOON).0, Some(0), "{}", service.log());
+    caller.send(&job(0)).await;
+    let options = BasicGetOptions { no_ack: false };
+    let queue = caller.names.interactive.clone();
+    let taken = caller.channel.basic_get(queue.as_str().into(), options).await;
+    let taken = taken.unwrap().expect("nobody else takes it");
+    service.again();
+    service.ready();
+    service.forget_told();
+    service.write_config("max_attempts = 1");
+    service.signal(libc::SIGHUP);
+    service.tells("READY=1");
+    let back = BasicNackOptions {
+        requeue: true,
+        ..BasicNackOptions::default()
+    };
+    taken.acker.nack(back).await.unwrap();
+    caller.reply().await.vectors();
 }
 
 /// Goal: two workers share the work, each job answered once; when one is killed the other takes over
