@@ -6,7 +6,7 @@ mod support;
 
 use embeddings::clock::Moment;
 use embeddings::job::{ErrorType, JobKey, Lane, Refusal};
-use embeddings::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Outcome};
+use embeddings::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Onward, Outcome, Streaming};
 use embeddings::logic::health::KillReason;
 use embeddings::logic::ledger::Stage;
 use std::collections::VecDeque;
@@ -349,6 +349,36 @@ fn a_caller_s_job_may_take_as_long_as_it_takes() {
     let batch = batch_of(&service.tokenize(job, 1));
     assert!(refusals(&service.pass(20_000), job).is_empty());
     assert!(service.compute(batch, 1).contains(&Action::Answer { job }));
+}
+
+/// The third slice of a streamed job was refused for an input that its sender knew by another number.
+#[test]
+fn an_input_that_fails_is_named_as_its_sender_counts() {
+    let mut service = Service::ready(setup());
+    service.step(Event::BrokerUp { resumable: true });
+    let mut slice = ticket(4);
+    slice.stream = Some(Streaming {
+        chunk: 4,
+        last: true,
+        done: 1024,
+    });
+    let job = service.deliver(Lane::Resumed, slice);
+    let batch = batch_of(&service.tokenize(job, 4));
+    let mut results = vec![Ok(()); 4];
+    results[3] = Err("not a number".to_owned());
+    let actions = service.step(Event::BatchDone {
+        engine: EngineId(0),
+        batch,
+        results,
+    });
+    let told = actions.iter().find_map(|action| match action {
+        Action::Move {
+            onward: Onward::Retry(refusal),
+            ..
+        } => Some(refusal.message.as_str()),
+        _ => None,
+    });
+    assert_eq!(told, Some("input 1027: not a number"), "{actions:?}");
 }
 
 fn refusals(actions: &[Action], job: JobKey) -> Vec<Refusal> {

@@ -214,6 +214,7 @@ impl Held {
             Streaming {
                 chunk,
                 last: self.rest.is_empty(),
+                done: self.checkpoint.done,
             }
         });
         self.request = Some(request);

@@ -493,13 +493,14 @@ impl Loop {
         }
         let wanted = held.wanted();
         let texts = held.texts_to_tokenize();
+        let before = held.checkpoint.done;
         let done = self.parts.work_done.clone();
         let task: tokenize::Job = Box::new(move |step| {
             // A job that has gone meanwhile (late, handed back, its session lost) is not worth the work.
             if done.is_closed() || wanted.upgrade().is_none() {
                 return;
             }
-            let result = catalogue::tokenize(&model, &texts, &plan, step);
+            let result = catalogue::tokenize(&model, &texts, before, &plan, step);
             let _ = done.blocking_send(Done::Tokens(job, result));
         });
         self.trace.begins([job], &self.desk);

@@ -62,6 +62,8 @@ pub struct Streaming {
     pub chunk: usize,
     /// Whether this slice is the last.
     pub last: bool,
+    /// Inputs of the whole job that come before this slice.
+    pub done: usize,
 }
 
 /// One input of one job.

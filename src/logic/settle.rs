@@ -147,6 +147,8 @@ pub struct Stream {
     pub returned: bool,
     /// The slice was to be longer.
     cut: bool,
+    /// Inputs of the whole job before the slice.
+    done: usize,
 }
 
 impl Stream {
@@ -160,6 +162,7 @@ impl Stream {
             unconfirmed: 0,
             returned: false,
             cut: false,
+            done: streaming.done,
         }
     }
 
@@ -299,7 +302,9 @@ impl Job {
         if let Err(message) = result
             && self.failure.is_none()
         {
-            let message = format!("input {input}: {message}");
+            // As its sender counts.
+            let before = self.stream.as_ref().map_or(0, |stream| stream.done);
+            let message = format!("input {}: {message}", before.saturating_add(input));
             self.failure = Some(Refusal::new(crate::job::ErrorType::Internal, message));
         }
     }

@@ -111,6 +111,29 @@ async fn a_streamed_job_comes_in_chunks() {
     Stream::default().whole(&mut caller, 1).await;
 }
 
+/// Goal: a text that is refused behind the first slice is named by its place in the whole job, as its chunks are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_text_is_named_by_its_place_in_the_whole_job() {
+    const BAD: usize = 650;
+    let Some(bench) = bench("badtext") else { return };
+    let _service = bench.serve("");
+    let mut caller = Caller::connect(&bench).await;
+    let mut input = texts(700);
+    input[BAD] = "many words ".repeat(1000);
+    let body = json!({"input": input, "stream": true, "truncate": false});
+    caller.send(&body).await;
+    let mut stream = Stream::default();
+    stream.until(&mut caller, usize::MAX).await;
+    let end = stream.end.unwrap();
+    assert_eq!(end.error(), ("input_too_long", 413, Some("input")));
+    let message = end.json["error"]["message"].as_str().unwrap();
+    assert!(message.starts_with(&format!("input[{BAD}]: ")), "{message}");
+    assert!(
+        stream.vectors.keys().copied().eq(0..512),
+        "the slice before is out"
+    );
+}
+
 /// Goal: a job of which two copies lie in the broker, since a process died between the confirm of a slice and the
 /// acknowledgement of the one before, is computed once. Method: what such a death leaves, put there by hand. A copy that no
 /// slice has followed is never taken for one: nothing is lost that way.

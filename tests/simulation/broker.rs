@@ -162,6 +162,7 @@ impl World {
                 let stream = message.chunk.map(|chunk| Streaming {
                     chunk,
                     last: message.slice == rest,
+                    done: message.done,
                 });
                 let ticket = Ticket {
                     model: message.model,
