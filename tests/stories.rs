@@ -381,6 +381,45 @@ fn an_input_that_fails_is_named_as_its_sender_counts() {
     assert_eq!(told, Some("input 1027: not a number"), "{actions:?}");
 }
 
+/// A job that alone is larger than the queue was told to come again in ten minutes, for ever, as if it were for the load. It is
+/// told what is wrong instead, however full the queue is, and nothing of it is told of the load.
+#[test]
+fn a_job_that_never_fits_is_not_told_to_come_again() {
+    for held in [0, 1] {
+        let mut setup = setup();
+        setup.limits.max_queue = 1;
+        let most = setup.limits.max_queue_bytes;
+        let mut service = Service::ready(setup);
+        for _ in 0..held {
+            service.deliver(Lane::Interactive, ticket(1));
+        }
+        let mut large = ticket(1);
+        large.bytes = most + 1;
+        let (brokered, called) = (JobKey(1000), JobKey(JobKey::CALLED + 1));
+        let by_broker = service.deliver_as(brokered, Lane::Interactive, Ok(large.clone()));
+        let arrival = Ok(large.clone());
+        let by_http = service.step(Event::Called { job: called, arrival });
+        for (job, actions) in [(brokered, by_broker), (called, by_http)] {
+            let refused = refusals(&actions, job);
+            assert_eq!(refused.len(), 1, "{actions:?}");
+            assert_eq!(refused[0].error, ErrorType::InputTooLong);
+            assert_eq!(
+                (refused[0].param.as_deref(), refused[0].retry_after_ms),
+                (Some("input"), None)
+            );
+            for size in [most, most + 1] {
+                let message = &refused[0].message;
+                assert!(message.contains(&size.to_string()), "{message}");
+            }
+            let pressed = |action: &Action| matches!(action, Action::Backpressure(_));
+            assert!(!actions.iter().any(pressed), "{actions:?}");
+        }
+        // The bulk lane is bounded by its prefetch.
+        let job = service.deliver(Lane::Bulk, large);
+        assert!(refusals(&service.pass(10), job).is_empty());
+    }
+}
+
 fn refusals(actions: &[Action], job: JobKey) -> Vec<Refusal> {
     let refused = actions.iter().filter_map(|action| match action {
         Action::Refuse { job: of, refusal } if *of == job => Some(refusal.clone()),

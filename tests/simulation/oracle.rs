@@ -918,8 +918,13 @@ impl Oracle {
                 self.withdrawn_now = true;
                 self.parts.retain(|(of, _)| of != job);
                 let held_max = self.held_max;
+                let max_queue_bytes = self.setup.limits.max_queue_bytes;
                 let seen = self.job(*job, action);
-                if refusal.error == ErrorType::TooManyInputs {
+                // What is admitted may yet have an input that is too long.
+                if refusal.error == ErrorType::InputTooLong && !seen.admitted {
+                    let too_large = seen.bytes > max_queue_bytes && seen.lane == Lane::Interactive;
+                    assert!(too_large, "there would be room for it");
+                } else if refusal.error == ErrorType::TooManyInputs {
                     assert!(seen.is_too_long(held_max, now), "ended before its time");
                 } else if seen.place == Place::Working {
                     let computed = seen.at_rest() || !seen.begun();
@@ -1133,9 +1138,11 @@ impl Oracle {
 
     fn overloaded_is_true(&mut self, job: JobKey) {
         let seen = &self.jobs[&job];
-        if seen.bytes <= self.setup.limits.max_queue_bytes {
-            self.book.refused();
-        }
+        assert!(
+            seen.bytes <= self.setup.limits.max_queue_bytes,
+            "told to come again, and there never is room for it"
+        );
+        self.book.refused();
         assert_eq!(
             seen.lane,
             Lane::Interactive,
