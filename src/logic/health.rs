@@ -472,9 +472,16 @@ impl Health {
 
     /// When to look again at the latest.
     pub fn next_check(&self, now: Moment) -> Moment {
-        let canary = self.round.filter(|_| self.connected && !self.canary_under_way());
-        let canary = canary.map_or(now + TURN_MAX, |last| last + self.limits.canary_interval);
-        canary.max(now + Duration::from_millis(1)).min(now + TURN_MAX)
+        let due = match self.draining_since {
+            // No canary follows any more.
+            Some(since) => Some(since + self.limits.drain),
+            None => {
+                let round = self.round.filter(|_| self.connected && !self.canary_under_way());
+                round.map(|last| last + self.limits.canary_interval)
+            }
+        };
+        let due = due.unwrap_or(now + TURN_MAX);
+        due.max(now + Duration::from_millis(1)).min(now + TURN_MAX)
     }
 }
 
@@ -540,6 +547,20 @@ mod tests {
         assert!(!health.may_pet(Duration::from_secs(5), at(64_999)));
         health.round_completed(at(65_000));
         assert!(health.may_pet(Duration::from_secs(5), at(65_000)));
+    }
+
+    /// A service that was told to stop turned every millisecond, for a canary that was due and never sent. It turns for the end of
+    /// its time, to the moment, and else as seldom as any other.
+    #[test]
+    fn a_draining_service_waits_for_no_canary() {
+        let mut health = proven(at(1000));
+        health.drain(at(60_000));
+        assert_eq!(health.next_check(at(60_000)), at(60_500));
+        let end = at(60_000) + Limits::shipped().drain;
+        assert_eq!(
+            health.next_check(at(60_000) + Limits::shipped().drain - Duration::from_millis(7)),
+            end
+        );
     }
 
     /// A consumer that is missing once or twice may be the broker's own confusion; three times is a loss.
