@@ -539,10 +539,16 @@ impl Loop {
             error!("a batch of a model that is not in memory");
             return;
         };
-        let sequences = items
-            .iter()
-            .filter_map(|item| self.desk.get(&item.job)?.sequences.get(item.input).cloned())
-            .collect();
+        // One that is left out would give its neighbours' vectors to the wrong inputs. None is: the logic draws from jobs that it
+        // has, of which the desk forgets nothing before the logic does.
+        let sequence = |item: &Item| {
+            let held = self.desk.get(&item.job);
+            let sequence = held.and_then(|held| held.sequences.get(item.input));
+            sequence
+                .expect("what is drawn has its tokens on the desk")
+                .clone()
+        };
+        let sequences = items.iter().map(sequence).collect();
         self.trace.begins(items.iter().map(|item| item.job), &self.desk);
         self.batches.insert(batch, items);
         if self
