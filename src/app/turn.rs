@@ -256,6 +256,7 @@ impl Loop {
             answered = total(Outcome::Answered),
             refused = total(Outcome::Refused),
             requeued = total(Outcome::Requeued),
+            moved_on = total(Outcome::MovedOn),
             "stopped"
         );
         crate::telemetry::flush(FLUSH_MAX);
@@ -374,11 +375,11 @@ impl Loop {
                     Onward::Suspect => {
                         debug!(job = %held.id, trace_id = held.trace_id(), "delivered before; goes on alone")
                     }
-                    Onward::NextSlice => {}
+                    Onward::NextSlice | Onward::Back => {}
                 }
                 let error = match &onward {
                     Onward::Retry(refusal) => Some(refusal.to_string()),
-                    Onward::Suspect | Onward::NextSlice => None,
+                    Onward::Suspect | Onward::NextSlice | Onward::Back => None,
                 };
                 let publication = held.onward(job, onward, &self.names);
                 if let Some(error) = error {

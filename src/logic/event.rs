@@ -403,6 +403,8 @@ pub enum Action {
 pub enum Onward {
     /// As it is, but alone.
     Suspect,
+    /// As it came, from the lane's own queue.
+    Back,
     /// Behind this slice, all of whose chunks are confirmed.
     NextSlice,
     /// With the same inputs again, alone and after a pause: this is how it failed.

@@ -371,8 +371,11 @@ impl Logic {
             return;
         }
         if self.health.is_draining() {
-            actions.push(Action::Requeue { job: key });
-            self.forgotten(key, lane, Outcome::Requeued, actions);
+            // What is wrong with it is said by whoever gets it next.
+            let mut job = Job::new(lane, arrival.unwrap_or(NO_TICKET), answerable, source, now);
+            (job.attempt, job.alone) = (attempt, suspect);
+            self.jobs.insert(key, job);
+            self.hand_back(key, now, actions);
             return;
         }
         // One that comes back from a lane may have ended the process that had it, as may all that were delivered

@@ -53,6 +53,41 @@ async fn a_stop_loses_nothing() {
     assert_eq!(caller.depth(&caller.names.dead).await.0, 0);
 }
 
+/// Goal: who merely waited when the service was stopped is computed by the next one as if nothing had been: no attempt is
+/// charged, on either lane. Method: a stop in the middle of the work, and the service again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_charges_nobody() {
+    const JOBS: usize = 100;
+    let Some(bench) = bench("charged") else { return };
+    let mut service = bench.serve("drain_ms = 20000");
+    let mut caller = Caller::connect(&bench).await;
+    let (interactive, bulk) = (caller.names.interactive.clone(), caller.names.bulk.clone());
+    let mut waiting = BTreeSet::new();
+    for n in 0..JOBS {
+        waiting.insert(caller.send(&job(n)).await);
+        let (properties, id) = caller.properties();
+        caller
+            .publish(&bulk, job(n).to_string().as_bytes(), properties)
+            .await;
+        waiting.insert(id);
+    }
+    let first = caller.reply().await;
+    waiting.remove(first.correlation_id().unwrap());
+    service.signal(libc::SIGTERM);
+    assert_eq!(service.exit(SOON).0, Some(0), "{}", service.log());
+    let left = caller.depth(&interactive).await.0;
+    assert!(left > 0, "the stop came in the middle of the work");
+    service.again();
+    service.ready();
+    while !waiting.is_empty() {
+        let reply = caller.reply().await;
+        assert_eq!(reply.header("x-attempt").as_deref(), Some("1"), "{}", reply.json);
+        reply.vectors();
+        waiting.remove(reply.correlation_id().unwrap());
+    }
+    assert_eq!(caller.depth(&caller.names.dead).await.0, 0);
+}
+
 /// Goal: SIGHUP takes new limits in without losing a job; a bad file keeps the old ones and says so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_keeps_working() {

@@ -210,7 +210,10 @@ impl Seen {
     /// In one piece from a queue, and longer at work than its delivery may be held.
     fn is_too_long(&self, held_max: Duration, now: Moment) -> bool {
         let plain = self.stream.is_none() && !self.called && self.lane != Lane::Probe;
-        let (held, at_work) = (now.since(self.delivered), self.begun_at.map(|begun| now.since(begun)));
+        let (held, at_work) = (
+            now.since(self.delivered),
+            self.begun_at.map(|begun| now.since(begun)),
+        );
         plain && self.begun() && held >= held_max + held_max / 3 && at_work >= Some(held_max / 3)
     }
 
@@ -872,14 +875,19 @@ impl Oracle {
                 let model = self.job(*job, action).model.0;
                 let no_model = self.models.is_out(model);
                 let seen = self.job(*job, action);
-                assert!(resumable && !seen.local && !seen.called && seen.lane != Lane::Probe);
+                assert!(resumable || *onward == Onward::Back);
+                assert!(!seen.local && !seen.called && seen.lane != Lane::Probe);
                 match onward {
                     // One that has waited for long.
                     Onward::Suspect if now.since(seen.delivered) >= held_max => {
                         assert!(seen.place.waits() && !seen.begun());
                     }
                     // One that waits here while the service stops goes back without being charged.
-                    Onward::Suspect if draining && seen.lane == Lane::Resumed => {
+                    Onward::Suspect if draining && seen.lane != Lane::Interactive => {
+                        assert!(seen.place.waits() && !seen.begun());
+                    }
+                    Onward::Back => {
+                        assert!(draining && seen.lane == Lane::Interactive && !seen.suspect);
                         assert!(seen.place.waits() && !seen.begun());
                     }
                     Onward::Suspect => {
@@ -968,7 +976,15 @@ impl Oracle {
             }
             Action::Requeue { job } => {
                 let draining = self.draining.is_some();
+                let takes = self.connected && !self.blocked;
+                let resumable = self.resumable;
                 let seen = self.job(*job, action);
+                let sent_anew = match seen.lane {
+                    Lane::Interactive => !seen.suspect,
+                    Lane::Bulk | Lane::Resumed => resumable,
+                    Lane::Probe => false,
+                };
+                assert!(!(takes && sent_anew), "charged for having waited");
                 assert!(
                     draining,
                     "requeue belongs to draining; elsewhere the delivery returns hot"
