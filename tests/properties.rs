@@ -22,7 +22,7 @@ use embeddings::logic::pressure::{Cause, Guard, Load, Memory, Told, memory_of};
 use embeddings::logic::{Logic, Setup};
 use oracle::Oracle;
 use proptest::prelude::*;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 use support::{limits, loaded, setup, ticket};
 
@@ -87,6 +87,8 @@ struct Life {
     connected: bool,
     drained: bool,
     promises: Vec<Event>,
+    /// Jobs that were sent anew: that is no last word.
+    moved: HashSet<JobKey>,
     inputs: HashMap<JobKey, usize>,
     seen: Vec<Vec<Action>>,
 }
@@ -101,6 +103,7 @@ impl Life {
             connected: false,
             drained: false,
             promises: Vec::new(),
+            moved: HashSet::new(),
             inputs: HashMap::new(),
             seen: Vec::new(),
         }
@@ -219,7 +222,7 @@ impl Life {
             Event::Confirmed {
                 job,
                 outcome: Confirmation::Routed,
-            } => Some(Event::Acked { job }),
+            } if !self.moved.contains(&job) => Some(Event::Acked { job }),
             _ => None,
         };
         let now = self.moment();
@@ -257,6 +260,13 @@ impl Life {
                     _ => Confirmation::Routed,
                 };
                 Event::Confirmed { job: *job, outcome }
+            }
+            Action::Move { job, .. } => {
+                self.moved.insert(*job);
+                Event::Confirmed {
+                    job: *job,
+                    outcome: Confirmation::Routed,
+                }
             }
             Action::DeadLetter { job, .. } => Event::DeadLettered { job: *job },
             Action::Ack { job } => Event::Acked { job: *job },

@@ -5,8 +5,8 @@
 mod support;
 
 use embeddings::clock::Moment;
-use embeddings::job::{JobKey, Lane, Refusal};
-use embeddings::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Outcome};
+use embeddings::job::{ErrorType, JobKey, Lane, Refusal};
+use embeddings::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Onward, Outcome, Streaming};
 use embeddings::logic::health::KillReason;
 use embeddings::logic::ledger::Stage;
 use std::collections::VecDeque;
@@ -279,4 +279,155 @@ fn a_last_word_takes_its_acknowledgement_along() {
             "{actions:?}"
         );
     }
+}
+
+/// A plain job was held for as long as it took: after half an hour the broker closed the channel and gave it to the next, for
+/// ever. It ends in time, whatever of it is in an engine, and once: what comes out of there is dropped, and nothing is tried again.
+#[test]
+fn a_plain_job_is_held_no_longer_than_may_be() {
+    for lane in [Lane::Interactive, Lane::Bulk, Lane::Resumed] {
+        let mut service = Service::ready(setup());
+        service.now = 1000;
+        service.step(Event::BrokerUp { resumable: true });
+        let limit = Duration::from_millis(22_500);
+        service.step(Event::HeldTooLong { limit });
+        let job = service.deliver(lane, ticket(200));
+        let mut batches: VecDeque<_> = batches_of(&service.tokenize(job, 200)).into();
+        let (batch, jobs) = batches.pop_front().unwrap();
+        batches.extend(batches_of(&service.compute(batch, jobs.len())));
+        assert!(
+            refusals(&service.pass(9999), job).is_empty(),
+            "ended before its time"
+        );
+        let refused = refusals(&service.pass(1), job);
+        assert_eq!(refused.len(), 1, "{refused:?}");
+        let refusal = &refused[0];
+        assert_eq!(refusal.error, ErrorType::TooManyInputs);
+        assert_eq!(refusal.param.as_deref(), Some("input"));
+        for said in ["10.0 s", "22.5 s", "stream: true", "smaller jobs"] {
+            assert!(refusal.message.contains(said), "{}", refusal.message);
+        }
+        assert!(service.pass(5000).iter().all(|action| !starts(action, job)));
+        let whole = |service: &mut Service, (batch, jobs): (BatchId, Vec<JobKey>), result| {
+            assert!(jobs.iter().all(|in_it| *in_it == job));
+            service.step(Event::BatchDone {
+                engine: EngineId(0),
+                batch,
+                results: vec![result; jobs.len()],
+            })
+        };
+        // One batch fails whole, which would be computed again in parts.
+        let failed = whole(
+            &mut service,
+            batches.pop_front().unwrap(),
+            Err("not a number".into()),
+        );
+        let outcome = Confirmation::Routed;
+        service.step(Event::Confirmed { job, outcome });
+        let mut settled = service.step(Event::Acked { job });
+        settled.extend(failed);
+        settled.extend(whole(&mut service, batches.pop_front().unwrap(), Ok(())));
+        let outcome = Outcome::Refused;
+        assert!(settled.contains(&Action::Forget { job, outcome }), "{settled:?}");
+        assert!(settled.iter().all(|action| !starts(action, job)), "{settled:?}");
+        assert!(batches.is_empty());
+    }
+}
+
+/// Who waits on a connection holds no delivery, and so its job is computed for as long as it takes.
+#[test]
+fn a_caller_s_job_may_take_as_long_as_it_takes() {
+    let mut service = Service::ready(setup());
+    service.step(Event::BrokerUp { resumable: true });
+    let limit = Duration::from_secs(3);
+    service.step(Event::HeldTooLong { limit });
+    let job = JobKey(JobKey::CALLED + 1);
+    service.step(Event::Called {
+        job,
+        arrival: Ok(ticket(1)),
+    });
+    let batch = batch_of(&service.tokenize(job, 1));
+    assert!(refusals(&service.pass(20_000), job).is_empty());
+    assert!(service.compute(batch, 1).contains(&Action::Answer { job }));
+}
+
+/// The third slice of a streamed job was refused for an input that its sender knew by another number.
+#[test]
+fn an_input_that_fails_is_named_as_its_sender_counts() {
+    let mut service = Service::ready(setup());
+    service.step(Event::BrokerUp { resumable: true });
+    let mut slice = ticket(4);
+    slice.stream = Some(Streaming {
+        chunk: 4,
+        last: true,
+        done: 1024,
+    });
+    let job = service.deliver(Lane::Resumed, slice);
+    let batch = batch_of(&service.tokenize(job, 4));
+    let mut results = vec![Ok(()); 4];
+    results[3] = Err("not a number".to_owned());
+    let actions = service.step(Event::BatchDone {
+        engine: EngineId(0),
+        batch,
+        results,
+    });
+    let told = actions.iter().find_map(|action| match action {
+        Action::Move {
+            onward: Onward::Retry(refusal),
+            ..
+        } => Some(refusal.message.as_str()),
+        _ => None,
+    });
+    assert_eq!(told, Some("input 1027: not a number"), "{actions:?}");
+}
+
+/// A job that alone is larger than the queue was told to come again in ten minutes, for ever, as if it were for the load. It is
+/// told what is wrong instead, however full the queue is, and nothing of it is told of the load.
+#[test]
+fn a_job_that_never_fits_is_not_told_to_come_again() {
+    for held in [0, 1] {
+        let mut setup = setup();
+        setup.limits.max_queue = 1;
+        let most = setup.limits.max_queue_bytes;
+        let mut service = Service::ready(setup);
+        for _ in 0..held {
+            service.deliver(Lane::Interactive, ticket(1));
+        }
+        let mut large = ticket(1);
+        large.bytes = most + 1;
+        let (brokered, called) = (JobKey(1000), JobKey(JobKey::CALLED + 1));
+        let by_broker = service.deliver_as(brokered, Lane::Interactive, Ok(large.clone()));
+        let arrival = Ok(large.clone());
+        let by_http = service.step(Event::Called { job: called, arrival });
+        for (job, actions) in [(brokered, by_broker), (called, by_http)] {
+            let refused = refusals(&actions, job);
+            assert_eq!(refused.len(), 1, "{actions:?}");
+            assert_eq!(refused[0].error, ErrorType::InputTooLong);
+            assert_eq!(
+                (refused[0].param.as_deref(), refused[0].retry_after_ms),
+                (Some("input"), None)
+            );
+            for size in [most, most + 1] {
+                let message = &refused[0].message;
+                assert!(message.contains(&size.to_string()), "{message}");
+            }
+            let pressed = |action: &Action| matches!(action, Action::Backpressure(_));
+            assert!(!actions.iter().any(pressed), "{actions:?}");
+        }
+        // The bulk lane is bounded by its prefetch.
+        let job = service.deliver(Lane::Bulk, large);
+        assert!(refusals(&service.pass(10), job).is_empty());
+    }
+}
+
+fn refusals(actions: &[Action], job: JobKey) -> Vec<Refusal> {
+    let refused = actions.iter().filter_map(|action| match action {
+        Action::Refuse { job: of, refusal } if *of == job => Some(refusal.clone()),
+        _ => None,
+    });
+    refused.collect()
+}
+
+fn starts(action: &Action, job: JobKey) -> bool {
+    matches!(action, Action::StartBatch { items, .. } if items.iter().any(|item| item.job == job))
 }

@@ -486,15 +486,18 @@ fn prompt(
     Ok(found.filter(|text| !text.is_empty()).cloned())
 }
 
-/// Tokenizes all texts of a job; `step` is called at least once for each.
+/// Tokenizes all texts of a job, before which so many of it are done; `step` is called at least once for each.
 pub fn tokenize(
     model: &Model,
     texts: &[String],
+    done: usize,
     plan: &Plan,
     step: &mut dyn FnMut(),
 ) -> Result<Vec<Sequence>, Refusal> {
     let prompt = plan.prompt.as_deref();
-    let sequence = |(index, text): (usize, &String)| {
+    let sequence = |(at, text): (usize, &String)| {
+        // As its sender counts.
+        let index = done.saturating_add(at);
         model
             .tokenize_in_steps(text, prompt, plan.truncate, step)
             .map_err(|error| match error {

@@ -214,6 +214,7 @@ impl Held {
             Streaming {
                 chunk,
                 last: self.rest.is_empty(),
+                done: self.checkpoint.done,
             }
         });
         self.request = Some(request);
@@ -374,12 +375,14 @@ impl Held {
         let mut checkpoint = self.checkpoint.clone();
         // Unless the next slice goes out, nothing follows this one, whatever was tried before.
         self.reached = None;
+        let goes_on = onward != Onward::Back;
         let (to, body) = match onward {
             Onward::Suspect => {
                 checkpoint.attempt = self.attempt;
                 checkpoint.alone = true;
                 (names.resumed.clone(), None)
             }
+            Onward::Back => (names.of(self.lane).to_owned(), None),
             Onward::Retry(refusal) => {
                 checkpoint.attempt = self.attempt.saturating_add(1);
                 checkpoint.alone = true;
@@ -407,7 +410,7 @@ impl Held {
         let content = Content::Move {
             to,
             message_id: self.id.clone(),
-            checkpoint,
+            checkpoint: goes_on.then_some(checkpoint),
             // One that came with a trace of its caller's keeps that: its slices stand side by side below it.
             traceparent: self.traceparent.clone().filter(|_| self.is_root()),
             // A job that has begun is no longer bound by the time its sender would wait for that.

@@ -260,6 +260,7 @@ impl Loop {
             answered = total(Outcome::Answered),
             refused = total(Outcome::Refused),
             requeued = total(Outcome::Requeued),
+            moved_on = total(Outcome::MovedOn),
             "stopped"
         );
         crate::telemetry::flush(FLUSH_MAX);
@@ -378,11 +379,11 @@ impl Loop {
                     Onward::Suspect => {
                         debug!(job = %held.id, trace_id = held.trace_id(), "delivered before; goes on alone")
                     }
-                    Onward::NextSlice => {}
+                    Onward::NextSlice | Onward::Back => {}
                 }
                 let error = match &onward {
                     Onward::Retry(refusal) => Some(refusal.to_string()),
-                    Onward::Suspect | Onward::NextSlice => None,
+                    Onward::Suspect | Onward::NextSlice | Onward::Back => None,
                 };
                 let publication = held.onward(job, onward, &self.names);
                 if let Some(error) = error {
@@ -497,13 +498,14 @@ impl Loop {
         }
         let wanted = held.wanted();
         let texts = held.texts_to_tokenize();
+        let before = held.checkpoint.done;
         let done = self.parts.work_done.clone();
         let task: tokenize::Job = Box::new(move |step| {
             // A job that has gone meanwhile (late, handed back, its session lost) is not worth the work.
             if done.is_closed() || wanted.upgrade().is_none() {
                 return;
             }
-            let result = catalogue::tokenize(&model, &texts, &plan, step);
+            let result = catalogue::tokenize(&model, &texts, before, &plan, step);
             let _ = done.blocking_send(Done::Tokens(job, result));
         });
         self.trace.begins([job], &self.desk);
@@ -542,10 +544,16 @@ impl Loop {
             error!("a batch of a model that is not in memory");
             return;
         };
-        let sequences = items
-            .iter()
-            .filter_map(|item| self.desk.get(&item.job)?.sequences.get(item.input).cloned())
-            .collect();
+        // One that is left out would give its neighbours' vectors to the wrong inputs. None is: the logic draws from jobs that it
+        // has, of which the desk forgets nothing before the logic does.
+        let sequence = |item: &Item| {
+            let held = self.desk.get(&item.job);
+            let sequence = held.and_then(|held| held.sequences.get(item.input));
+            sequence
+                .expect("what is drawn has its tokens on the desk")
+                .clone()
+        };
+        let sequences = items.iter().map(sequence).collect();
         self.trace.begins(items.iter().map(|item| item.job), &self.desk);
         self.batches.insert(batch, items);
         if self

@@ -74,8 +74,8 @@ pub enum Content {
         to: String,
         /// The job's id.
         message_id: String,
-        /// How far it has come.
-        checkpoint: Checkpoint,
+        /// How far it has come; `None` for one that goes back as it came.
+        checkpoint: Option<Checkpoint>,
         /// What is left of it; `None` is the message's own body.
         body: Option<Vec<u8>>,
         /// Its place in a trace; `None` leaves it the one with which it came, if any.
@@ -278,7 +278,8 @@ impl Press {
                 traceparent,
                 budget_from_ms,
             } => {
-                let mut properties = moved_properties(&receipt, &message_id, &checkpoint, budget_from_ms);
+                let mut properties =
+                    moved_properties(&receipt, &message_id, checkpoint.as_ref(), budget_from_ms);
                 if let Some(parent) = traceparent {
                     let mut headers = properties.headers().clone().unwrap_or_default();
                     headers.insert(HEADER_TRACEPARENT.into(), text(parent.as_str()));
@@ -465,7 +466,7 @@ fn dead_properties(receipt: &Receipt, refusal: &Refusal, attempt: u32) -> BasicP
 fn moved_properties(
     receipt: &Receipt,
     message_id: &str,
-    checkpoint: &Checkpoint,
+    checkpoint: Option<&Checkpoint>,
     budget_from_ms: Option<u64>,
 ) -> BasicProperties {
     let kept = kept_headers(receipt);
@@ -485,7 +486,9 @@ fn moved_properties(
     if let Some(from_ms) = budget_from_ms.filter(|_| undated) {
         headers.insert("x-sent-at-ms".into(), whole(from_ms));
     }
-    headers.insert(HEADER_CHECKPOINT.into(), text(&checkpoint.to_header()));
+    if let Some(checkpoint) = checkpoint {
+        headers.insert(HEADER_CHECKPOINT.into(), text(&checkpoint.to_header()));
+    }
     copied(&receipt.message.properties, headers).with_message_id(message_id.into())
 }
 

@@ -4,7 +4,7 @@
 //! instead, and nothing of its lane is begun while intake pauses; a canary is always let in.
 
 use super::event::{ModelId, Ticket};
-use super::pace::{Pace, RETRY_MS, SettleRate, retry_ms};
+use super::pace::{Pace, SettleRate, retry_ms};
 use super::pressure::{Cause, Guard, Load, Memory, MemoryBound, is_relaxed, memory_of};
 use crate::clock::Moment;
 use crate::config::Limits;
@@ -18,8 +18,6 @@ pub struct Overload {
     pub cause: Cause,
     /// The model whose own bound it is, if it is one's own.
     pub model: Option<ModelId>,
-    /// Whether it would not fit into an empty lane either; then it says nothing of the load.
-    pub too_large: bool,
     /// What the caller is told.
     pub refusal: Refusal,
 }
@@ -73,6 +71,16 @@ impl Admission {
         Ok(())
     }
 
+    /// Whether the lane would have room for the job if nothing else were in it, or what its sender is told: it need not come again.
+    pub fn fits(&self, lane: Lane, ticket: &Ticket) -> Result<(), Refusal> {
+        let (bytes, most) = (ticket.bytes, self.limits.max_queue_bytes);
+        if lane != Lane::Interactive || bytes <= most {
+            return Ok(());
+        }
+        let message = format!("the job has {bytes} bytes, the queue takes {most}");
+        Err(Refusal::new(ErrorType::InputTooLong, message).on("input"))
+    }
+
     /// Whether so many bytes of memory are free below the bound at which the kernel steps in.
     pub fn has_memory_for(&self, bytes: u64) -> bool {
         self.memory.fits(bytes, true)
@@ -99,14 +107,6 @@ impl Admission {
             self.bytes.saturating_add(ticket.bytes),
             self.limits.max_queue_bytes,
         );
-        if ticket.bytes > most {
-            let message = format!("the job has {} bytes, the queue takes {most}", ticket.bytes);
-            let mut overload = self.overload(Cause::Bytes, message, now);
-            // However empty the queue: no earlier moment can be promised.
-            overload.refusal.retry_after_ms = Some(*RETRY_MS.end());
-            overload.too_large = true;
-            return Err(overload);
-        }
         if bytes > most {
             let message = format!("queue would hold {bytes} bytes, limit is {most}");
             return Err(self.overload(Cause::Bytes, message, now));
@@ -241,7 +241,6 @@ impl Admission {
         Overload {
             cause,
             model: None,
-            too_large: false,
             refusal: Refusal::new(ErrorType::Overloaded, message).retry_after(retry_after_ms),
         }
     }

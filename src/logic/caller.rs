@@ -6,9 +6,10 @@
 //! stage `published`: there a broker that confirms nothing could hide behind them.
 
 use super::Logic;
+use super::arrive::NO_TICKET;
 use super::event::{Action, Outcome, Ticket};
+use super::leave::late;
 use super::settle::{Job, Phase, Source};
-use super::{NO_TICKET, late};
 use crate::clock::{Moment, millis};
 use crate::job::{ErrorType, JobKey, Lane, Refusal};
 

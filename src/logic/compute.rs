@@ -3,10 +3,10 @@
 use super::batch::{self, Draw, Haste, Place};
 use super::event::{Action, BatchId, EngineId, Item, ModelId};
 use super::places::is_bulk;
-use super::settle::Phase;
+use super::settle::{Job, Phase};
 use super::{Logic, Stage};
 use crate::clock::Moment;
-use crate::job::Lane;
+use crate::job::{JobKey, Lane};
 
 /// A part of a batch that failed whole: one bad input must fail alone.
 #[derive(Clone, Debug)]
@@ -223,11 +223,23 @@ impl Logic {
 
     /// A batch that failed whole is computed again in two halves, until what is bad fails alone.
     fn part(&mut self, model: ModelId, mut items: Vec<Item>, now: Moment) {
-        items.retain(|item| self.jobs.get(item.job).is_some());
+        let at_work = |job: &Job| job.phase == Phase::Computing;
+        items.retain(|item| self.jobs.get(item.job).is_some_and(at_work));
         let second = items.split_off(items.len() / 2);
         for items in [items, second].into_iter().filter(|items| !items.is_empty()) {
             self.health.ledger.enter(Stage::Batched, items.len(), now);
             self.parts.push_back(Part { model, items });
         }
+    }
+
+    /// Nothing of the job is computed again.
+    pub(super) fn leave_parts(&mut self, key: JobKey) {
+        for part in &mut self.parts {
+            let before = part.items.len();
+            part.items.retain(|item| item.job != key);
+            let left = before - part.items.len();
+            self.health.ledger.withdraw(Stage::Batched, left);
+        }
+        self.parts.retain(|part| !part.items.is_empty());
     }
 }

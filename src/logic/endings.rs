@@ -5,7 +5,7 @@ use super::event::{Action, Onward, Outcome};
 use super::ledger::Stage;
 use super::settle::{Phase, Source};
 use crate::clock::Moment;
-use crate::job::Lane;
+use crate::job::{JobKey, Lane};
 
 impl Logic {
     /// The broker will deliver again what the lost session had delivered; here it is void. Who waits on a connection of its
@@ -55,19 +55,33 @@ impl Logic {
             if !job.waits() {
                 continue;
             }
-            let (source, lane) = (job.source, job.lane);
+            let source = job.source;
             self.leave_lane(key);
             match source {
                 Source::Within => self.forget(key, Outcome::Probe, now, actions),
                 Source::Connection => self.refuse(key, self.stopping(now), now, actions),
-                // Given back, it would look as if a process had died of it.
-                Source::Queue if lane == Lane::Resumed && self.health.is_connected() => {
-                    self.move_on(key, Onward::Suspect, now, actions);
-                }
-                Source::Queue => {
-                    actions.push(Action::Requeue { job: key });
-                    self.forget(key, Outcome::Requeued, now, actions);
-                }
+                Source::Queue => self.hand_back(key, now, actions),
+            }
+        }
+    }
+
+    /// A job of which nothing is begun goes on elsewhere. Given back, it would look as if a process had died of it: so it is sent
+    /// anew where the broker takes that. What is not out when the time to drain is over goes back with the session.
+    pub(super) fn hand_back(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
+        let Some(job) = self.jobs.get(key) else { return };
+        let takes = self.health.is_connected() && self.health.blocked_since().is_none();
+        let onward = match job.lane {
+            // One that may have ended a process keeps its mark.
+            Lane::Interactive if !job.alone => Some(Onward::Back),
+            // At the end of its queue a bulk job would wait for the whole backlog once more.
+            Lane::Bulk | Lane::Resumed if self.resumable => Some(Onward::Suspect),
+            Lane::Interactive | Lane::Bulk | Lane::Resumed | Lane::Probe => None,
+        };
+        match onward.filter(|_| takes) {
+            Some(onward) => self.move_on(key, onward, now, actions),
+            None => {
+                actions.push(Action::Requeue { job: key });
+                self.forget(key, Outcome::Requeued, now, actions);
             }
         }
     }

@@ -62,6 +62,8 @@ pub struct Streaming {
     pub chunk: usize,
     /// Whether this slice is the last.
     pub last: bool,
+    /// Inputs of the whole job that come before this slice.
+    pub done: usize,
 }
 
 /// One input of one job.
@@ -401,6 +403,8 @@ pub enum Action {
 pub enum Onward {
     /// As it is, but alone.
     Suspect,
+    /// As it came, from the lane's own queue.
+    Back,
     /// Behind this slice, all of whose chunks are confirmed.
     NextSlice,
     /// With the same inputs again, alone and after a pause: this is how it failed.

@@ -520,9 +520,16 @@ impl Health {
 
     /// When to look again at the latest.
     pub fn next_check(&self, now: Moment) -> Moment {
-        let canary = self.round.filter(|_| self.connected && !self.canary_under_way());
-        let canary = canary.map_or(now + TURN_MAX, |last| last + self.limits.canary_interval);
-        canary.max(now + Duration::from_millis(1)).min(now + TURN_MAX)
+        let due = match self.draining_since {
+            // No canary follows any more.
+            Some(since) => Some(since + self.limits.drain),
+            None => {
+                let round = self.round.filter(|_| self.connected && !self.canary_under_way());
+                round.map(|last| last + self.limits.canary_interval)
+            }
+        };
+        let due = due.unwrap_or(now + TURN_MAX);
+        due.max(now + Duration::from_millis(1)).min(now + TURN_MAX)
     }
 }
 

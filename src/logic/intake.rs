@@ -26,6 +26,7 @@ impl Logic {
         now: Moment,
         actions: &mut Vec<Action>,
     ) -> Result<(), Refusal> {
+        self.admission.fits(lane, ticket)?;
         let load = self.memory_to_load(ticket.model);
         let admitted = self.admission.admit(lane, ticket, load, now);
         if lane == Lane::Interactive {
@@ -40,9 +41,7 @@ impl Logic {
         admitted.map_err(|overload| {
             let told = &mut self.told[lane as usize];
             told.refused(overload.cause);
-            if !overload.too_large
-                && let Some(change) = told.judge(Load::Over(overload.cause), now)
-            {
+            if let Some(change) = told.judge(Load::Over(overload.cause), now) {
                 let mut change = self.change(lane, change, now);
                 change.model = overload.model;
                 actions.push(Action::Backpressure(change));

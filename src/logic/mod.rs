@@ -1,13 +1,14 @@
 //! Every decision of the service, as one pure machine: [`Event`]s and the present [`Moment`] go in,
 //! [`Action`]s come out. No IO, no `async`, no clock, no global; `tests/tidy.rs` keeps it so.
 //!
-//! This file only routes. What may come in is decided in [`admission`], what the world is told of that in
-//! [`pressure`], who goes next in [`lane`], what runs together in [`batch`], what becomes of a job in
-//! [`settle`], how it goes on in `onward`, what is different for one whose caller waits on a connection in `caller`, and whether all of it is alive in [`health`] over the stages
-//! of [`ledger`].
+//! This file only routes. What becomes of a delivery is decided in `arrive`, what may come in in [`admission`], what the
+//! world is told of that in [`pressure`], who goes next in [`lane`], what runs together in [`batch`], what becomes of a job
+//! in [`settle`], how it goes on in `onward`, how it leaves in `leave`, what is different for one whose caller waits on a
+//! connection in `caller`, and whether all of it is alive in [`health`] over the stages of [`ledger`].
 
 pub mod admission;
 mod answer;
+mod arrive;
 pub mod batch;
 mod caller;
 mod compute;
@@ -19,6 +20,7 @@ pub mod health;
 pub mod hour;
 mod intake;
 pub mod lane;
+mod leave;
 pub mod ledger;
 mod models;
 pub mod monitor;
@@ -34,11 +36,12 @@ pub mod tally;
 
 use crate::clock::Moment;
 use crate::config::Limits;
-use crate::job::{ErrorType, JobKey, Lane, Refusal};
+use crate::job::{JobKey, Lane};
 use admission::Admission;
+use arrive::Arrived;
 use batch::Batcher;
 use compute::Part;
-use event::{Action, CallerId, EngineId, Event, ModelId, Onward, Outcome, Ticket};
+use event::{Action, EngineId, Event, ModelId};
 use faults::Faults;
 use health::{Health, Verdict};
 use lane::Lanes;
@@ -118,7 +121,7 @@ pub struct Logic {
     next_canary: usize,
     /// Whether the broker has the queues for jobs that go on.
     resumable: bool,
-    /// Longest wait of a job here before it is begun.
+    /// Longest wait of a job here before it is begun, from which follows all else that bounds how long a delivery is held.
     held_max: Duration,
     drained: bool,
     killed: bool,
@@ -166,6 +169,7 @@ impl Logic {
         self.count_in_flight();
         self.expire(now, actions);
         self.cut_slices(now, actions);
+        self.end_long_jobs(now, actions);
         self.fill_engines(now, actions);
         self.unload_idle(now, actions);
         self.send_canary(now, actions);
@@ -348,249 +352,8 @@ impl Logic {
         });
     }
 
-    fn delivered(&mut self, key: JobKey, arrived: Arrived, now: Moment, actions: &mut Vec<Action>) {
-        let Arrived {
-            lane,
-            arrival,
-            answerable,
-            attempt,
-            suspect,
-        } = arrived;
-        let local = key.0 > JobKey::WITHIN;
-        let source = if local { Source::Within } else { Source::Queue };
-        if !local {
-            self.health.ledger.received(lane, now);
-            self.health.consumer_seen(lane);
-            self.health.broker_proof(now);
-        }
-        if self.health.is_draining() && local {
-            // Nobody delivered it, so there is nothing to give back.
-            self.health.canary_ended(false);
-            self.forgotten(key, lane, Outcome::Probe, actions);
-            return;
-        }
-        if self.health.is_draining() {
-            actions.push(Action::Requeue { job: key });
-            self.forgotten(key, lane, Outcome::Requeued, actions);
-            return;
-        }
-        // One that comes back from a lane may have ended the process that had it, as may all that were delivered
-        // with it. Apart from the others each runs alone and at once, so that only what is at work is charged.
-        let apart = suspect && self.resumable && matches!(lane, Lane::Interactive | Lane::Bulk);
-        let lacks_memory = arrival
-            .as_ref()
-            .ok()
-            .and_then(|ticket| self.lacks_memory(lane, ticket.model));
-        let (ticket, refusal) = match arrival {
-            Ok(ticket) if ticket.deadline.is_some_and(|deadline| deadline <= now) => (ticket, Some(late())),
-            Ok(ticket) if apart || attempt > self.setup.limits.max_attempts => {
-                let mut job = Job::new(lane, ticket, answerable, source, now);
-                job.attempt = attempt;
-                self.jobs.insert(key, job);
-                if apart {
-                    self.move_on(key, Onward::Suspect, now, actions);
-                } else {
-                    self.fail(key, deadly(attempt - 1), now, actions);
-                }
-                return;
-            }
-            Ok(ticket) if lacks_memory.is_some() => {
-                let mut job = Job::new(lane, ticket, answerable, source, now);
-                (job.attempt, job.alone) = (attempt, suspect);
-                self.jobs.insert(key, job);
-                self.fail(
-                    key,
-                    lacks_memory.expect("this arm is for those that do"),
-                    now,
-                    actions,
-                );
-                return;
-            }
-            Ok(ticket) => {
-                let refusal = self.admit(lane, &ticket, now, actions).err();
-                (ticket, refusal)
-            }
-            Err(refusal) => (NO_TICKET, Some(refusal)),
-        };
-        let mut job = Job::new(lane, ticket, answerable, source, now);
-        job.admitted = refusal.is_none();
-        (job.attempt, job.alone) = (attempt, suspect);
-        self.jobs.insert(key, job);
-        match refusal {
-            Some(refusal) => self.refuse(key, refusal, now, actions),
-            None => self.take_up(key, now, actions),
-        }
-    }
-
-    /// It is done with as soon as the broker knows; and so it proves nothing.
-    fn superseded(&mut self, key: JobKey, lane: Lane, now: Moment, actions: &mut Vec<Action>) {
-        self.health.ledger.received(lane, now);
-        self.health.consumer_seen(lane);
-        self.health.broker_proof(now);
-        self.jobs
-            .insert(key, Job::new(lane, NO_TICKET, false, Source::Queue, now));
-        self.ack(key, settle::End::MovedOn { slice: false }, now, actions);
-    }
-
-    fn tokenized(
-        &mut self,
-        key: JobKey,
-        result: Result<Vec<usize>, Refusal>,
-        now: Moment,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(job) = self
-            .jobs
-            .get_mut(key)
-            .filter(|job| job.phase == Phase::Tokenizing)
-        else {
-            return;
-        };
-        self.health.ledger.leave(Stage::Admitted, 1, now);
-        match result {
-            Ok(tokens) => {
-                assert!(!tokens.is_empty(), "a job without inputs would wait for ever");
-                self.tally.passed(Stage::Admitted, job.passes(now));
-                self.health.ledger.enter(Stage::Batched, tokens.len(), now);
-                job.tokenized(tokens);
-                self.lanes.push(job.line(), job.ticket.caller, key);
-            }
-            Err(refusal) => self.refuse(key, refusal, now, actions),
-        }
-    }
-
-    /// Nothing is to be computed; and so it proves nothing.
-    fn recalled(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
-        let Some(job) = self.jobs.get_mut(key) else { return };
-        match job.phase {
-            Phase::Tokenizing => self.health.ledger.leave(Stage::Admitted, 1, now),
-            Phase::Twin => {}
-            _ => return,
-        }
-        job.tokenized(Vec::new());
-        self.answer(key, now, actions);
-    }
-
-    /// It is on no tokenizer's list any more. That is no progress: nothing has been done for it.
-    fn twin(&mut self, key: JobKey) {
-        if let Some(job) = self.jobs.get_mut(key)
-            && job.phase == Phase::Tokenizing
-        {
-            job.phase = Phase::Twin;
-            self.health.ledger.withdraw(Stage::Admitted, 1);
-        }
-    }
-
-    /// It has to be computed after all.
-    fn parted(&mut self, key: JobKey, now: Moment, actions: &mut Vec<Action>) {
-        if let Some(job) = self.jobs.get_mut(key)
-            && job.phase == Phase::Twin
-        {
-            job.phase = Phase::Tokenizing;
-            self.health.ledger.enter(Stage::Admitted, 1, now);
-            actions.push(Action::Tokenize { job: key });
-        }
-    }
-
-    /// Refuses jobs whose callers have stopped waiting before their work began.
-    fn expire(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        while let Some(key) = self.jobs.expired(now) {
-            self.jobs.deadline_met(key);
-            if self.jobs.get(key).is_some_and(Job::waits) {
-                self.leave_lane(key);
-                self.refuse(key, late(), now, actions);
-            }
-        }
-    }
-
-    /// Takes what of a job no engine holds out of the stages before the engine.
-    fn leave_lane(&mut self, key: JobKey) {
-        let Some(job) = self.jobs.get_mut(key) else { return };
-        match job.phase {
-            Phase::Tokenizing => self.health.ledger.withdraw(Stage::Admitted, 1),
-            Phase::Awaiting => {
-                self.health.ledger.withdraw(Stage::Admitted, 1);
-                self.awaiting.remove(&(job.ticket.model, key));
-            }
-            Phase::Waiting | Phase::Computing if job.undrawn > 0 => {
-                self.health.ledger.withdraw(Stage::Batched, job.undrawn);
-                job.undrawn = 0;
-                self.lanes.remove(job.line(), job.ticket.caller, key);
-            }
-            _ => {}
-        }
-    }
-
-    fn forget(&mut self, key: JobKey, outcome: Outcome, now: Moment, actions: &mut Vec<Action>) {
-        let Some(job) = self.jobs.remove(key) else { return };
-        if job.lane == Lane::Probe {
-            self.health.canary_ended(job.source != Source::Within);
-        }
-        if job.holds_model {
-            let model = job.ticket.model;
-            self.awaiting.remove(&(model, key));
-            self.residence.release(model, job.lane != Lane::Probe, now);
-        }
-        if job.admitted {
-            let settled = matches!(outcome, Outcome::Answered | Outcome::Returned) && !job.gone;
-            let latency = now.since(job.delivered);
-            if settled && job.lane == Lane::Interactive {
-                self.rest.done(now);
-            }
-            if settled && job.begun.is_some() {
-                self.tally.job_seconds[job.lane as usize].observe(latency.as_secs_f64());
-            }
-            if let (true, Some(begun)) = (settled && job.lane != Lane::Probe, job.begun) {
-                let service = now.since(begun);
-                self.pace.settled(latency, service);
-                self.admission.answered(job.lane, latency, service);
-                self.count_in_flight();
-            }
-            let sliced = outcome == Outcome::MovedOn && job.begun.is_some();
-            self.admission
-                .release(job.lane, &job.ticket, settled || sliced, now);
-        }
-        self.forgotten(key, job.lane, outcome, actions);
-    }
-
-    fn forgotten(&mut self, job: JobKey, lane: Lane, outcome: Outcome, actions: &mut Vec<Action>) {
-        self.tally.jobs[lane as usize][outcome as usize] += 1;
-        actions.push(Action::Forget { job, outcome });
-    }
-
     /// Jobs whose computation has begun and is not finished.
     fn inflight(&self) -> usize {
         self.jobs.being_computed().count()
     }
-}
-
-/// A delivery.
-struct Arrived {
-    lane: Lane,
-    arrival: Result<Ticket, Refusal>,
-    answerable: bool,
-    attempt: u32,
-    suspect: bool,
-}
-
-/// Stands in where a request is too broken to have a ticket.
-const NO_TICKET: Ticket = Ticket {
-    model: ModelId(0),
-    caller: CallerId(0),
-    inputs: 0,
-    bytes: 0,
-    deadline: None,
-    stream: None,
-};
-
-fn deadly(attempts: u32) -> Refusal {
-    let message = format!("{attempts} attempts ended with the process or the session that had the job");
-    Refusal::new(ErrorType::Internal, message)
-}
-
-fn late() -> Refusal {
-    Refusal::new(
-        ErrorType::DeadlineExceeded,
-        "the budget ran out before the work began",
-    )
 }

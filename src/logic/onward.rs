@@ -17,6 +17,9 @@ pub(super) const HELD_MAX: Duration = Duration::from_secs(600);
 const LIMIT_SHARE: u32 = 3;
 /// The longest wait is so many times the time that a slice is given.
 const SLICE_SHARE: u32 = 10;
+/// A plain job that is at work is held for longer than the longest wait by one of so many parts of that, which is the time that
+/// one has at least which waited for long. Four ninths of the broker's limit are less than the half that a delivery may be held.
+const WORK_SHARE: u32 = 3;
 
 impl Logic {
     /// What is left of the job goes to another queue of ours.
@@ -75,6 +78,35 @@ impl Logic {
             actions.push(Action::Cut { job: key, inputs });
             self.settle_computed(key, now, actions);
         }
+    }
+
+    /// A plain job has no chunks to go on behind: one that is still at work when its delivery has been held for as long as may be
+    /// ends. Nor would another attempt come further. What of it is in an engine comes out of there and is dropped.
+    pub(super) fn end_long_jobs(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        let worked = self.held_max / WORK_SHARE;
+        let most = self.held_max + worked;
+        for key in self.jobs.long_plain(most, worked, now) {
+            self.leave_lane(key);
+            self.leave_parts(key);
+            self.refuse(key, self.too_long(most), now, actions);
+            self.count_in_flight();
+        }
+    }
+
+    fn too_long(&self, most: Duration) -> Refusal {
+        let limit = self.held_max * LIMIT_SHARE;
+        // Without queues for what goes on a streamed job is held just as long.
+        let how = if self.resumable {
+            "send it with stream: true, or in smaller jobs"
+        } else {
+            "send it in smaller jobs"
+        };
+        let message = format!(
+            "not computed within {:.1} s, and the broker lets a delivery be held for {:.1} s: {how}",
+            most.as_secs_f64(),
+            limit.as_secs_f64()
+        );
+        Refusal::new(ErrorType::TooManyInputs, message).on("input")
     }
 
     /// It failed by no fault of its sender: again, later and alone; or, after the last attempt, to the

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// A retry is never asked for sooner or later than this.
-pub const RETRY_MS: RangeInclusive<u64> = 50..=600_000;
+const RETRY_MS: RangeInclusive<u64> = 50..=600_000;
 /// Memory of a rate: an event counts half after about 7 s. Long enough to smooth batches, short enough to
 /// follow a change of load within the time a caller waits.
 const RATE_MEMORY: Duration = Duration::from_secs(10);

@@ -19,6 +19,7 @@ use std::time::Duration;
 ///      └────────────────────────┴───────────────────┼──────────────────┼───────┘ │                 │
 ///                                                   └──> again? ──yes──┘ <───────┘                 │
 ///                                                           └──no──> DeadLettering ────────────────┘
+///  A plain job that is Computing for longer than a delivery may be held: ──> Replying
 ///  Called: as Delivered, and Replying ──HandedOver──> gone; CallerGone: nothing further of it is begun
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,6 +147,8 @@ pub struct Stream {
     pub returned: bool,
     /// The slice was to be longer.
     cut: bool,
+    /// Inputs of the whole job before the slice.
+    done: usize,
 }
 
 impl Stream {
@@ -159,6 +162,7 @@ impl Stream {
             unconfirmed: 0,
             returned: false,
             cut: false,
+            done: streaming.done,
         }
     }
 
@@ -298,7 +302,9 @@ impl Job {
         if let Err(message) = result
             && self.failure.is_none()
         {
-            let message = format!("input {input}: {message}");
+            // As its sender counts.
+            let before = self.stream.as_ref().map_or(0, |stream| stream.done);
+            let message = format!("input {}: {message}", before.saturating_add(input));
             self.failure = Some(Refusal::new(crate::job::ErrorType::Internal, message));
         }
     }
@@ -354,6 +360,19 @@ impl Jobs {
                 let due = job.begun.is_some_and(|begun| now.since(begun) >= slice_max);
                 let streams = job.stream.as_ref().is_some_and(|stream| !stream.cut);
                 due && streams && job.undrawn > 0 && job.failure.is_none() && job.source == Source::Queue
+            })
+        };
+        self.begun.iter().filter(long).copied().collect()
+    }
+
+    /// Plain jobs from a queue that have been here for `held`, and at work for `worked`. A canary is judged by its engine.
+    pub fn long_plain(&self, held: Duration, worked: Duration, now: Moment) -> Vec<JobKey> {
+        let long = |key: &&JobKey| {
+            self.jobs.get(key).is_some_and(|job| {
+                let plain = job.stream.is_none() && job.lane != Lane::Probe;
+                let here = job.source == Source::Queue && now.since(job.delivered) >= held;
+                let at_work = job.begun.is_some_and(|begun| now.since(begun) >= worked);
+                plain && here && at_work && job.is_being_computed()
             })
         };
         self.begun.iter().filter(long).copied().collect()

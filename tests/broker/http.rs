@@ -14,7 +14,7 @@ use std::time::Duration;
 /// HTTP on any free port.
 const ON: &str = "http.listen = \"127.0.0.1:0\"\n";
 
-fn metric(address: &str, sample: &str) -> f64 {
+pub fn metric(address: &str, sample: &str) -> f64 {
     let page = get(address, "/metrics").body;
     let value = page
         .lines()

@@ -1,6 +1,7 @@
 //! Contract 6, `GET /`: the live page, as a person on call sees it in a real Chromium.
 
 use crate::frozen::Frozen;
+use crate::http::metric;
 use crate::private::wait_for;
 use crate::proxy::Proxy;
 use crate::service::{SOON, Service, bench};
@@ -110,11 +111,23 @@ fn fixed_address() -> String {
     taken.local_addr().unwrap().to_string()
 }
 
-/// Has the service turn away a job that is too large for its queue (`max_queue_bytes`), and a request while another one's
-/// body, which does not come, has all the room there is for bodies: 32 MiB, or `max_queue_bytes` if that is more.
-fn turned_away(at: &str) {
+/// Has the service turn away a job for which its queue has no room beside another (`max_queue_bytes`), and a request while
+/// another one's body, which does not come, has all the room there is for bodies: 32 MiB, or `max_queue_bytes` if that is more.
+fn turned_away(service: &Service, at: &str) {
     let huge = json!({"input": "a".repeat(100_000)});
-    assert_eq!(embed(at, &huge).status, 429);
+    assert_eq!(embed(at, &huge).status, 413, "there never is room for it");
+    let large = json!({"input": "a".repeat(40_000)});
+    let frozen = Frozen::threads(service.pid(), "engine-");
+    let held = std::thread::spawn({
+        let (at, large) = (at.to_owned(), large.clone());
+        move || embed(&at, &large).status
+    });
+    wait_for(SOON, "the first is here", || {
+        metric(at, "embeddings_inflight_jobs") > 0.0
+    });
+    assert_eq!(embed(at, &large).status, 429);
+    drop(frozen);
+    assert_eq!(held.join().unwrap(), 200);
     // It is told to go on when it has its room, and before that nobody else asks for any.
     let held = "POST /v1/embeddings HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n\
                 expect: 100-continue\r\ncontent-length: 33554432\r\n\r\n";
@@ -142,7 +155,7 @@ fn a_page_that_stays_open_tells_of_an_outage_http() {
     );
     let mut service = bench.start(&bench.node.url_at(proxy.address), &settings);
     service.ready();
-    turned_away(&at);
+    turned_away(&service, &at);
     let callers = Callers::of(&at);
     judge.looks(&format!("open http://{at}"));
     judge.looks("healthy");

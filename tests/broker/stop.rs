@@ -6,7 +6,7 @@ use crate::proxy::Proxy;
 use crate::service::{SOON, bench};
 use crate::web::{address, embed};
 use embeddings::clock::{Clock, Moment};
-use lapin::options::BasicGetOptions;
+use lapin::options::{BasicGetOptions, BasicNackOptions};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -54,6 +54,41 @@ async fn a_stop_loses_nothing() {
         "neither answered nor in the queue: {waiting:?}"
     );
     assert!(handed_back > 0, "the stop came in the middle of the work");
+    assert_eq!(caller.depth(&caller.names.dead).await.0, 0);
+}
+
+/// Goal: who merely waited when the service was stopped is computed by the next one as if nothing had been: no attempt is
+/// charged, on either lane. Method: a stop in the middle of the work, and the service again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_charges_nobody() {
+    const JOBS: usize = 100;
+    let Some(bench) = bench("charged") else { return };
+    let mut service = bench.serve("drain_ms = 20000");
+    let mut caller = Caller::connect(&bench).await;
+    let (interactive, bulk) = (caller.names.interactive.clone(), caller.names.bulk.clone());
+    let mut waiting = BTreeSet::new();
+    for n in 0..JOBS {
+        waiting.insert(caller.send(&job(n)).await);
+        let (properties, id) = caller.properties();
+        caller
+            .publish(&bulk, job(n).to_string().as_bytes(), properties)
+            .await;
+        waiting.insert(id);
+    }
+    let first = caller.reply().await;
+    waiting.remove(first.correlation_id().unwrap());
+    service.signal(libc::SIGTERM);
+    assert_eq!(service.exit(SOON).0, Some(0), "{}", service.log());
+    let left = caller.depth(&interactive).await.0;
+    assert!(left > 0, "the stop came in the middle of the work");
+    service.again();
+    service.ready();
+    while !waiting.is_empty() {
+        let reply = caller.reply().await;
+        assert_eq!(reply.header("x-attempt").as_deref(), Some("1"), "{}", reply.json);
+        reply.vectors();
+        waiting.remove(reply.correlation_id().unwrap());
+    }
     assert_eq!(caller.depth(&caller.names.dead).await.0, 0);
 }
 
@@ -196,6 +231,37 @@ async fn a_reload_that_hangs_holds_up_nothing() {
     });
     service.tells("READY=1");
     caller.ask(&json!({"input": ["a", "b", "c"]})).await.vectors();
+}
+
+/// Goal: what is delivered again is judged by the attempts that hold now, not by those of the start: that it merely waited when
+/// it was given back never costs it its last. Method: the broker is given a job back while a service runs whose
+/// `max_attempts` was lowered to 1 by SIGHUP.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_holds_for_what_is_delivered_again() {
+    let Some(bench) = bench("reload-attempts") else {
+        return;
+    };
+    let mut service = bench.serve("max_attempts = 5");
+    let mut caller = Caller::connect(&bench).await;
+    service.signal(libc::SIGTERM);
+    assert_eq!(service.exit(SOON).0, Some(0), "{}", service.log());
+    caller.send(&job(0)).await;
+    let options = BasicGetOptions { no_ack: false };
+    let queue = caller.names.interactive.clone();
+    let taken = caller.channel.basic_get(queue.as_str().into(), options).await;
+    let taken = taken.unwrap().expect("nobody else takes it");
+    service.again();
+    service.ready();
+    service.forget_told();
+    service.write_config("max_attempts = 1");
+    service.signal(libc::SIGHUP);
+    service.tells("READY=1");
+    let back = BasicNackOptions {
+        requeue: true,
+        ..BasicNackOptions::default()
+    };
+    taken.acker.nack(back).await.unwrap();
+    caller.reply().await.vectors();
 }
 
 /// Goal: two workers share the work, each job answered once; when one is killed the other takes over

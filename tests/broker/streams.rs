@@ -114,6 +114,29 @@ async fn a_streamed_job_comes_in_chunks() {
     Stream::default().whole(&mut caller, 1).await;
 }
 
+/// Goal: a text that is refused behind the first slice is named by its place in the whole job, as its chunks are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_text_is_named_by_its_place_in_the_whole_job() {
+    const BAD: usize = 650;
+    let Some(bench) = bench("badtext") else { return };
+    let _service = bench.serve("");
+    let mut caller = Caller::connect(&bench).await;
+    let mut input = texts(700);
+    input[BAD] = "many words ".repeat(1000);
+    let body = json!({"input": input, "stream": true, "truncate": false});
+    caller.send(&body).await;
+    let mut stream = Stream::default();
+    stream.until(&mut caller, usize::MAX).await;
+    let end = stream.end.unwrap();
+    assert_eq!(end.error(), ("input_too_long", 413, Some("input")));
+    let message = end.json["error"]["message"].as_str().unwrap();
+    assert!(message.starts_with(&format!("input[{BAD}]: ")), "{message}");
+    assert!(
+        stream.vectors.keys().copied().eq(0..512),
+        "the slice before is out"
+    );
+}
+
 /// Goal: a job of which two copies lie in the broker, since a process died between the confirm of a slice and the
 /// acknowledgement of the one before, is computed once. Method: what such a death leaves, put there by hand. A copy that no
 /// slice has followed is never taken for one: nothing is lost that way.
@@ -270,8 +293,8 @@ async fn deaths_are_charged_to_what_was_at_work() {
 }
 
 /// Goal: a broker that lets no delivery be held for long is learned from: what it says when it ends a session is the limit
-/// from then on, slices end before, and the job comes to its end. Method: a limit of some seconds, which it looks at twice a
-/// second, and an engine that stands still for longer than that.
+/// from then on, slices end before, and the job comes to its end; a plain one, which has no slices, is told so in time and
+/// once. Method: a limit of some seconds, which it looks at twice a second, and an engine that stands still for longer than that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_s_short_patience_is_learned() {
     const INPUTS: usize = 600;
@@ -300,4 +323,15 @@ async fn a_broker_s_short_patience_is_learned() {
     stream.whole(&mut caller, INPUTS).await;
     let log = service.log();
     assert!(log.contains("a slow slice ends early"), "{log}");
+
+    let frozen = Frozen::threads(service.pid(), "engine-");
+    let plain = json!({"input": vec![&text; 600]});
+    let reply = caller.ask(&plain).await;
+    assert_eq!(reply.error(), ("too_many_inputs", 413, Some("input")));
+    drop(frozen);
+    // What comes out of the engine is nobody's any more, and no session was lost for it.
+    let reply = caller.ask(&json!({"input": "a text"})).await;
+    assert_eq!(reply.vectors().len(), 1);
+    let log = service.log();
+    assert_eq!(log.matches("lets no delivery be held").count(), 1, "{log}");
 }

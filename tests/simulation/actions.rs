@@ -110,14 +110,19 @@ impl Oracle {
                 let model = self.job(*job, action).model.0;
                 let no_model = self.models.is_out(model);
                 let seen = self.job(*job, action);
-                assert!(resumable && !seen.local && !seen.called && seen.lane != Lane::Probe);
+                assert!(resumable || *onward == Onward::Back);
+                assert!(!seen.local && !seen.called && seen.lane != Lane::Probe);
                 match onward {
                     // One that has waited for long.
                     Onward::Suspect if now.since(seen.delivered) >= held_max => {
                         assert!(seen.place.waits() && !seen.begun());
                     }
                     // One that waits here while the service stops goes back without being charged.
-                    Onward::Suspect if draining && seen.lane == Lane::Resumed => {
+                    Onward::Suspect if draining && seen.lane != Lane::Interactive => {
+                        assert!(seen.place.waits() && !seen.begun());
+                    }
+                    Onward::Back => {
+                        assert!(draining && seen.lane == Lane::Interactive && !seen.suspect);
                         assert!(seen.place.waits() && !seen.begun());
                     }
                     Onward::Suspect => {
@@ -154,7 +159,20 @@ impl Oracle {
                     self.overloaded_is_true(*job);
                 }
                 self.withdrawn_now = true;
+                self.parts.retain(|(of, _)| of != job);
+                let held_max = self.held_max;
+                let max_queue_bytes = self.setup.limits.max_queue_bytes;
                 let seen = self.job(*job, action);
+                // What is admitted may yet have an input that is too long.
+                if refusal.error == ErrorType::InputTooLong && !seen.admitted {
+                    let too_large = seen.bytes > max_queue_bytes && seen.lane == Lane::Interactive;
+                    assert!(too_large, "there would be room for it");
+                } else if refusal.error == ErrorType::TooManyInputs {
+                    assert!(seen.is_too_long(held_max, now), "ended before its time");
+                } else if seen.place == Place::Working {
+                    let computed = seen.at_rest() || !seen.begun();
+                    assert!(computed, "refused with inputs in an engine");
+                }
                 if refusal.error == ErrorType::DeadlineExceeded {
                     assert!(seen.deadline.is_some_and(|deadline| deadline <= now));
                     assert!(!seen.begun(), "refused for its deadline after its work began");
@@ -171,6 +189,7 @@ impl Oracle {
                     self.overloaded_is_true(*job);
                 }
                 self.withdrawn_now = true;
+                self.parts.retain(|(of, _)| of != job);
                 let seen = self.job(*job, action);
                 assert!(
                     !seen.dead_letter && !seen.local && !seen.called,
@@ -192,7 +211,15 @@ impl Oracle {
             }
             Action::Requeue { job } => {
                 let draining = self.draining.is_some();
+                let takes = self.connected && !self.blocked;
+                let resumable = self.resumable;
                 let seen = self.job(*job, action);
+                let sent_anew = match seen.lane {
+                    Lane::Interactive => !seen.suspect,
+                    Lane::Bulk | Lane::Resumed => resumable,
+                    Lane::Probe => false,
+                };
+                assert!(!(takes && sent_anew), "charged for having waited");
                 assert!(
                     draining,
                     "requeue belongs to draining; elsewhere the delivery returns hot"
@@ -298,12 +325,9 @@ impl Oracle {
         self.book.look(&fill, &self.setup.limits);
         let mut bulk = fill.inflight[Lane::Bulk as usize];
         for item in items {
-            if !self.jobs.contains_key(&item.job) && parts.remove(&(item.job, item.input)) {
-                part_batches.insert(batch);
-                continue;
-            }
+            // The shell has what is computed: a job that is gone has left nothing behind.
             let seen = self.job(item.job, action);
-            // What was in a batch that failed whole is computed to its end, whatever became of its job.
+            // What was in a batch that failed whole is computed to its end, though its job has failed or nobody takes it.
             let again = parts.remove(&(item.job, item.input));
             if again {
                 part_batches.insert(batch);
@@ -448,9 +472,11 @@ impl Oracle {
 
     fn overloaded_is_true(&mut self, job: JobKey) {
         let seen = &self.jobs[&job];
-        if seen.bytes <= self.setup.limits.max_queue_bytes {
-            self.book.refused();
-        }
+        assert!(
+            seen.bytes <= self.setup.limits.max_queue_bytes,
+            "told to come again, and there never is room for it"
+        );
+        self.book.refused();
         assert_eq!(
             seen.lane,
             Lane::Interactive,

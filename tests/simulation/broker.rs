@@ -162,6 +162,7 @@ impl World {
                 let stream = message.chunk.map(|chunk| Streaming {
                     chunk,
                     last: message.slice == rest,
+                    done: message.done,
                 });
                 let ticket = Ticket {
                     model: message.model,
@@ -252,9 +253,13 @@ impl World {
                 message.outcomes += 1;
             }
             // The copy takes the place of the message; that is acknowledged next.
-            Parcel::Suspect | Parcel::NextSlice | Parcel::Retry => {
+            Parcel::Suspect | Parcel::Back | Parcel::NextSlice | Parcel::Retry => {
                 let copy = Message {
-                    at: Lane::Resumed,
+                    at: if parcel == Parcel::Back {
+                        message.at
+                    } else {
+                        Lane::Resumed
+                    },
                     done: message.done
                         + if parcel == Parcel::NextSlice {
                             message.slice
@@ -264,9 +269,10 @@ impl World {
                     attempt: match parcel {
                         Parcel::Retry => attempt + 1,
                         Parcel::Suspect => attempt,
+                        Parcel::Back => message.attempt,
                         _ => 1,
                     },
-                    alone: parcel != Parcel::NextSlice,
+                    alone: matches!(parcel, Parcel::Suspect | Parcel::Retry),
                     deliveries: 0,
                     settled: 0,
                     budget: message.budget.filter(|_| parcel != Parcel::NextSlice),

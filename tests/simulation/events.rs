@@ -321,7 +321,10 @@ impl Oracle {
         };
         if results.len() > 1 && results.iter().all(Result::is_err) && !items.iter().any(canary) {
             // All of it is computed again, in parts.
-            let here = items.iter().filter(|item| self.jobs.contains_key(&item.job));
+            let at_work = |seen: &Seen| seen.place == Place::Working;
+            let here = items
+                .iter()
+                .filter(|item| self.jobs.get(&item.job).is_some_and(at_work));
             self.parts.extend(here.map(|item| (item.job, item.input)));
             return;
         }

@@ -4,6 +4,7 @@ use embeddings::clock::Moment;
 use embeddings::job::Lane;
 use embeddings::logic::event::{ModelId, Outcome, Ticket};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// Where the judge believes a job to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +189,16 @@ impl Seen {
     pub fn in_flight(&self) -> bool {
         let drawn = self.started.iter().filter(|started| **started).count();
         self.begun() && (self.done < drawn || self.undrawn() > 0)
+    }
+
+    /// In one piece from a queue, and longer at work than its delivery may be held.
+    pub fn is_too_long(&self, held_max: Duration, now: Moment) -> bool {
+        let plain = self.stream.is_none() && !self.called && self.lane != Lane::Probe;
+        let (held, at_work) = (
+            now.since(self.delivered),
+            self.begun_at.map(|begun| now.since(begun)),
+        );
+        plain && self.begun() && held >= held_max + held_max / 3 && at_work >= Some(held_max / 3)
     }
 
     /// Nothing of it is in an engine, before one, or on its way to the sender.

@@ -46,6 +46,8 @@ impl Oracle {
                 !(cuttable && queued),
                 "{key:?} holds its delivery for a slow slice"
             );
+            let too_long = seen.place == Place::Working && seen.is_too_long(self.held_max, now);
+            assert!(!too_long, "{key:?} holds its delivery for too long");
             assert!(!seen.to_tokenize, "{key:?} has its model and is not tokenized");
             assert!(
                 seen.place != Place::Awaiting || !self.models.is_out(seen.model.0),

@@ -81,6 +81,8 @@ enum Parcel {
     Done,
     Refusal,
     Suspect,
+    /// As it came.
+    Back,
     NextSlice,
     Retry,
     DeadLetter,
@@ -96,7 +98,7 @@ impl Parcel {
     fn is_ours(self) -> bool {
         matches!(
             self,
-            Parcel::Suspect | Parcel::NextSlice | Parcel::Retry | Parcel::DeadLetter
+            Parcel::Suspect | Parcel::Back | Parcel::NextSlice | Parcel::Retry | Parcel::DeadLetter
         )
     }
 }
@@ -182,10 +184,14 @@ pub struct Counts {
     pub canaries: u64,
     pub refused: u64,
     pub moved: u64,
+    /// Jobs that a service which was stopped sent back as they had come.
+    pub sent_back: u64,
     pub reconnects: u64,
     pub loads: u64,
     pub unloads: u64,
     pub cuts: u64,
+    /// Plain jobs that were at work for too long.
+    pub too_long: u64,
     /// Callers, what their jobs came to, and how many of the refusals were for a budget that had run out; the rest was cut off
     /// by the end of a process.
     pub called: u64,
@@ -497,7 +503,8 @@ impl World {
                 self.published(job, parcel);
             }
             Next::Later(number) => {
-                self.queues[Lane::Resumed as usize].push_back(Letter::Client(number));
+                let queue = self.messages[number].at;
+                self.queues[queue as usize].push_back(Letter::Client(number));
             }
             Next::Unconfirmed(session, job) if session == self.session && self.link => {
                 match self.deliveries.get(&job).map(|it| it.lane) {
@@ -692,6 +699,10 @@ impl World {
                 self.counts.moved += 1;
                 let parcel = match onward {
                     Onward::Suspect => Parcel::Suspect,
+                    Onward::Back => {
+                        self.counts.sent_back += 1;
+                        Parcel::Back
+                    }
                     Onward::NextSlice => Parcel::NextSlice,
                     Onward::Retry(_) => Parcel::Retry,
                 };
@@ -699,6 +710,7 @@ impl World {
             }
             Action::Refuse { job, refusal } => {
                 self.counts.refused += 1;
+                self.counts.too_long += u64::from(refusal.error == ErrorType::TooManyInputs);
                 let late = refusal.error == ErrorType::DeadlineExceeded && self.calls.contains_key(&job);
                 self.counts.call_late += u64::from(late);
                 if !self.hand_over(job) {

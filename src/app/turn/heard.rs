@@ -206,7 +206,7 @@ impl Loop {
             held.attempt = checkpoint.as_ref().map_or(1, |it| it.attempt.max(1));
         } else if redelivered && lane != Lane::Resumed {
             // Perhaps it only waited when a process died: that may cost it one life, and never the last.
-            held.attempt = 2.min(self.parts.config.limits.max_attempts);
+            held.attempt = 2.min(self.parts.logic.limits().max_attempts);
         }
         let marked = checkpoint.is_some_and(|checkpoint| checkpoint.alone);
         let suspect = marked || redelivered && !innocent;

@@ -129,11 +129,18 @@ impl Loop {
                 let items = self.batches.remove(&batch)?;
                 items.iter().for_each(|item| self.trace.ends(item.job));
                 let results = match result {
-                    Ok(vectors) => items
-                        .iter()
-                        .zip(vectors)
-                        .map(|(item, vector)| self.take_vector(item, vector))
-                        .collect(),
+                    Ok(vectors) => {
+                        // Else vectors would go to the wrong inputs.
+                        assert_eq!(
+                            items.len(),
+                            vectors.len(),
+                            "an engine answers for each item of its batch"
+                        );
+                        let pairs = items.iter().zip(vectors);
+                        pairs
+                            .map(|(item, vector)| self.take_vector(item, vector))
+                            .collect()
+                    }
                     Err(error) => {
                         error!(engine = engine.0, %error, "a batch failed");
                         vec![Err(error.to_string()); items.len()]

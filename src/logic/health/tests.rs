@@ -62,6 +62,20 @@ fn a_pet_needs_a_round_of_this_very_moment_and_room_since_the_last() {
     assert!(health.may_pet(Duration::from_secs(5), at(65_000)));
 }
 
+/// A service that was told to stop turned every millisecond, for a canary that was due and never sent. It turns for the end of
+/// its time, to the moment, and else as seldom as any other.
+#[test]
+fn a_draining_service_waits_for_no_canary() {
+    let mut health = proven(at(1000));
+    health.drain(at(60_000));
+    assert_eq!(health.next_check(at(60_000)), at(60_500));
+    let end = at(60_000) + Limits::shipped().drain;
+    assert_eq!(
+        health.next_check(at(60_000) + Limits::shipped().drain - Duration::from_millis(7)),
+        end
+    );
+}
+
 /// A consumer that is missing once or twice may be the broker's own confusion; three times is a loss.
 #[test]
 fn a_missing_consumer_is_a_lost_broker_at_the_third_look() {
