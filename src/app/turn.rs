@@ -371,19 +371,17 @@ impl Loop {
             Action::Move { job, onward } => {
                 let held = self.desk.get_mut(&job)?;
                 held.enters(Stage::Published, now);
-                match &onward {
+                let error = match &onward {
                     Onward::Retry(refusal) => {
                         held.fails(refusal);
                         warn!(job = %held.id, trace_id = held.trace_id(), attempt = held.attempt, %refusal, "failed, to be tried again");
+                        Some(refusal.to_string())
                     }
                     Onward::Suspect => {
-                        debug!(job = %held.id, trace_id = held.trace_id(), "delivered before; goes on alone")
+                        debug!(job = %held.id, trace_id = held.trace_id(), "goes on alone");
+                        None
                     }
-                    Onward::NextSlice | Onward::Back => {}
-                }
-                let error = match &onward {
-                    Onward::Retry(refusal) => Some(refusal.to_string()),
-                    Onward::Suspect | Onward::NextSlice | Onward::Back => None,
+                    Onward::NextSlice | Onward::Back => None,
                 };
                 let publication = held.onward(job, onward, &self.names);
                 if let Some(error) = error {
