@@ -4,7 +4,7 @@ use super::loader::Order;
 use crate::clock::Moment;
 use crate::config::{Config, ModelDirError};
 use crate::engine::{
-    LoadError, LoadOptions, LoadStep, Model, ModelInfo, Outline, Sequence, TokenizeError, pooling,
+    LoadError, LoadOptions, LoadStep, Model, ModelInfo, Outline, pooling,
 };
 use crate::job::reply::result_bytes_max;
 use crate::job::request::{Encoding, InputType, Request};
@@ -484,35 +484,6 @@ fn prompt(
         .chain(default)
         .find_map(|name| prompts.get(name));
     Ok(found.filter(|text| !text.is_empty()).cloned())
-}
-
-/// Tokenizes all texts of a job, before which so many of it are done; `step` is called at least once for each.
-pub fn tokenize(
-    model: &Model,
-    texts: &[String],
-    done: usize,
-    plan: &Plan,
-    step: &mut dyn FnMut(),
-) -> Result<Vec<Sequence>, Refusal> {
-    let prompt = plan.prompt.as_deref();
-    let sequence = |(at, text): (usize, &String)| {
-        // As its sender counts.
-        let index = done.saturating_add(at);
-        model
-            .tokenize_in_steps(text, prompt, plan.truncate, step)
-            .map_err(|error| match error {
-                TokenizeError::TooLong { .. } => {
-                    Refusal::new(ErrorType::InputTooLong, format!("input[{index}]: {error}")).on("input")
-                }
-                TokenizeError::Unknown { .. } | TokenizeError::Empty => {
-                    Refusal::new(ErrorType::InvalidRequest, format!("input[{index}]: {error}")).on("input")
-                }
-                TokenizeError::Failed(_) => {
-                    Refusal::new(ErrorType::Internal, format!("input[{index}]: {error}"))
-                }
-            })
-    };
-    texts.iter().enumerate().map(sequence).collect()
 }
 
 fn canary_vector(name: &str, model: &Model, step: &mut dyn FnMut()) -> Result<Vec<f32>, CatalogueError> {

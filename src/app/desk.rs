@@ -12,7 +12,7 @@ use crate::job::reply::{Answer, Done};
 use crate::job::request::Request;
 use crate::job::trace::TraceParent;
 use crate::job::{JobKey, Lane, Names, Refusal};
-use crate::logic::event::{Onward, Streaming};
+use crate::logic::event::{CallerId, Onward, Streaming};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
@@ -66,6 +66,8 @@ pub struct Held {
     pub pace: Pace,
     /// What it asks for; a malformed one asks for nothing.
     pub plan: Option<Plan>,
+    /// Who sent it.
+    pub caller: CallerId,
     /// Its texts, until they are tokenized.
     pub texts: Vec<String>,
     /// How many they are, of this slice.
@@ -170,6 +172,7 @@ impl Held {
             cuttable: false,
             pace: Pace::default(),
             plan: None,
+            caller: CallerId::default(),
             texts: Vec::new(),
             inputs: 0,
             sequences: Vec::new(),

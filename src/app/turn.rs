@@ -6,12 +6,13 @@ mod ended;
 mod heard;
 mod progress;
 mod signals;
+mod tokens;
 mod told;
 mod work;
 
 pub use work::{Done, report, report_tokenizers, start_loader, watch_memory};
 
-use super::catalogue::{self, Catalogue, CatalogueError, Way};
+use super::catalogue::{Catalogue, CatalogueError, Way};
 use super::desk::{Desk, Held};
 use super::innocent::Innocent;
 use super::lineages::Lineages;
@@ -28,10 +29,10 @@ use crate::broker::{BrokerEvent, Command, Prefetch, Span};
 use crate::clock::{Clock, Moment};
 use crate::config::{Config, Inputs};
 use crate::engine::pool::{Pool, Work};
-use crate::engine::tokenize::{self, Tokenizers};
+use crate::engine::tokenize::Tokenizers;
 use crate::http::{self, Board, Call};
 use crate::job::request::decode;
-use crate::job::{ErrorType, JobKey, Lane, Names, Refusal};
+use crate::job::{JobKey, Lane, Names};
 use crate::logic::Logic;
 use crate::logic::event::{
     Action, BatchId, CallerId, EngineId, Event, Item, ModelId, Onward, Outcome, Worker,
@@ -476,45 +477,6 @@ impl Loop {
         if !self.parts.loader.order(order) {
             error!("the loading thread does not take orders");
         }
-    }
-
-    fn tokenize(&mut self, job: JobKey) -> Option<Event> {
-        let held = self.desk.get_mut(&job)?;
-        let plan = held.plan.clone()?;
-        // The logic has seen to it that the model is there.
-        let model = self.parts.catalogue.model(plan.model)?;
-        if let Some(key) = held.key() {
-            if let Some(result) = self.results.recall(&key) {
-                debug!(job = %held.id, trace_id = held.trace_id(), "answered with what is at hand");
-                held.recalled = Some(result);
-                return Some(Event::Recalled { job });
-            }
-            if self.twins.joins(key, job, held.lane) {
-                debug!(job = %held.id, trace_id = held.trace_id(), "the same is being computed; waits for that answer");
-                return Some(Event::Twin { job });
-            }
-        }
-        let wanted = held.wanted();
-        let texts = held.texts_to_tokenize();
-        let before = held.checkpoint.done;
-        let done = self.parts.work_done.clone();
-        let task: tokenize::Job = Box::new(move |step| {
-            // A job that has gone meanwhile (late, handed back, its session lost) is not worth the work.
-            if done.is_closed() || wanted.upgrade().is_none() {
-                return;
-            }
-            let result = catalogue::tokenize(&model, &texts, before, &plan, step);
-            let _ = done.blocking_send(Done::Tokens(job, result));
-        });
-        self.trace.begins([job], &self.desk);
-        self.parts.tokenizers.submit(task).is_err().then(|| {
-            error!("the tokenizers do not take work");
-            let refusal = Refusal::new(ErrorType::Internal, "the tokenizers do not take work");
-            Event::Tokenized {
-                job,
-                result: Err(refusal),
-            }
-        })
     }
 
     /// Whoever waits for this job's answer has it, or waits for it no longer.

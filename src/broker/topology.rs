@@ -78,9 +78,10 @@ pub async fn events(channel: &Channel, names: &Names, declare: bool) -> Result<(
     within("declaring an exchange", DECLARE_MAX, answer).await
 }
 
-/// Our own queue for canaries: exclusive, so it goes when the session goes.
+/// Our own queue for canaries: exclusive, so it goes when the session goes. Not `auto_delete`: a stop takes the consumer away, and
+/// the broker is asked for this queue, too, until the end.
 pub async fn probe_queue(channel: &Channel, name: &str) -> Result<(), BrokerError> {
-    let options = QueueDeclareOptions::exclusive().auto_delete();
+    let options = QueueDeclareOptions::exclusive();
     let answer = channel.queue_declare(name.into(), options, FieldTable::default());
     within("declaring the probe queue", DECLARE_MAX, answer)
         .await

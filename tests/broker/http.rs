@@ -365,7 +365,10 @@ fn a_stop_answers_or_sends_away() {
     let inside = || {
         metric(&at, "embeddings_queue_jobs{lane=\"interactive\"}") + metric(&at, "embeddings_inflight_jobs")
     };
-    wait_for(SOON, "all are taken in", || inside() >= 10.0);
+    // What only waits when the stop comes is sent away, so something must be at work.
+    wait_for(SOON, "all are taken in, and some are at work", || {
+        inside() >= 10.0 && metric(&at, "embeddings_inflight_jobs") >= 1.0
+    });
     service.signal(libc::SIGTERM);
     service.tells("STOPPING=1");
     let (mut answered, mut sent_away) = (0, 0);

@@ -92,6 +92,30 @@ async fn a_stop_charges_nobody() {
     assert_eq!(caller.depth(&caller.names.dead).await.0, 0);
 }
 
+/// Goal: a stop that has something to finish keeps its session for as long as that takes, and the sender has its answer from it.
+/// Method: a long job, and a broker that is asked for its queues ten times a second meanwhile, also for those without a
+/// consumer of ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_stop_keeps_its_session() {
+    let Some(bench) = bench("longstop") else { return };
+    let mut service = bench.serve("drain_ms = 60000\ndisconnect_kill_ms = 1000");
+    let mut caller = Caller::connect(&bench).await;
+    let text = "words to be done before the end ".repeat(60);
+    let id = caller.send(&json!({"input": vec![text; 192]})).await;
+    wait_for(SOON, "it is begun", || {
+        let status = service.status(&["--json"]);
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+        status["inflight"] == 1
+    });
+    service.signal(libc::SIGTERM);
+    let reply = caller.reply().await;
+    assert_eq!(reply.correlation_id(), Some(id.as_str()));
+    assert_eq!(reply.vectors().len(), 192);
+    assert_eq!(service.exit(SOON).0, Some(0), "{}", service.log());
+    assert!(!service.log().contains("lost the broker"), "{}", service.log());
+    assert_eq!(caller.depth(&caller.names.interactive).await.0, 0);
+}
+
 /// Goal: SIGHUP takes new limits in without losing a job; a bad file keeps the old ones and says so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_keeps_working() {

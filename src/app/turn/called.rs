@@ -39,6 +39,7 @@ impl Loop {
             Ok((plan, request))
         });
         let mut held = Held::called(ask.id, ask.properties.traceparent, ask.reply, unix_ms, now);
+        held.caller = caller;
         self.follow(&mut held);
         let arrival = planned.map(|(plan, request)| {
             let (inputs, _) = held.plan(request, plan.clone(), false, unix_ms);

@@ -194,6 +194,7 @@ impl Loop {
         let caller = CallerId(self.callers.hash_one(arrival.properties.caller()));
         let (redelivered, checkpoint) = (arrival.redelivered, arrival.checkpoint.clone());
         let mut held = Held::new(arrival, Clock::unix_ms(), now);
+        held.caller = caller;
         self.follow(&mut held);
         let Checkpoint { lineage, done, .. } = held.checkpoint;
         if lane == Lane::Resumed && self.lineages.is_behind(lineage, done) {

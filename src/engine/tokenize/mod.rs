@@ -9,7 +9,7 @@ mod pieces;
 mod threads;
 mod words;
 
-pub use threads::{Job, Progress, Report, Tokenizers};
+pub use threads::{Progress, Report, Slices, Task, Tokenizers};
 
 use super::LoadError;
 use super::folder::{parse, read, refuse};

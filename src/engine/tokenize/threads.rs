@@ -1,24 +1,41 @@
-//! Threads that make tokens of texts, for whoever has many.
+//! Threads that make tokens of texts, for whoever has many: slice by slice, so that a large job holds up no other, and in
+//! the order in which batches are drawn.
 
-use std::collections::VecDeque;
+use crate::job::{JobKey, Lane};
+use crate::logic::event::CallerId;
+use crate::logic::lane::Lanes;
+use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// What a tokenizer thread does; it calls its parameter as it gets on.
-pub type Job = Box<dyn FnOnce(&mut dyn FnMut()) + Send>;
+/// Does one slice of a job, some milliseconds of work, and says whether more is left. It calls its parameter as it gets on.
+pub type Slices = Box<dyn FnMut(&mut dyn FnMut()) -> ControlFlow<()> + Send>;
 
-/// Calls of a job's step that make one report: a few milliseconds of work, and of a word of megabytes a
+/// A job for the tokenizer threads.
+pub struct Task {
+    /// Its name; there is one task of a job at a time.
+    pub job: JobKey,
+    /// What goes before it and behind it.
+    pub lane: Lane,
+    /// Callers of a lane take turns.
+    pub caller: CallerId,
+    /// What is to be done.
+    pub slices: Slices,
+}
+
+/// Calls of a slice's step that make one report: a few milliseconds of work, and of a word of megabytes a
 /// fraction of a second.
 const STEPS_A_REPORT: u32 = 64;
 
 /// What a tokenizer thread reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// It took up a job.
+    /// It took up a slice of a job.
     Began,
     /// It got on in it.
     Step,
-    /// It is through with it.
+    /// It is through with the slice.
     Ended,
     /// It was asked whether it still works.
     Tried,
@@ -27,7 +44,8 @@ pub enum Progress {
 /// Takes reports on the tokenizer's thread, with its number; only for a [`Progress::Step`] it must not wait.
 pub type Report = Arc<dyn Fn(usize, Progress) + Send + Sync>;
 
-/// Threads that turn text into tokens, named `tokenize-0` and so on, and one bounded queue for all of them.
+/// Threads that turn text into tokens, named `tokenize-0` and so on, and one bounded queue for all of them. After each slice of a
+/// job the next one is of whose turn it is ([`Lanes`]): a canary first, interactive before bulk, and bulk with its share.
 ///
 /// A job that panics ends its thread through the panic hook; nothing here catches it.
 #[derive(Debug)]
@@ -44,7 +62,9 @@ struct Queue {
 }
 
 struct State {
-    jobs: VecDeque<Job>,
+    lanes: Lanes,
+    /// Those that wait in `lanes`.
+    tasks: HashMap<JobKey, Task>,
     /// Per thread, whether it owes an answer.
     asked: Vec<bool>,
     closed: bool,
@@ -52,7 +72,22 @@ struct State {
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} jobs", self.jobs.len())
+        write!(f, "{} jobs", self.tasks.len())
+    }
+}
+
+impl State {
+    fn push(&mut self, task: Task) {
+        self.lanes.push(task.lane, task.caller, task.job);
+        self.tasks.insert(task.job, task);
+    }
+
+    fn pop(&mut self) -> Option<Task> {
+        let job = self.lanes.in_order().next()?;
+        let task = self.tasks.remove(&job)?;
+        self.lanes.drawn(task.lane, task.caller);
+        self.lanes.remove(task.lane, task.caller, job);
+        Some(task)
     }
 }
 
@@ -71,7 +106,8 @@ impl Tokenizers {
     pub fn start(threads: usize, capacity: usize, report: Report) -> std::io::Result<Tokenizers> {
         let threads = threads.max(1);
         let state = State {
-            jobs: VecDeque::new(),
+            lanes: Lanes::default(),
+            tasks: HashMap::new(),
             asked: vec![false; threads],
             closed: false,
         };
@@ -95,12 +131,12 @@ impl Tokenizers {
     ///
     /// # Errors
     /// The job itself.
-    pub fn submit(&self, job: Job) -> Result<(), Job> {
+    pub fn submit(&self, task: Task) -> Result<(), Task> {
         let mut state = self.queue.lock();
-        if state.jobs.len() >= self.queue.capacity {
-            return Err(job);
+        if state.tasks.len() >= self.queue.capacity {
+            return Err(task);
         }
-        state.jobs.push_back(job);
+        state.push(task);
         drop(state);
         self.queue.changed.notify_one();
         Ok(())
@@ -128,7 +164,7 @@ impl Drop for Tokenizers {
 }
 
 enum Next {
-    Job(Job),
+    Slice(Task),
     Answer,
     End,
 }
@@ -139,8 +175,8 @@ fn next(index: usize, queue: &Queue) -> Next {
         if std::mem::take(&mut state.asked[index]) {
             return Next::Answer;
         }
-        if let Some(job) = state.jobs.pop_front() {
-            return Next::Job(job);
+        if let Some(task) = state.pop() {
+            return Next::Slice(task);
         }
         if state.closed {
             return Next::End;
@@ -151,8 +187,8 @@ fn next(index: usize, queue: &Queue) -> Next {
 
 fn work(index: usize, queue: &Queue, report: &Report) {
     loop {
-        let job = match next(index, queue) {
-            Next::Job(job) => job,
+        let mut task = match next(index, queue) {
+            Next::Slice(task) => task,
             Next::Answer => {
                 report(index, Progress::Tried);
                 continue;
@@ -161,12 +197,89 @@ fn work(index: usize, queue: &Queue, report: &Report) {
         };
         report(index, Progress::Began);
         let mut steps = 0;
-        job(&mut || {
+        let left = (task.slices)(&mut || {
             steps += 1;
             if steps % STEPS_A_REPORT == 0 {
                 report(index, Progress::Step);
             }
         });
+        // Nobody needs to be woken for it: this thread asks for the next slice itself.
+        if left.is_continue() {
+            queue.lock().push(task);
+        }
         report(index, Progress::Ended);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// What each slice was of, in order, when so many slices of each job are submitted while the only thread is held up.
+    fn order(tasks: &[(u64, Lane, u64, usize)]) -> Vec<u64> {
+        let (began, gate) = mpsc::channel::<()>();
+        let (done, log) = mpsc::channel();
+        let tokenizers = Tokenizers::start(1, 64, Arc::new(|_, _| {})).unwrap();
+        let submit = |job, lane, caller, slices| {
+            let task = Task {
+                job: JobKey(job),
+                lane,
+                caller: CallerId(caller),
+                slices,
+            };
+            assert!(tokenizers.submit(task).is_ok());
+        };
+        submit(
+            0,
+            Lane::Probe,
+            0,
+            Box::new(move |_| {
+                let _ = gate.recv();
+                ControlFlow::Break(())
+            }),
+        );
+        for (job, lane, caller, slices) in tasks.iter().copied() {
+            let (done, mut left) = (done.clone(), slices);
+            submit(
+                job,
+                lane,
+                caller,
+                Box::new(move |_| {
+                    let _ = done.send(job);
+                    left -= 1;
+                    if left == 0 {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
+                }),
+            );
+        }
+        drop((began, done));
+        drop(tokenizers);
+        log.into_iter().collect()
+    }
+
+    /// A large job holds up no other for more than a slice: what somebody waits for overtakes it, and bulk keeps its share.
+    #[test]
+    fn slices_go_by_lane() {
+        let bulk = (1, Lane::Bulk, 1, 3);
+        let urgent = (2, Lane::Interactive, 2, 9);
+        let seen = order(&[bulk, urgent, (3, Lane::Probe, 3, 1)]);
+        assert_eq!(seen, [3, 2, 2, 2, 2, 2, 2, 2, 1, 2, 2, 1, 1]);
+    }
+
+    /// One caller's many large jobs do not bury the small one of another.
+    #[test]
+    fn callers_take_turns() {
+        let mut tasks: Vec<_> = (1..=8).map(|job| (job, Lane::Interactive, 1, 4)).collect();
+        tasks.push((9, Lane::Interactive, 2, 1));
+        let seen = order(&tasks);
+        assert!(seen.iter().position(|job| *job == 9) <= Some(1), "{seen:?}");
+        assert_eq!(seen.len(), 33);
+        // A caller's own jobs stay in the order in which they came.
+        assert_eq!(seen.iter().filter(|job| **job == 1).count(), 4);
+        assert!(seen.iter().rposition(|job| *job == 1) < seen.iter().position(|job| *job == 2));
     }
 }
