@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// Header of a job in the resumed lane.
 pub const HEADER_CHECKPOINT: &str = "x-checkpoint";
+/// Header of what was moved or has died: the queue that the job was sent to, however often it went on since.
+pub const HEADER_ORIGINAL_QUEUE: &str = "x-original-queue";
 
 /// How far a job has come.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
