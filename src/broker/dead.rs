@@ -417,6 +417,7 @@ fn anew(header: &AMQPValue) -> Option<String> {
     let checkpoint = Checkpoint::parse(std::str::from_utf8(text.as_bytes()).ok()?)?;
     let anew = Checkpoint {
         attempt: 1,
+        most: 0,
         alone: true,
         last_error: None,
         ..checkpoint
