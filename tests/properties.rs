@@ -530,7 +530,7 @@ proptest! {
             if load != Load::Relaxed {
                 tense = now;
             }
-            if let Some((is_on, _, _)) = told.judge(load, Moment::from_millis(now)) {
+            if let Some((is_on, _, _)) = told.judge(load, None, Moment::from_millis(now)) {
                 prop_assert!(is_on != on);
                 let allowed = if is_on { matches!(load, Load::Over(_)) } else { now - tense >= 1000 };
                 prop_assert!(allowed);

@@ -52,8 +52,10 @@ pub struct Held {
     pub followed: Option<Box<Followed>>,
     /// The job id.
     pub id: String,
-    /// Which attempt this is; the first is 1.
+    /// Which attempt this is at the inputs that came; the first is 1.
     pub attempt: u32,
+    /// It has come once more than it may be tried: it is not computed, and the attempt before this one was the last.
+    pub spent: bool,
     /// How far the whole job had come when this came.
     pub checkpoint: Checkpoint,
     /// What a message that goes on behind this slice asks for, without its texts.
@@ -166,6 +168,7 @@ impl Held {
             followed: None,
             id,
             attempt: 1,
+            spent: false,
             checkpoint: Checkpoint::default(),
             request: None,
             rest: Vec::new(),
@@ -184,6 +187,12 @@ impl Held {
             received_ms: 0,
             alive: Arc::default(),
         }
+    }
+
+    /// The attempts that whoever watches is told of: the most that anything of the job has taken. Each slice is tried
+    /// from one on, and a counter that fell in the midst of a job would say nothing.
+    pub fn attempts(&self) -> u32 {
+        self.checkpoint.most.max(self.attempt - u32::from(self.spent))
     }
 
     /// Takes in what the job asks for. Of a streamed one only a slice is taken up if it can go on behind that.
@@ -349,15 +358,9 @@ impl Held {
     pub fn done(&mut self, key: JobKey, catalogue: &Catalogue, unix_ms: u64) -> Option<Box<Publication>> {
         self.reached = Some(usize::MAX);
         let model = &catalogue.entry(self.plan.as_ref()?.model).name;
-        let Checkpoint {
-            total,
-            begun_ms,
-            failures,
-            ..
-        } = self.checkpoint;
-        let failures = failures.saturating_add(self.attempt - 1);
+        let Checkpoint { total, begun_ms, .. } = self.checkpoint;
         let wall_ms = unix_ms.saturating_sub(begun_ms);
-        let done = Done::new(model, self.tokens(), total, wall_ms, failures.saturating_add(1));
+        let done = Done::new(model, self.tokens(), total, wall_ms, self.attempts());
         let json = serde_json::to_vec(&done).expect("plain data is always written");
         self.reply(key, ReplyBody::Done(json))
     }
@@ -393,17 +396,7 @@ impl Held {
                 (names.later(pause(self.attempt)), None)
             }
             Onward::NextSlice => {
-                checkpoint.done = checkpoint.done.saturating_add(self.sequences.len());
-                checkpoint.tokens = self.tokens();
-                if checkpoint.done >= checkpoint.trouble {
-                    checkpoint.failures = checkpoint.failures.saturating_add(self.attempt - 1);
-                    checkpoint.attempt = 1;
-                    checkpoint.alone = false;
-                    checkpoint.last_error = None;
-                } else {
-                    checkpoint.attempt = self.attempt;
-                    checkpoint.alone = true;
-                }
+                checkpoint = self.behind();
                 self.reached = Some(checkpoint.done);
                 let mut request = self.request.take()?;
                 request.input = std::mem::take(&mut self.rest);
@@ -427,6 +420,23 @@ impl Held {
         }))
     }
 
+    /// How far the job has come when this slice is out.
+    fn behind(&self) -> Checkpoint {
+        let mut checkpoint = self.checkpoint.clone();
+        checkpoint.done = checkpoint.done.saturating_add(self.sequences.len());
+        checkpoint.tokens = self.tokens();
+        checkpoint.most = self.attempts();
+        if checkpoint.done >= checkpoint.trouble {
+            checkpoint.attempt = 1;
+            checkpoint.alone = false;
+            checkpoint.last_error = None;
+        } else {
+            checkpoint.attempt = self.attempt;
+            checkpoint.alone = true;
+        }
+        checkpoint
+    }
+
     /// A refusal, to be published.
     pub fn refusal(&self, key: JobKey, refusal: Refusal) -> Option<Box<Publication>> {
         self.reply(key, ReplyBody::Refusal(refusal))
@@ -436,7 +446,7 @@ impl Held {
     pub fn dead_letter(&self, key: JobKey, refusal: Refusal) -> Option<Box<Publication>> {
         let content = Content::DeadLetter {
             refusal,
-            attempt: self.attempt,
+            attempt: self.attempts(),
         };
         Some(Box::new(Publication {
             job: key,
@@ -455,7 +465,7 @@ impl Held {
             to: self.reply_to.clone()?,
             correlation_id: self.correlation_id.clone(),
             message_id: self.id.clone(),
-            attempt: self.attempt,
+            attempt: self.attempts(),
             traceparent: self.traceparent.clone(),
             body,
         };
@@ -491,6 +501,28 @@ pub type Desk = HashMap<JobKey, Held>;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: what is told of attempts neither falls behind the slice that was tried again, nor counts one that is not made.
+    #[test]
+    fn attempts_are_told_as_they_were_made() {
+        let mut held = Held::blank(Lane::Resumed, "job".into(), Moment::ZERO);
+        (held.attempt, held.checkpoint.trouble) = (2, 1);
+        held.sequences = vec![Sequence {
+            ids: Arc::from([1]),
+            truncated: false,
+            prompt_tokens: 0,
+        }];
+        let behind = held.behind();
+        assert_eq!((behind.done, behind.attempt, behind.most), (1, 1, 2));
+        let mut next = Held::blank(Lane::Resumed, "job".into(), Moment::ZERO);
+        (next.attempt, next.checkpoint) = (behind.attempt, behind);
+        assert_eq!(next.attempts(), 2);
+        next.attempt = 3;
+        assert_eq!(next.attempts(), 3);
+        // It comes after its third death where three attempts are allowed.
+        (next.attempt, next.spent) = (4, true);
+        assert_eq!(next.attempts(), 3);
+    }
 
     #[test]
     fn slices_are_whole_chunks() {

@@ -49,11 +49,18 @@ impl Notices {
             retry_after_ms,
             ..
         } = &notice;
+        let model = notice.model.as_deref();
         if change.on {
-            warn!(lane, cause, queue, inflight, retry_after_ms, "backpressure is on");
+            warn!(
+                lane,
+                model, cause, queue, inflight, retry_after_ms, "backpressure is on"
+            );
         } else {
             let lasted_ms = notice.lasted_ms;
-            info!(lane, cause, queue, inflight, lasted_ms, "backpressure is off");
+            info!(
+                lane,
+                model, cause, queue, inflight, lasted_ms, "backpressure is off"
+            );
         }
         let known = &mut self.known[change.lane as usize];
         known.untold = (known.told != change.on).then_some(notice);

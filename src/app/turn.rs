@@ -375,7 +375,7 @@ impl Loop {
                 let error = match &onward {
                     Onward::Retry(refusal) => {
                         held.fails(refusal);
-                        warn!(job = %held.id, trace_id = held.trace_id(), attempt = held.attempt, %refusal, "failed, to be tried again");
+                        warn!(job = %held.id, trace_id = held.trace_id(), attempt = held.attempts(), %refusal, "failed, to be tried again");
                         Some(refusal.to_string())
                     }
                     Onward::Suspect => {

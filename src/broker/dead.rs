@@ -18,7 +18,7 @@ use super::{BrokerError, Published, session, topology, within};
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
 use crate::job::Names;
-use crate::job::checkpoint::{Checkpoint, HEADER_CHECKPOINT};
+use crate::job::checkpoint::{Checkpoint, HEADER_CHECKPOINT, HEADER_ORIGINAL_QUEUE};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use lapin::options::{
@@ -55,7 +55,7 @@ const DEATH_HEADERS: [&str; 7] = [
     "x-death",
     "x-first-death-",
     "x-last-death-",
-    "x-original-queue",
+    HEADER_ORIGINAL_QUEUE,
     "x-attempt",
     "x-dead-",
 ];
@@ -194,6 +194,7 @@ impl Letters {
     /// Sends the job to `queue` as if it were new, then takes the letter away.
     pub async fn requeue(&mut self, held: Held, queue: &str) -> Result<(), DeadError> {
         let mut kept = headers(&held.properties, &NEVER_COPIED);
+        let origin = kept.inner().get(HEADER_ORIGINAL_QUEUE).cloned();
         kept = filtered(&kept, |name| {
             !DEATH_HEADERS.iter().any(|death| name.starts_with(death))
         });
@@ -208,6 +209,10 @@ impl Letters {
         kept = filtered(&kept, |name| name != HEADER_CHECKPOINT);
         if let Some(checkpoint) = checkpoint.filter(|_| queue == self.names.resumed) {
             kept.insert(HEADER_CHECKPOINT.into(), AMQPValue::LongString(checkpoint.into()));
+            // Should it die again, its lane is still known.
+            if let Some(origin) = origin {
+                kept.insert(HEADER_ORIGINAL_QUEUE.into(), origin);
+            }
         }
         let job = publish::copied(&held.properties, kept);
         self.publish(queue, &held.letter.body, job).await?;
@@ -412,6 +417,7 @@ fn anew(header: &AMQPValue) -> Option<String> {
     let checkpoint = Checkpoint::parse(std::str::from_utf8(text.as_bytes()).ok()?)?;
     let anew = Checkpoint {
         attempt: 1,
+        most: 0,
         alone: true,
         last_error: None,
         ..checkpoint

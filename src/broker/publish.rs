@@ -6,7 +6,7 @@ use super::session::settle;
 use super::ways::Ways;
 use super::{BrokerError, BrokerEvent, Published, Span};
 use crate::clock::Clock;
-use crate::job::checkpoint::{Checkpoint, HEADER_CHECKPOINT};
+use crate::job::checkpoint::{Checkpoint, HEADER_CHECKPOINT, HEADER_ORIGINAL_QUEUE};
 use crate::job::reply::{
     APP_ID, Answer, HEADER_ATTEMPT, HEADER_FINGERPRINT, TYPE_CHUNK, TYPE_DONE, TYPE_ERROR, TYPE_PROGRESS,
     TYPE_RESULT, error_json,
@@ -456,7 +456,8 @@ fn dead_properties(receipt: &Receipt, refusal: &Refusal, attempt: u32) -> BasicP
     if let Some(param) = &refusal.param {
         headers.insert("x-error-param".into(), text(param));
     }
-    headers.insert("x-original-queue".into(), text(&receipt.queue));
+    let origin = original_queue(receipt.lane, &receipt.queue, &headers);
+    headers.insert(HEADER_ORIGINAL_QUEUE.into(), origin);
     headers.insert("x-dead-at-ms".into(), whole(Clock::unix_ms()));
     headers.insert(HEADER_ATTEMPT.into(), whole(u64::from(attempt)));
     copied(&receipt.message.properties, headers)
@@ -488,8 +489,20 @@ fn moved_properties(
     }
     if let Some(checkpoint) = checkpoint {
         headers.insert(HEADER_CHECKPOINT.into(), text(&checkpoint.to_header()));
+        let origin = original_queue(receipt.lane, &receipt.queue, &kept);
+        headers.insert(HEADER_ORIGINAL_QUEUE.into(), origin);
     }
     copied(&receipt.message.properties, headers).with_message_id(message_id.into())
+}
+
+/// The queue that a job was sent to. What goes on says so itself; a lane's message cannot have come from elsewhere,
+/// whatever its sender wrote.
+fn original_queue(lane: Lane, queue: &str, headers: &FieldTable) -> AMQPValue {
+    let told = headers.inner().get(HEADER_ORIGINAL_QUEUE);
+    match told.filter(|_| lane == Lane::Resumed) {
+        Some(AMQPValue::LongString(origin)) => AMQPValue::LongString(origin.clone()),
+        _ => text(queue),
+    }
 }
 
 /// The message's own headers. A header frame has room for 128 KiB in all, and ours must fit: headers too large to
@@ -580,6 +593,23 @@ fn whole(value: u64) -> AMQPValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: a dead letter names the lane that its job was sent to, however often it was tried again.
+    #[test]
+    fn what_goes_on_knows_where_it_came_from() {
+        let mut headers = FieldTable::default();
+        let of = |lane, queue, headers: &FieldTable| original_queue(lane, queue, headers);
+        assert_eq!(of(Lane::Resumed, "resumed", &headers), text("resumed"));
+        headers.insert(HEADER_ORIGINAL_QUEUE.into(), text("interactive"));
+        assert_eq!(of(Lane::Resumed, "resumed", &headers), text("interactive"));
+        assert_eq!(
+            of(Lane::Bulk, "bulk", &headers),
+            text("bulk"),
+            "its sender made that up"
+        );
+        headers.insert(HEADER_ORIGINAL_QUEUE.into(), whole(1));
+        assert_eq!(of(Lane::Resumed, "resumed", &headers), text("resumed"));
+    }
 
     #[test]
     fn a_full_queue_is_told_of_once_until_it_takes_something() {

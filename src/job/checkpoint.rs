@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// Header of a job in the resumed lane.
 pub const HEADER_CHECKPOINT: &str = "x-checkpoint";
+/// Header of what was moved or has died: the queue that the job was sent to, however often it went on since.
+pub const HEADER_ORIGINAL_QUEUE: &str = "x-original-queue";
 
 /// How far a job has come.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -25,8 +27,8 @@ pub struct Checkpoint {
     pub begun_ms: u64,
     /// Which attempt at the inputs in the message this is; the first is 1.
     pub attempt: u32,
-    /// Attempts that failed since the job began.
-    pub failures: u32,
+    /// The most attempts that any inputs before those in the message took; 0 if there are none.
+    pub most: u32,
     /// What the last failure was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
@@ -63,7 +65,7 @@ mod tests {
             tokens: 9,
             begun_ms: 1_700_000_000_000,
             attempt: 2,
-            failures: 1,
+            most: 1,
             trouble: 600,
             last_error: Some("internal: \"odd\"".into()),
             alone: true,

@@ -54,7 +54,7 @@ pub struct Usage {
 /// How far a streamed job is.
 #[derive(Debug, Deserialize)]
 pub struct Progress {
-    /// Attempts at what is computed now; the first is 1.
+    /// The most attempts that anything of the job has taken so far; the first is 1.
     pub attempt: u32,
     /// Why the attempt before this one failed.
     pub last_error: Option<String>,

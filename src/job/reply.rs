@@ -19,7 +19,8 @@ pub const TYPE_DONE: &str = "embeddings.done";
 pub const TYPE_ERROR: &str = "embeddings.error";
 /// AMQP `app_id` of every message of the service.
 pub const APP_ID: &str = "embeddings";
-/// Header: which attempt this answer comes from, the first is 1.
+/// Header: the most attempts that anything of the job has taken so far, the first is 1. It never falls from one answer of a
+/// job to the next, and is never above `max_attempts`.
 pub const HEADER_ATTEMPT: &str = "x-attempt";
 /// Header: equal fingerprints mean comparable vectors.
 pub const HEADER_FINGERPRINT: &str = "x-model-fingerprint";
@@ -116,7 +117,7 @@ pub struct Progress<'a> {
     /// Until the end, at this rate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eta_ms: Option<u64>,
-    /// Attempts at what is computed now; the first is 1.
+    /// The most attempts that anything of the job has taken so far; the first is 1.
     pub attempt: u32,
     /// Why the attempt before this one failed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,7 +139,7 @@ pub struct Done<'a> {
     total: usize,
     /// Since its first inputs were taken up.
     wall_ms: u64,
-    /// One, and one more for each attempt at any part of it that failed.
+    /// The most attempts that anything of it took, as in the header.
     attempts: u32,
 }
 

@@ -41,10 +41,8 @@ impl Logic {
         admitted.map_err(|overload| {
             let told = &mut self.told[lane as usize];
             told.refused(overload.cause);
-            if let Some(change) = told.judge(Load::Over(overload.cause), now) {
-                let mut change = self.change(lane, change, now);
-                change.model = overload.model;
-                actions.push(Action::Backpressure(change));
+            if let Some(change) = told.judge(Load::Over(overload.cause), overload.model, now) {
+                actions.push(Action::Backpressure(self.change(lane, change, now)));
             }
             overload.refusal
         })
@@ -65,7 +63,7 @@ impl Logic {
         }
         for lane in LANES {
             let load = self.admission.load(lane);
-            if let Some(change) = self.told[lane as usize].judge(load, now) {
+            if let Some(change) = self.told[lane as usize].judge(load, None, now) {
                 actions.push(Action::Backpressure(self.change(lane, change, now)));
             }
         }
@@ -87,7 +85,7 @@ impl Logic {
             lane,
             on,
             cause,
-            model: None,
+            model: self.told[lane as usize].model,
             lasted,
             queue: self.admission.held(lane).saturating_sub(inflight),
             inflight,

@@ -218,6 +218,8 @@ pub struct Change {
 pub struct Told {
     /// Why it is on, and since when; `None` is off.
     pub on: Option<(Cause, Moment)>,
+    /// The model whose own bound it is, or was last, if it was one's own.
+    pub model: Option<ModelId>,
     /// How often it has changed.
     pub changes: u64,
     /// Jobs refused as overloaded, in the order of [`Cause::ALL`].
@@ -232,14 +234,19 @@ impl Told {
         self.refused[cause as usize] += 1;
     }
 
-    /// Takes in how the lane stands now. On a change: whether it is on, the cause, and how long it was on.
-    pub fn judge(&mut self, load: Load, now: Moment) -> Option<(bool, Cause, Duration)> {
+    /// Takes in how the lane stands now, and whose own bound that is if it is a model's. On a change: whether it is on, the cause, and how long it was on.
+    pub fn judge(
+        &mut self,
+        load: Load,
+        model: Option<ModelId>,
+        now: Moment,
+    ) -> Option<(bool, Cause, Duration)> {
         if load != Load::Relaxed {
             self.tense = now;
         }
         match (self.on, load) {
             (None, Load::Over(cause)) => {
-                self.on = Some((cause, now));
+                (self.on, self.model) = (Some((cause, now)), model);
                 self.changes += 1;
                 Some((true, cause, Duration::ZERO))
             }
@@ -287,21 +294,26 @@ mod tests {
         let mut told = Told::default();
         let over = Load::Over(Cause::QueueFull);
         assert_eq!(
-            told.judge(over, at(10)),
+            told.judge(over, Some(ModelId(1)), at(10)),
             Some((true, Cause::QueueFull, Duration::ZERO))
         );
         for n in 1..50 {
-            assert_eq!(told.judge(Load::Relaxed, at(10 + 40 * n)), None);
-            assert_eq!(told.judge(Load::Near, at(30 + 40 * n)), None);
-            assert_eq!(told.judge(Load::Over(Cause::Slam), at(40 + 40 * n)), None);
+            assert_eq!(told.judge(Load::Relaxed, None, at(10 + 40 * n)), None);
+            assert_eq!(told.judge(Load::Near, None, at(30 + 40 * n)), None);
+            assert_eq!(told.judge(Load::Over(Cause::Slam), None, at(40 + 40 * n)), None);
         }
-        assert_eq!(told.judge(Load::Relaxed, at(2999)), None);
+        assert_eq!(told.judge(Load::Relaxed, None, at(2999)), None);
         let lasted = Duration::from_millis(2990);
         assert_eq!(
-            told.judge(Load::Relaxed, at(3000)),
+            told.judge(Load::Relaxed, None, at(3000)),
             Some((false, Cause::QueueFull, lasted))
         );
-        assert_eq!(told.judge(Load::Relaxed, at(9000)), None);
+        assert_eq!(
+            told.model,
+            Some(ModelId(1)),
+            "who hears of its end hears of whose it was"
+        );
+        assert_eq!(told.judge(Load::Relaxed, None, at(9000)), None);
         assert_eq!(told.changes, 2);
     }
 

@@ -114,12 +114,12 @@ async fn drain(caller: &Caller, queue: &str) -> Vec<String> {
 }
 
 /// Goal: what the running service could not answer is listed, shown, deleted by reason, and, when its cause is
-/// mended, brought back and answered as if it had never died. Method: jobs without a way back, and one whose
-/// reply queue is full until it is emptied.
+/// mended, brought back to its lane and answered as if it had never died. Method: jobs without a way back, and one whose
+/// reply queue is full at both of its attempts, until it is emptied.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_dead_are_seen_and_brought_back() {
     let Some(bench) = bench("dead") else { return };
-    let _service = bench.serve("max_attempts = 1");
+    let _service = bench.serve("max_attempts = 2");
     let caller = Caller::connect(&bench).await;
     let names = caller.names.clone();
     assert_eq!(dead(&bench, &["list"]).0, Some(3));
@@ -161,7 +161,7 @@ async fn the_dead_are_seen_and_brought_back() {
     assert_eq!(of("good")["code"], 500);
     assert_eq!(of("good")["queue"], names.interactive);
     assert_eq!(of("good")["inputs"], 2);
-    assert_eq!(of("good")["attempt"], 1);
+    assert_eq!(of("good")["attempt"], 2);
     assert_eq!(of("nowhere")["reply_to"], false);
     assert_eq!(of("broken")["reason"], "invalid_request");
     assert_eq!(of("broken")["inputs"], Value::Null);

@@ -168,6 +168,7 @@ async fn a_full_reply_queue_dead_letters() {
         Some("internal")
     );
     assert_eq!(header(&dead.properties, "x-attempt").as_deref(), Some("2"));
+    assert_eq!(header(&dead.properties, "x-original-queue"), Some(queue.clone()));
     assert!(service.log().contains("failed, to be tried again"));
     for queue in [&queue, &caller.names.resumed] {
         caller.settles_at(queue, (0, 1)).await;

@@ -19,11 +19,16 @@ struct Stream {
     vectors: BTreeMap<usize, Vec<f32>>,
     repeats: usize,
     progress: usize,
+    /// The counter of attempts that was told last.
+    attempts: u64,
     end: Option<Reply>,
 }
 
 impl Stream {
     fn take(&mut self, reply: Reply, chunk_max: usize) {
+        let attempts = reply.header("x-attempt").unwrap().parse().unwrap();
+        assert!(attempts >= self.attempts.max(1), "the counter falls");
+        self.attempts = attempts;
         match reply.kind() {
             Some("embeddings.chunk") => {
                 assert!(reply.header("x-model-fingerprint").is_some());
@@ -44,7 +49,7 @@ impl Stream {
                 let told = &reply.json;
                 assert!(told["done"].as_u64() <= told["total"].as_u64());
                 assert!(told["rate"].is_number() && told["rss_bytes"].as_u64() > Some(1 << 20));
-                assert!(told["attempt"].as_u64() >= Some(1));
+                assert_eq!(told["attempt"], attempts);
                 self.progress += 1;
             }
             Some("embeddings.done" | "embeddings.error") => self.end = Some(reply),
@@ -66,6 +71,7 @@ impl Stream {
         let end = self.end.as_ref().unwrap();
         assert_eq!(end.kind(), Some("embeddings.done"), "{}", end.json);
         assert_eq!(end.json["total"].as_u64(), Some(inputs as u64));
+        assert_eq!(end.json["attempts"], self.attempts);
         assert!(self.vectors.keys().copied().eq(0..inputs), "each index is there");
     }
 }
@@ -272,6 +278,9 @@ async fn deaths_are_charged_to_what_was_at_work() {
         let id = reply.correlation_id().unwrap().to_owned();
         if id == deadly {
             assert_eq!(reply.error(), ("internal", 500, None));
+            let message = reply.json["error"]["message"].as_str().unwrap();
+            assert!(message.starts_with("3 attempts ended"), "{message}");
+            assert_eq!(reply.header("x-attempt").as_deref(), Some("3"));
             given_up = Some(reply);
         } else {
             reply.vectors();
@@ -287,6 +296,9 @@ async fn deaths_are_charged_to_what_was_at_work() {
         header(&dead.properties, "x-error-type").as_deref(),
         Some("internal")
     );
+    assert_eq!(header(&dead.properties, "x-attempt").as_deref(), Some("3"));
+    let lane = Some(caller.names.interactive.clone());
+    assert_eq!(header(&dead.properties, "x-original-queue"), lane);
     for queue in [&caller.names.interactive, &caller.names.resumed] {
         caller.settles_at(queue, (0, 1)).await;
     }

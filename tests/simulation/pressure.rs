@@ -3,6 +3,7 @@
 use embeddings::clock::Moment;
 use embeddings::config::Limits;
 use embeddings::job::Lane;
+use embeddings::logic::event::ModelId;
 use embeddings::logic::pressure::{Cause, Change, Memory};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ pub struct Book {
     taken: u64,
     tight: bool,
     told: [bool; Lane::COUNT],
+    /// Whose own bound it was when it was told.
+    model: [Option<ModelId>; Lane::COUNT],
     tense: [Moment; Lane::COUNT],
     refused_now: bool,
 }
@@ -102,10 +105,12 @@ impl Book {
         self.told[at] = change.on;
         assert_eq!(change.inflight, fill.inflight[at], "{change:?}");
         if !change.on {
+            assert_eq!(change.model, self.model[at], "{change:?}");
             assert_eq!(change.retry_after_ms, 0);
             assert!(now.since(self.tense[at]) >= RELIEF, "off too soon: {change:?}");
             return;
         }
+        self.model[at] = change.model;
         assert!((50..=600_000).contains(&change.retry_after_ms), "{change:?}");
         let interactive = change.lane == Lane::Interactive;
         let holds = match change.cause {

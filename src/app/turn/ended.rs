@@ -79,7 +79,7 @@ impl Loop {
             id: std::mem::take(&mut held.id),
             lane: held.lane,
             outcome,
-            attempt: held.attempt,
+            attempt: held.attempts(),
             asked,
             refused: followed.refused,
             came_unix_ms: held.received_ms,

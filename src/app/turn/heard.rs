@@ -212,6 +212,7 @@ impl Loop {
         let marked = checkpoint.is_some_and(|checkpoint| checkpoint.alone);
         let suspect = marked || redelivered && !innocent;
         let attempt = held.attempt;
+        held.spent = attempt > self.parts.logic.limits().max_attempts;
         let arrival = planned.map(|(plan, mut request)| {
             // Another worker that goes on with it may have another default.
             request.model = Some(self.parts.catalogue.entry(plan.model).name.clone());

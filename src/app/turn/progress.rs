@@ -41,7 +41,7 @@ impl Held {
             total: of.total,
             rate,
             eta_ms: (rate > 0.0).then(|| (left / rate * 1000.0) as u64),
-            attempt: self.attempt,
+            attempt: self.attempts(),
             last_error,
             rss_bytes: rss_bytes().unwrap_or(0),
             job: &self.id,
@@ -122,7 +122,7 @@ impl Loop {
     pub(super) fn retry_told(&mut self, job: JobKey, error: &str) {
         let (unix_ms, now) = (Clock::unix_ms(), self.parts.clock.now());
         let Some(held) = self.desk.get(&job) else { return };
-        let next = held.attempt.saturating_add(1);
+        let next = held.attempts().max(held.attempt.saturating_add(1));
         self.retries
             .failed(&held.id, next, error, now + pause(held.attempt));
         let json = held.told(unix_ms, Some(error));

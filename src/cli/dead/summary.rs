@@ -6,6 +6,7 @@
 use super::body::{self, Body};
 use crate::broker::dead::Letter;
 use crate::job::Names;
+use crate::job::checkpoint::{Checkpoint, HEADER_CHECKPOINT, HEADER_ORIGINAL_QUEUE};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -42,7 +43,7 @@ pub struct Summary {
     pub message: Option<String>,
     /// The field that was wrong.
     pub param: Option<String>,
-    /// The queue it came from.
+    /// The queue it was sent to.
     pub queue: Option<String>,
     /// The last attempt at it.
     pub attempt: Option<u64>,
@@ -58,6 +59,9 @@ pub struct Summary {
     pub bytes: usize,
     /// Whether it says where its answer goes.
     pub reply_to: bool,
+    /// Whether its body is the rest of a streamed job, whose first inputs were answered.
+    #[serde(skip)]
+    pub is_rest: bool,
 }
 
 /// Reads a letter.
@@ -89,7 +93,7 @@ pub fn read(letter: &Letter) -> (Summary, Body) {
         code: number(headers, "x-error-code"),
         message: text(headers, "x-error-message").map(|said| body::shortened(&said, MESSAGE_CHARS)),
         param: text(headers, "x-error-param"),
-        queue: text(headers, "x-original-queue")
+        queue: text(headers, HEADER_ORIGINAL_QUEUE)
             .or_else(|| of_death("queue"))
             .or_else(|| text(headers, "x-first-death-queue")),
         attempt: number(headers, "x-attempt").filter(|_| by == By::Service),
@@ -103,6 +107,9 @@ pub fn read(letter: &Letter) -> (Summary, Body) {
         inputs: body.inputs,
         bytes: letter.body.len(),
         reply_to: text(properties, "reply_to").is_some_and(|queue| !queue.is_empty()),
+        is_rest: text(headers, HEADER_CHECKPOINT)
+            .and_then(|header| Checkpoint::parse(&header))
+            .is_some_and(|checkpoint| checkpoint.done > 0),
     };
     (summary, body)
 }
@@ -114,8 +121,12 @@ impl Summary {
         Some(now_ms.saturating_sub(since))
     }
 
-    /// The queue it goes back to: its own if that is one of ours, else the lane where jobs may wait.
+    /// The queue it goes back to: its own if that is one of ours, else the lane where jobs may wait. The rest of a streamed
+    /// job goes on where it stood: in a lane it would be a job of its own, with indices that begin anew.
     pub fn target<'a>(&self, names: &'a Names) -> &'a str {
+        if self.is_rest {
+            return &names.resumed;
+        }
         match &self.queue {
             Some(queue) if *queue == names.interactive => &names.interactive,
             Some(queue) if *queue == names.resumed => &names.resumed,
@@ -255,6 +266,15 @@ pub mod tests {
         let mut resumed = read(&refused()).0;
         resumed.queue = Some("embeddings.resumed".into());
         assert_eq!(resumed.target(&names), "embeddings.resumed");
+        let tried = |done: usize| {
+            let mut letter = refused();
+            let checkpoint = json!({"done": done, "attempt": 5}).to_string();
+            letter.headers.insert(HEADER_CHECKPOINT.into(), json!(checkpoint));
+            read(&letter).0
+        };
+        assert_eq!(tried(0).target(&names), "embeddings.interactive");
+        assert_eq!(tried(512).target(&names), "embeddings.resumed");
+        assert_eq!(tried(512).queue.as_deref(), Some("embeddings.interactive"));
         let other = Names::new("test");
         assert_eq!(read(&refused()).0.target(&other), "test.bulk");
     }

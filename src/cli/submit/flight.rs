@@ -91,7 +91,7 @@ struct Job {
     wire: Vec<usize>,
     /// Lines that one message may have.
     wire_max: usize,
-    /// Attempt and last error, as far as more than one was needed.
+    /// Attempt and last error, while it is tried again.
     attempt: Option<(u32, String)>,
     fingerprint: Option<Arc<str>>,
     tokens: u64,
@@ -283,8 +283,8 @@ impl Flight {
         self.refused = None;
         let end = match heard {
             Ok(Heard::Progress(progress)) => {
-                let error = progress.last_error.unwrap_or_default();
-                job.attempt = (progress.attempt > 1).then_some((progress.attempt, error));
+                // The counter stays where a job has got over its trouble; the error does not.
+                job.attempt = progress.last_error.map(|error| (progress.attempt, error));
                 return;
             }
             Ok(Heard::Chunk(vectors)) => {
