@@ -72,7 +72,10 @@ impl Loop {
         let event = match read {
             Ok(loaded) => Some(self.take_over(&loaded)),
             Err(errors) => {
-                error!("configuration kept as it was: {errors}");
+                // One event for each: a line break in one would be escaped on stderr.
+                errors
+                    .lines()
+                    .for_each(|line| error!("configuration kept as it was: {line}"));
                 None
             }
         };
