@@ -347,6 +347,44 @@ fn refused(machine: &Machine, file: &str, for_this: &str) {
     assert!(said.contains(for_this), "{said}");
 }
 
+/// Goal: what only a start can see says who set which key to what, and the check ends as the start. Method: a precision that the
+/// CPU has not, and roots that are not there.
+#[test]
+fn a_start_names_file_key_and_value() {
+    let machine = Machine::new();
+    machine.set("http.listen=");
+    let file = machine.path("embeddings.toml").display().to_string();
+    let from = model::minilm();
+    machine.write(
+        "embeddings.toml",
+        format!(
+            "[models.'all-MiniLM-L6-v2']\npath = '{}'\nprecision = 'f16'\n",
+            from.display()
+        ),
+    );
+    assert_eq!(machine.check().code, 78);
+    refused(
+        &machine,
+        &file,
+        &format!(
+            "{file}: models.\"all-MiniLM-L6-v2\".precision = \"f16\": precision is f16, cpu computes in "
+        ),
+    );
+
+    machine.write(
+        "embeddings.toml",
+        "[broker]\nurl = 'amqps://127.0.0.1:1/%2f'\nca_file = '/absent/ca.pem'\n",
+    );
+    let answer = machine.check();
+    answer.error("broker.ca_file");
+    assert_eq!(answer.code, 78);
+    refused(
+        &machine,
+        &file,
+        &format!("{file}: broker.ca_file = \"/absent/ca.pem\": failed to read: "),
+    );
+}
+
 /// Goal: what is wrong with a model is found, and the check ends with 78 where a start does.
 #[test]
 fn models_that_are_missing_broken_or_unknown() {
@@ -365,7 +403,11 @@ fn models_that_are_missing_broken_or_unknown() {
     let answer = machine.check();
     let found = answer.error("model.missing");
     assert_eq!(answer.code, 78);
-    refused(&machine, &file, "all-minilm-l6-v3");
+    refused(
+        &machine,
+        &file,
+        &format!("{file}: default_model = \"all-minilm-l6-v3\": "),
+    );
     assert!(
         found.text("found").contains("did you mean all-MiniLM-L6-v2?"),
         "{found:?}"
@@ -379,7 +421,11 @@ fn models_that_are_missing_broken_or_unknown() {
     let answer = machine.check();
     let found = answer.error("model.missing");
     assert_eq!(answer.code, 78);
-    refused(&machine, &file, "/srv/absent");
+    refused(
+        &machine,
+        &file,
+        &format!("{file}: models.\"all-MiniLM-L6-v2\".path = /srv/absent: "),
+    );
     assert!(
         found
             .text("found")

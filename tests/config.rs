@@ -241,6 +241,14 @@ fn risky_combinations_are_warnings() {
             "max_inflight = 8 is above max_queue = 4",
         ),
         (
+            Machine::new().set("models.m.max_queue=257"),
+            "models.\"m\".max_queue = 257 is above max_queue = 256 of all models together",
+        ),
+        (
+            Machine::new().file("[models.m]\nmax_inflight = 9\n"),
+            "models.\"m\".max_inflight = 9 is above max_inflight = 8",
+        ),
+        (
             Machine::new().set("max_queue_bytes=1048576"),
             "max_queue_bytes = 1048576 is below",
         ),

@@ -120,6 +120,24 @@ fn a_bad_value_names_place_key_value_and_range() {
         ),
         ("sky.colour = 'x'", ["unknown key sky", "`embeddings config`"]),
         ("max_queue = ", ["embeddings.toml:1: not valid TOML", ""]),
+        (
+            "max_queue = 99999999999999999999 # many",
+            [
+                "embeddings.toml:1: not valid TOML: max_queue = 99999999999999999999: ",
+                "must be a whole number from 1 to 1000000 (jobs)",
+            ],
+        ),
+        (
+            "[models.'a.b']\nmax_queue = 99999999999999999999",
+            [
+                "embeddings.toml:2: not valid TOML: models.\"a.b\".max_queue = 9999",
+                "must be a whole number",
+            ],
+        ),
+        (
+            "[broker]\nmax_message_bytes = 99_999_999_999_999_999_999",
+            ["not valid TOML: broker.max_message_bytes = 99_999", "(bytes)"],
+        ),
     ] {
         let machine = Machine::new().file(line);
         let message = machine.bad();

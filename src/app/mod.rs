@@ -17,6 +17,7 @@ mod trace;
 mod turn;
 mod twins;
 mod window;
+mod wrong;
 
 use crate::broker::{self, BrokerEvent, Command, Prefetch, Span};
 use crate::clock::{Clock, Moment, millis};
@@ -116,7 +117,7 @@ pub fn serve(inputs: &Inputs) -> ExitCode {
             dying::record(death, KillReason::EngineCorrupt.exit_code());
             ExitCode::from(KillReason::EngineCorrupt.exit_code())
         }
-        Err(failure) if is_settled(&failure) => refuse_config(&format!("{failure:#}")),
+        Err(failure) if is_settled(&failure) => refuse_config(&wrong::words(&failure, &loaded)),
         Err(failure) => {
             error!("{failure:#}");
             let mut death = Death::of("failed");
@@ -137,19 +138,9 @@ fn is_corrupt(failure: &anyhow::Error) -> bool {
     )
 }
 
-/// The token that HTTP asks for cannot be had.
-#[derive(Debug)]
-struct BadToken;
-
-impl std::fmt::Display for BadToken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("http.token_file")
-    }
-}
-
 /// Whether the configuration is at fault, or a model that cannot be loaded however often it is tried.
 fn is_settled(failure: &anyhow::Error) -> bool {
-    if failure.downcast_ref::<BadToken>().is_some() {
+    if failure.downcast_ref::<wrong::BadFile>().is_some() {
         return true;
     }
     failure
@@ -204,8 +195,8 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
         );
         limits.max_queue = MAX_QUEUE_MAX;
     }
-    let token = config.http.read_token().map_err(anyhow::Error::msg);
-    let token = token.context(BadToken)?;
+    let token = wrong::token(loaded)?;
+    wrong::roots(loaded)?;
     let window = Window::open(clock, host(), config);
     let runtime = runtime()?;
     // After a reload there may be more bulk jobs.
@@ -246,6 +237,12 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     } else {
         config.engine.threads
     };
+    if engines > device::threads() {
+        let allowed = device::threads();
+        warn!(
+            "engine.threads = {engines} is above the {allowed} that affinity and cgroup allow: they wait for each other"
+        );
+    }
     let (work_done, work_events) = mpsc::channel(EVENTS);
     let report = turn::report(work_done.clone());
     let pool = Pool::start(engines, clock, report).context("failed to start engine threads")?;

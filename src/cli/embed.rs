@@ -125,12 +125,25 @@ fn read(
             Err(error) => break Err(error),
             Ok(_) => {}
         }
-        let line = serde_json::from_slice(&text).map_err(|error| error.to_string());
+        let line = parse(&text);
         if lines.send(line).is_err() || events.send(Event::Line).is_err() {
             return;
         }
     };
     let _ = events.send(Event::End(end));
+}
+
+/// What a line holds, or what is wrong with it.
+fn parse(text: &[u8]) -> Result<Line, String> {
+    if text.trim_ascii().is_empty() {
+        return Err("it is empty, not a JSON string or array of strings".to_owned());
+    }
+    serde_json::from_slice(text).map_err(|error| {
+        // Its line is one of this text, and would contradict the one of stdin.
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        let why = error.to_string();
+        why.strip_suffix(&place).unwrap_or(&why).to_owned()
+    })
 }
 
 /// One line on its way.
@@ -349,6 +362,19 @@ fn write(out: &mut impl Write, request: &Request) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bad_line_is_told_without_a_place_of_its_own() {
+        let why = |text: &str| parse(text.as_bytes()).map(|_| ()).unwrap_err();
+        for blank in ["\n", "", " \t\r\n"] {
+            assert_eq!(why(blank), "it is empty, not a JSON string or array of strings");
+        }
+        assert_eq!(why("3\n"), "not a JSON string or array of strings");
+        for broken in ["\"a\n", "[\"a\",\n", "\"a\" \"b\"\n", "\u{0}"] {
+            assert!(!why(broken).contains("line"), "{broken:?}: {}", why(broken));
+        }
+        assert!(parse(b" [\"a\"] \n").is_ok());
+    }
 
     // Goal: no engine waits long for the others at the end. Method: batches of what is left go to the engine that is
     // free first, for all amounts; the engines' ends lie no further apart than one least batch.

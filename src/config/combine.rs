@@ -183,6 +183,20 @@ fn risks(values: &Values, inputs: &Inputs, config: &Config, warnings: &mut Vec<S
             limits.max_inflight, limits.max_queue
         ),
     );
+    for (name, model) in &config.models {
+        for (key, own, whole) in [
+            ("max_queue", model.max_queue, limits.max_queue),
+            ("max_inflight", model.max_inflight, limits.max_inflight),
+        ] {
+            let own = own.unwrap_or(0);
+            warn(
+                own > whole,
+                format!(
+                    "models.{name:?}.{key} = {own} is above {key} = {whole} of all models together: it is never reached"
+                ),
+            );
+        }
+    }
     warn(
         limits.max_queue_bytes < config.broker.max_message_bytes,
         format!(

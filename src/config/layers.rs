@@ -259,7 +259,10 @@ fn read_file(path: &Path, must_exist: bool, errors: &mut Vec<ConfigError>) -> Op
                 .get(..error.span().map_or(0, |span| span.start))
                 .unwrap_or_default();
             let line = before.matches('\n').count() + 1;
-            let problem = error.message().lines().next().unwrap_or_default().to_owned();
+            let mut problem = error.message().lines().next().unwrap_or_default().to_owned();
+            if let Some((key, value, range)) = huge_number(&text, line) {
+                problem = format!("{key} = {value}: {problem}; must be {range}");
+            }
             errors.push(ConfigError::Syntax {
                 path: path.to_owned(),
                 line,
@@ -268,6 +271,37 @@ fn read_file(path: &Path, must_exist: bool, errors: &mut Vec<ConfigError>) -> Op
             None
         }
     }
+}
+
+/// The key, the value and the range of a number on this line, from 1: one that is too large is no TOML at all. Only of keys that
+/// hold numbers, and only digits: nothing else of a line may be shown.
+fn huge_number(text: &str, line: usize) -> Option<(String, &str, String)> {
+    let lines: Vec<&str> = text.lines().take(line).map(str::trim).collect();
+    let (written, value) = lines.last()?.split_once('=')?;
+    let (written, value) = (written.trim(), value.split('#').next().unwrap_or_default().trim());
+    if !value.bytes().all(|b| b.is_ascii_digit() || b"_+-".contains(&b)) {
+        return None;
+    }
+    let header = lines.iter().rfind(|line| line.starts_with('['));
+    let table = header.map(|header| {
+        header
+            .trim_start_matches('[')
+            .split(']')
+            .next()
+            .unwrap_or_default()
+    });
+    let full = table.map_or_else(
+        || written.to_owned(),
+        |table| format!("{}.{written}", table.trim()),
+    );
+    let path = flag_path(&full.replace('\'', "\""))?;
+    let (key, full) = match path.as_slice() {
+        [models, name, key] if models == "models" => {
+            (keys::find_model(key)?, format!("models.{name:?}.{key}"))
+        }
+        path => (keys::find(&path.join("."))?, path.join(".")),
+    };
+    matches!(key.kind, Kind::Int { .. }).then(|| (full, value, key.kind.range()))
 }
 
 /// `BROKER__URL` to `broker.url`. A model's name is found among those in the files whatever its case and

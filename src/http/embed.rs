@@ -357,6 +357,9 @@ mod tests {
         assert_eq!(wrong(&headers), None);
         headers.insert("x-budget-ms", HeaderValue::from_static("soon"));
         assert_eq!(wrong(&headers).as_deref(), Some("x-budget-ms"));
+        let digits = HeaderValue::from_static("9999999999999999999999999999999999999999");
+        headers.insert("x-budget-ms", digits);
+        assert_eq!(wrong(&headers).as_deref(), Some("x-budget-ms"));
         headers.insert("x-budget-ms", HeaderValue::from_static("50"));
         headers.insert("content-encoding", HeaderValue::from_static("gzip"));
         assert_eq!(wrong(&headers).as_deref(), Some("content_encoding"));

@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::refusal;
+use crate::job::Refusal;
 use crate::job::trace::{HEADER_TRACEPARENT, TraceParent};
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -12,7 +13,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 use subtle::ConstantTimeEq;
 
 /// Under which a request and its job are known: given back as it came, or made up.
@@ -71,6 +72,30 @@ impl fmt::Debug for Token {
     }
 }
 
+/// What is asked for at present, if anything.
+#[derive(Debug)]
+pub(super) struct Asked(RwLock<Option<Token>>);
+
+impl Asked {
+    pub(super) fn new(token: Option<Token>) -> Asked {
+        Asked(RwLock::new(token))
+    }
+
+    pub(super) fn now(&self) -> Option<Token> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks for another one from now on, if one was asked for; whether that changes anything.
+    pub(super) fn renew(&self, token: Token) -> bool {
+        let mut asked = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let changes = asked.as_ref().is_some_and(|asked| asked.0 != token.0);
+        if changes {
+            *asked = Some(token);
+        }
+        changes
+    }
+}
+
 /// Requests by route and status.
 #[derive(Debug, Default)]
 pub(super) struct Counts(Mutex<BTreeMap<(&'static str, u16), u64>>);
@@ -97,12 +122,8 @@ pub(super) async fn pass(State(shared): State<Shared>, mut request: Request, nex
         known.copied().unwrap_or("other")
     };
     let id = request_id(request.headers());
-    let refused = match (&shared.token, &id) {
-        (_, Err(problem)) => Some(refusal::plain(
-            StatusCode::BAD_REQUEST,
-            "invalid_request",
-            problem,
-        )),
+    let refused = match (&shared.token.now(), &id) {
+        (_, Err(problem)) => Some(refusal::response(&Refusal::invalid(REQUEST_ID.as_str(), problem))),
         _ if OPEN.contains(&path) => None,
         (Some(token), _) => (!token.is_in(request.headers())).then(unauthorized),
         (None, _) => (!is_meant(request.headers())).then(misdirected),
@@ -218,6 +239,16 @@ mod tests {
         }
         assert!(!token.is_in(&HeaderMap::new()));
         assert!(!format!("{token:?}").contains("open"));
+
+        let asked = Asked::new(Some(token));
+        assert!(!asked.renew(Token::new("open sesame")));
+        assert!(asked.renew(Token::new("abracadabra")));
+        let now = asked.now().unwrap();
+        assert!(now.is_in(&headers("authorization", "Bearer abracadabra")));
+        assert!(!now.is_in(&headers("authorization", "Bearer open sesame")));
+        // A service that asks for nothing must not begin to without a word.
+        let open = Asked::new(None);
+        assert!(!open.renew(Token::new("abracadabra")) && open.now().is_none());
     }
 
     #[test]

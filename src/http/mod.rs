@@ -47,7 +47,7 @@ struct Inside {
     bodies: Arc<embed::Bodies>,
     bounds: bounds::Bounds,
     limits: RequestLimits,
-    token: Option<Token>,
+    token: Arc<gate::Asked>,
     /// Names and aliases of the configured models.
     models: Vec<String>,
     counts: gate::Counts,

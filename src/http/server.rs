@@ -4,7 +4,7 @@ use super::board::{Board, Full, Sources};
 use super::bounds::Bounds;
 use super::call::{Call, Line};
 use super::embed::Bodies;
-use super::gate::{Counts, Peer, Token};
+use super::gate::{Asked, Counts, Peer, Token};
 use super::turnstile::Turnstile;
 use super::{Inside, Shared, refusal, router, views};
 use crate::clock::Clock;
@@ -67,6 +67,7 @@ pub struct Setup {
 pub struct Server {
     stop: oneshot::Sender<()>,
     bodies: Arc<Bodies>,
+    token: Arc<Asked>,
     task: JoinHandle<()>,
 }
 
@@ -74,6 +75,11 @@ impl Server {
     /// So many bytes of bodies may be here at once from now on.
     pub fn reload(&self, bodies_bytes_max: usize) {
         self.bodies.set_bytes_max(bodies_bytes_max);
+    }
+
+    /// Callers must present this token from now on; whether it is another one. Where none was asked for, none will be.
+    pub fn renew(&self, token: Token) -> bool {
+        self.token.renew(token)
     }
 
     /// Takes no further connections, and waits for those that are being answered, no longer than `limit`.
@@ -92,14 +98,22 @@ fn start_within(setup: Setup, bounds: Bounds) -> Server {
     let (stop, stopped) = oneshot::channel();
     let bodies = Bodies::new(setup.bodies_bytes_max, setup.requests_max, setup.clock);
     let bodies = Arc::new(bodies);
+    let token = Arc::new(Asked::new(setup.token.clone()));
+    let held = (bodies.clone(), token.clone());
     Server {
         stop,
-        bodies: bodies.clone(),
-        task: tokio::spawn(serve(setup, bounds, bodies, stopped)),
+        bodies,
+        token,
+        task: tokio::spawn(serve(setup, bounds, held, stopped)),
     }
 }
 
-async fn serve(setup: Setup, bounds: Bounds, bodies: Arc<Bodies>, mut stopped: oneshot::Receiver<()>) {
+async fn serve(
+    setup: Setup,
+    bounds: Bounds,
+    (bodies, token): (Arc<Bodies>, Arc<Asked>),
+    mut stopped: oneshot::Receiver<()>,
+) {
     let board = setup.board.clone();
     let wished = setup.listen;
     let listener = tokio::select! {
@@ -107,7 +121,7 @@ async fn serve(setup: Setup, bounds: Bounds, bodies: Arc<Bodies>, mut stopped: o
         _ = &mut stopped => return,
     };
     let connections = GracefulShutdown::new();
-    let service = Arc::new(Connections::new(setup, bounds, bodies));
+    let service = Arc::new(Connections::new(setup, bounds, bodies, token));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -183,7 +197,7 @@ impl Drop for Counted {
 }
 
 impl Connections {
-    fn new(setup: Setup, bounds: Bounds, bodies: Arc<Bodies>) -> Connections {
+    fn new(setup: Setup, bounds: Bounds, bodies: Arc<Bodies>, token: Arc<Asked>) -> Connections {
         let files = (setup.sources.process)().max_fds.unwrap_or(u64::MAX) / FILES_SHARE;
         let stay_max =
             usize::try_from(files).map_or(bounds.connections, |files| files.min(bounds.connections));
@@ -196,7 +210,7 @@ impl Connections {
             bodies,
             bounds,
             limits: setup.limits,
-            token: setup.token,
+            token,
             models: setup.models,
             counts: Counts::default(),
         }));

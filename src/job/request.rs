@@ -200,7 +200,10 @@ fn check_properties(properties: &Properties) -> Result<(), Refusal> {
         if number == Number::Wrong {
             return Err(Refusal::invalid(
                 name,
-                format!("header {name} must be a number of milliseconds, not negative"),
+                format!(
+                    "header {name} must be a whole number of milliseconds from 0 to {}",
+                    u64::MAX
+                ),
             ));
         }
     }

@@ -1,7 +1,7 @@
 //! Logging, and the records of deaths. On a terminal readable lines; under systemd structured records in
 //! the journal, where `KILL_REASON=` can be asked for.
 //!
-//! `lines` carries log lines to journald, [`journal`] single records, [`blackbox`] outlives the process, [`death`] is the record, [`dying`]
+//! `lines` carries log lines to journald, `printable` keeps those on stderr to one line each, [`journal`] single records, [`blackbox`] outlives the process, [`death`] is the record, [`dying`]
 //! the last acts, [`classify`] finds the reason afterwards, [`history`] keeps the last deaths, [`storm`]
 //! makes something of many; [`folder`] reads and writes where someone else rules.
 
@@ -14,6 +14,7 @@ pub mod history;
 pub mod journal;
 mod lines;
 pub mod memory;
+mod printable;
 pub mod process;
 pub mod storm;
 
@@ -22,9 +23,12 @@ use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
+use tracing::Subscriber;
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
@@ -56,16 +60,27 @@ pub fn init(level: &str) -> Result<Logging, LevelError> {
             registry.with(lines).try_init()
         }
         _ => {
-            let lines = tracing_subscriber::fmt::layer()
-                .with_writer(std::io::stderr)
-                .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
-                .with_target(false);
-            registry.with(lines).try_init()
+            let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            on_stderr(registry, ansi, std::io::stderr).try_init()
         }
     };
     // A second start in one process (in tests) keeps the first.
     drop(started);
     Ok(Logging { filter: handle })
+}
+
+/// Readable lines behind `registry`.
+fn on_stderr<S, W>(registry: S, ansi: bool, writer: W) -> impl Subscriber + Send + Sync
+where
+    S: Subscriber + for<'span> LookupSpan<'span> + Send + Sync,
+    W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
+{
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .with_ansi(ansi)
+        .with_target(false)
+        .fmt_fields(printable::fields());
+    registry.with(lines)
 }
 
 /// Lines to journald, named and graded as syslog does it.

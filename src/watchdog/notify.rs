@@ -16,12 +16,13 @@ use std::time::Duration;
 /// Longest text put into one `STATUS=`; systemd takes datagrams of 4096 bytes.
 const STATUS_BYTES_MAX: usize = 512;
 
-/// Loading or connecting goes on: the start may take until `span` from now.
-pub fn extend_start(span: Duration, status: &str) {
-    send(&[
-        NotifyState::ExtendTimeoutUsec(micros(span)),
-        NotifyState::Status(&one_line(status)),
-    ]);
+/// Loading or connecting goes on: the start may take until `span` from now. Without a status the one before stays.
+pub fn extend_start(span: Duration, status: Option<&str>) {
+    let extend = NotifyState::ExtendTimeoutUsec(micros(span));
+    match status {
+        Some(status) => send(&[extend, NotifyState::Status(&one_line(status))]),
+        None => send(&[extend]),
+    };
 }
 
 /// What `systemctl status` shows.

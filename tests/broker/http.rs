@@ -397,7 +397,7 @@ fn a_token_guards_everything_but_health() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "sesame\nnot this\n").unwrap();
     let set = format!("{ON}http.token_file = \"{}\"", file.path().display());
-    let service = bench.serve(&set);
+    let mut service = bench.serve(&set);
     let at = address(&service);
     let body = json!({"input": "a"}).to_string();
     for (token, opens) in [
@@ -427,6 +427,18 @@ fn a_token_guards_everything_but_health() {
     // With a token a proxy may call us by any name.
     let named = [("host", "vectors.example"), ("authorization", "Bearer sesame")];
     assert_eq!(ask(&at, "GET", "/status", &named, "").status, 200);
+
+    // A reload takes another one over, and keeps the one before where there is none.
+    let status = |token: &str| ask(&at, "GET", "/status", &[("authorization", token)], "").status;
+    for (written, statuses) in [("abracadabra", [401, 200]), ("", [401, 200])] {
+        std::fs::write(file.path(), format!("{written}\n")).unwrap();
+        service.forget_told();
+        service.signal(libc::SIGHUP);
+        service.tells("READY=1");
+        let told = [status("Bearer sesame"), status("Bearer abracadabra")];
+        assert_eq!(told, statuses, "{written:?}");
+    }
+    assert!(service.log().contains("configuration kept as it was"));
 
     std::fs::write(file.path(), "\n").unwrap();
     let mut refused = bench.start(&bench.node.url, &set);

@@ -11,7 +11,6 @@ use crate::job::request::{Number, Properties};
 use crate::job::{Lane, Refusal};
 use crate::logic::event::{CallerId, Confirmation, Event};
 use crate::logic::ledger::Stage;
-use crate::watchdog::notify;
 use std::hash::BuildHasher;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -154,14 +153,12 @@ impl Loop {
     }
 
     /// While the service is not ready: tells systemd what is awaited, and buys the start so much time for it.
-    pub(super) fn start_moves(&self, extend: Duration) {
+    pub(super) fn start_moves(&mut self, extend: Duration) {
         if !self.ready && !self.draining {
-            let line = self.awaited(self.parts.clock.now());
-            notify::extend_start(
-                extend,
-                line.as_deref()
-                    .unwrap_or("broker reached · first canary under way"),
-            );
+            let now = self.parts.clock.now();
+            let line = self.awaited(now);
+            let line = line.unwrap_or_else(|| "broker reached · first canary under way".to_owned());
+            self.show.starting(extend, line, now);
         }
     }
 

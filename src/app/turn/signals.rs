@@ -1,9 +1,10 @@
 //! What an administrator asks by a signal: stop, or read the configuration again.
 
 use super::{Done, Loop};
-use crate::app::{bodies_bytes_max, confirm_patience, prefetch};
+use crate::app::{bodies_bytes_max, confirm_patience, prefetch, wrong};
 use crate::broker::Command;
 use crate::config::{self, Config, Loaded};
+use crate::http;
 use crate::job::Lane;
 use crate::logic::event::Event;
 use crate::telemetry::blackbox::Phase;
@@ -21,6 +22,22 @@ pub enum Reload {
     Reading,
     /// It does, and was asked again since: what it has read by then may be older.
     Again,
+}
+
+/// What a reload has read.
+#[derive(Debug)]
+pub struct Fresh {
+    loaded: Loaded,
+    /// What callers by HTTP must present, if anything.
+    token: Option<http::Token>,
+}
+
+impl Fresh {
+    fn of(loaded: Loaded) -> Result<Fresh, String> {
+        let token = wrong::token(&loaded).map_err(|bad| bad.to_string())?;
+        let token = token.as_deref().map(http::Token::new);
+        Ok(Fresh { loaded, token })
+    }
 }
 
 impl Loop {
@@ -55,9 +72,8 @@ impl Loop {
         }
         let (inputs, done) = (self.parts.inputs.clone(), self.parts.work_done.clone());
         let read = move || {
-            let read = config::load(&inputs)
-                .map(Box::new)
-                .map_err(|errors| errors.to_string());
+            let read = config::load(&inputs).map_err(|errors| errors.to_string());
+            let read = read.and_then(Fresh::of).map(Box::new);
             let _ = done.blocking_send(Done::Configuration(read));
         };
         let started = std::thread::Builder::new().name("reload".into()).spawn(read);
@@ -68,11 +84,14 @@ impl Loop {
     }
 
     /// Takes in what was read. A bad configuration changes nothing and says so.
-    pub(super) fn configured(&mut self, read: Result<Box<Loaded>, String>) -> Option<Event> {
+    pub(super) fn configured(&mut self, read: Result<Box<Fresh>, String>) -> Option<Event> {
         let event = match read {
-            Ok(loaded) => Some(self.take_over(&loaded)),
+            Ok(fresh) => Some(self.take_over(*fresh)),
             Err(errors) => {
-                error!("configuration kept as it was: {errors}");
+                // One event for each: a line break in one would be escaped on stderr.
+                errors
+                    .lines()
+                    .for_each(|line| error!("configuration kept as it was: {line}"));
                 None
             }
         };
@@ -89,7 +108,7 @@ impl Loop {
         }
     }
 
-    fn take_over(&mut self, loaded: &Loaded) -> Event {
+    fn take_over(&mut self, Fresh { loaded, token }: Fresh) -> Event {
         if let Err(error) = self.parts.logging.set_level(&loaded.config.log.level) {
             error!(%error, "log level kept");
         }
@@ -111,6 +130,11 @@ impl Loop {
         }
         if let Some(http) = &self.parts.http {
             http.reload(bodies_bytes_max(&limits));
+            // A token from elsewhere waits for a restart, as all of `http` does.
+            let same = loaded.config.http == self.parts.config.http;
+            if same && token.is_some_and(|token| http.renew(token)) {
+                info!("http.token_file holds another token, which callers must present from now on");
+            }
         }
         self.pulse.reload(&limits);
         // Of all else what the process was started with is still in force.

@@ -4,9 +4,9 @@ use super::super::LOAD_STEP_MAX;
 use super::super::loader::{Loader, Loading};
 use super::Loop;
 use super::heard::ATTEMPT_MAX;
+use super::signals::Fresh;
 use crate::broker::Command;
 use crate::clock::Moment;
-use crate::config::Loaded;
 use crate::engine::EngineError;
 use crate::engine::Sequence;
 use crate::engine::pool::{BatchResult, PoolEvent, Report};
@@ -39,7 +39,7 @@ pub enum Done {
     /// A model comes or goes.
     Loading(Loading),
     /// The configuration has been read again, or cannot be.
-    Configuration(Result<Box<Loaded>, String>),
+    Configuration(Result<Box<Fresh>, String>),
 }
 
 /// Starts the thread that loads models. A step may be dropped when the loop is behind: the next follows soon.

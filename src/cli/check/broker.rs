@@ -77,7 +77,10 @@ pub fn before(place: &Place) -> Vec<Finding> {
     let mut found = Vec::new();
     if let Some(path) = &place.config.ca_file {
         let shown = path.display();
-        let problem = match std::fs::read_to_string(path) {
+        let read = std::fs::read_to_string(path);
+        // The service reads it once before it asks for a connection.
+        let refused = read.is_err();
+        let problem = match read {
             Err(error) => Some(format!("failed to read: {error}")),
             Ok(text) if !is_pem(&text) => {
                 Some("holds no certificate in PEM (-----BEGIN CERTIFICATE-----)".to_owned())
@@ -89,10 +92,13 @@ pub fn before(place: &Place) -> Vec<Finding> {
             Some(problem) => {
                 let text = format!("broker.ca_file = \"{shown}\": {problem}");
                 let unset = place.hand.unset(&place.ca_from, "broker.ca_file");
-                Finding::error(&table::BROKER_CA, text, unset).note(format!(
+                let note = format!(
                     "the system's roots are trusted then; or fetch the roots anew into {}",
                     shell_path(path)
-                ))
+                );
+                Finding::error(&table::BROKER_CA, text, unset)
+                    .note(note)
+                    .refused(refused)
             }
         });
     }

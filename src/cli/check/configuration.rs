@@ -314,6 +314,12 @@ fn risk(text: &str, examined: &Examined, hand: &Hand) -> Finding {
         };
         return Finding::warning(check, text, commands).note("take :PASSWORD out of broker.url");
     }
+    if text.starts_with("models.")
+        && let Some((key, _)) = text.split_once(" = ")
+    {
+        let commands = hand.unset(&origin(examined, key), key);
+        return Finding::warning(check, text, commands).note("the limit of all models together holds then");
+    }
     let first = |key: &str| {
         text.starts_with(key)
             .then(|| hand.unset(&origin(examined, key), key))
