@@ -3,9 +3,7 @@
 use super::loader::Order;
 use crate::clock::Moment;
 use crate::config::{Config, ModelDirError};
-use crate::engine::{
-    LoadError, LoadOptions, LoadStep, Model, ModelInfo, Outline, pooling,
-};
+use crate::engine::{LoadError, LoadOptions, LoadStep, Model, ModelInfo, Outline, pooling};
 use crate::job::reply::result_bytes_max;
 use crate::job::request::{Encoding, InputType, Request};
 use crate::job::{ErrorType, Refusal};

@@ -13,6 +13,7 @@
 //! A process that dies anywhere on the way leaves its letters to the broker, which gives them back: a letter may
 //! be doubled by that, never lost. Why letters are copied at all stands in `docs/design/0012`.
 
+use super::copies::copied;
 use super::publish::{self, Blocked};
 use super::{BrokerError, Published, session, topology, within};
 use crate::clock::Clock;
@@ -186,7 +187,7 @@ impl Letters {
             self.kept += 1;
             return Ok(());
         }
-        let copy = publish::copied(&held.properties, headers(&held.properties, &NEVER_COPIED));
+        let copy = copied(&held.properties, headers(&held.properties, &NEVER_COPIED));
         self.publish(&self.names.dead, &held.letter.body, copy).await?;
         self.ack(held.tag).await
     }
@@ -214,7 +215,7 @@ impl Letters {
                 kept.insert(HEADER_ORIGINAL_QUEUE.into(), origin);
             }
         }
-        let job = publish::copied(&held.properties, kept);
+        let job = copied(&held.properties, kept);
         self.publish(queue, &held.letter.body, job).await?;
         self.ack(held.tag).await
     }
@@ -461,14 +462,14 @@ mod tests {
             .with_user_id("somebody".into())
             .with_expiration("1".into())
             .with_message_id("7".into());
-        let copied = headers(&original, &NEVER_COPIED);
-        assert_eq!(copied.inner().len(), past.len() + own.len());
-        let anew = filtered(&copied, |name| {
+        let kept = headers(&original, &NEVER_COPIED);
+        assert_eq!(kept.inner().len(), past.len() + own.len());
+        let anew = filtered(&kept, |name| {
             !DEATH_HEADERS.iter().any(|death| name.starts_with(death))
         });
         let left: Vec<&str> = anew.inner().keys().map(ShortString::as_str).collect();
         assert_eq!(left, ["traceparent", "x-budget-ms"]);
-        let copy = publish::copied(&original, anew);
+        let copy = copied(&original, anew);
         assert_eq!(copy.message_id(), &Some("7".into()));
         assert_eq!((copy.user_id(), copy.expiration()), (&None, &None));
         assert_eq!(copy.delivery_mode(), &Some(publish::PERSISTENT));

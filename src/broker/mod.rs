@@ -8,6 +8,7 @@
 mod announce;
 pub mod client;
 mod connect;
+mod copies;
 pub mod dead;
 pub mod hear;
 mod intake;
