@@ -4,7 +4,7 @@
 client.py ask TEXT...      one interactive job; checks the reply and prints what it holds
 client.py publish N        N persistent bulk jobs, confirmed, to be answered into the queue `answers`
 client.py answered         how many different jobs have an answer (answers stay in the queue)
-client.py waiting          how many jobs wait in the queues of both lanes
+client.py waiting          how many jobs wait, in both lanes and among those that go on
 """
 
 import json
@@ -15,6 +15,8 @@ import uuid
 import pika
 
 LANES = ("embeddings.interactive", "embeddings.bulk")
+# What is sent anew at a stop and would lose its place at the end of the bulk lane waits here.
+WAITING = (*LANES, "embeddings.resumed")
 
 
 def check_result(properties, body, inputs):
@@ -78,7 +80,7 @@ def answered(channel):
 
 
 def waiting(channel):
-    print(sum(channel.queue_declare(lane, passive=True).method.message_count for lane in LANES))
+    print(sum(channel.queue_declare(lane, passive=True).method.message_count for lane in WAITING))
 
 
 if __name__ == "__main__":
