@@ -76,7 +76,7 @@ pub struct Parts {
     pub host: String,
     pub disconnect_kill: Span,
     pub confirm_patience: Span,
-    /// What the next session with the broker fetches ahead.
+    /// What the next connection to the broker fetches ahead.
     pub prefetch: Prefetch,
     /// The largest `max_queue` that the prefetch of this process has room for.
     pub max_queue_max: usize,

@@ -257,7 +257,7 @@ pub enum Command {
 pub struct Setup {
     /// Where.
     pub config: BrokerConfig,
-    /// Deliveries that may be unacknowledged in the next session.
+    /// Deliveries that may be unacknowledged on the next connection.
     pub prefetch: Prefetch,
     /// Bounds on one request.
     pub request: RequestLimits,
@@ -294,7 +294,7 @@ impl Span {
     }
 }
 
-/// Deliveries that may be unacknowledged, per lane in the order of [`Lane::ALL`]. A reload may change it for the sessions that
+/// Deliveries that may be unacknowledged, per lane in the order of [`Lane::ALL`]. A reload may change it for the connections that
 /// are yet to come: RabbitMQ goes by what held when a consumer began.
 #[derive(Clone, Debug)]
 pub struct Prefetch(Arc<Mutex<[u16; Lane::COUNT]>>);
@@ -305,7 +305,7 @@ impl Prefetch {
         Prefetch(Arc::new(Mutex::new(prefetch)))
     }
 
-    /// So many from the next session on. True if that is a change.
+    /// So many from the next connection on. True if that is a change.
     pub fn set(&self, prefetch: [u16; Lane::COUNT]) -> bool {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *kept, prefetch) != prefetch

@@ -156,7 +156,7 @@ async fn a_reload_keeps_working() {
 }
 
 /// Goal: a reload takes over what a job may hold, by either way in, and shows no value that is not in force; how many bulk jobs
-/// are fetched ahead follows with the next session. Method: the connections are cut for that.
+/// are fetched ahead follows with the next connection. Method: the connections are cut for that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_takes_all_limits_over() {
     let Some(bench) = bench("limits") else { return };
@@ -210,7 +210,7 @@ async fn a_reload_takes_all_limits_over() {
         "{}",
         service.log()
     );
-    assert!(service.log().contains("fetched ahead from the next session"));
+    assert!(service.log().contains("fetched ahead from the next connection"));
     proxy.cut();
     wait_for(SOON, "the new session fetches ten ahead", || {
         fetched().as_deref() == Some("10")

@@ -125,7 +125,7 @@ impl Loop {
         if self.parts.prefetch.set(fetched) {
             info!(
                 jobs = fetched[Lane::Bulk as usize],
-                "so many jobs of the bulk lane are fetched ahead from the next session with the broker on"
+                "so many jobs of the bulk lane are fetched ahead from the next connection to the broker on"
             );
         }
         if let Some(http) = &self.parts.http {
