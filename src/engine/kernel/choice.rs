@@ -347,7 +347,7 @@ pub(super) fn peak_of_tiles() -> Option<f64> {
         let start = std::time::Instant::now();
         for _ in 0..TURNS {
             // SAFETY: 32 rows of 128 bytes for each step hold 32 rows of 64 bytes a step; the panel is whole.
-            unsafe { tiles::add::<true, false>(&unit, a, STEPS * 64, panel, STEPS) };
+            unsafe { tiles::add::<true, false, false>(&unit, a, STEPS * 64, panel, STEPS, panel) };
         }
         least = least.min(start.elapsed().as_secs_f64());
     }

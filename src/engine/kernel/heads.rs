@@ -59,11 +59,6 @@ impl Heads {
         self.keys.resize(panels * planes * width / 2, ZERO);
         self.values
             .resize(width / PANEL * planes * panels * KEYS / 2, ZERO);
-        // Least product first.
-        let pairs: &[(usize, usize)] = match format {
-            Format::Split => &[(1, 0), (0, 1), (0, 0)],
-            Format::Pairs | Format::Quads => &[(0, 0)],
-        };
         for group in chosen {
             let key = (queries + group) * width;
             let value = key + keys * width;
@@ -75,13 +70,13 @@ impl Heads {
                     self.queries.reset(format, count, width);
                     self.queries
                         .fill(&rows[start * stride + head * width..], stride, &[]);
-                    self.score(unit, pairs, count, panels, width);
+                    self.score(unit, count, panels, width);
                     let sums = match format {
                         Format::Split => self.soften::<true>(format, count, tokens),
                         Format::Pairs | Format::Quads => self.soften::<false>(format, count, tokens),
                     };
                     let output = &mut output[start * out_stride + head * width..];
-                    self.mix(unit, pairs, &sums[..count], panels, width, output, out_stride);
+                    self.mix(unit, &sums[..count], panels, width, output, out_stride);
                 }
             }
         }
@@ -143,7 +138,7 @@ impl Heads {
 
     /// Scores of the queries with all keys: a block of 32 by 32 for each panel.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
-    fn score(&mut self, unit: &Unit, pairs: &[(usize, usize)], count: usize, panels: usize, width: usize) {
+    fn score(&mut self, unit: &Unit, count: usize, panels: usize, width: usize) {
         let planes = self.keys.len() / panels / (width / 2);
         let scores = self
             .scores
@@ -170,7 +165,7 @@ impl Heads {
                     self.queries.stride_bytes(),
                     count,
                     width / LINE,
-                    pairs,
+                    planes,
                     scores,
                     true,
                     || (),
@@ -250,7 +245,6 @@ impl Heads {
     fn mix(
         &mut self,
         unit: &Unit,
-        pairs: &[(usize, usize)],
         sums: &[f32],
         panels: usize,
         width: usize,
@@ -280,7 +274,7 @@ impl Heads {
                     self.weights.stride_bytes(),
                     sums.len(),
                     panels,
-                    pairs,
+                    planes,
                     mixed,
                     true,
                     || (),

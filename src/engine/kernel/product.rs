@@ -85,13 +85,10 @@ pub fn product(
             assert!(next.rows() == rows && next.depth() == columns && next.format() != Format::Quads);
         }
     }
-    // The activations' plane and the weights', least product first.
-    let pairs: &[(usize, usize)] = match format {
-        Format::Split => &[(1, 0), (0, 1), (0, 0)],
-        Format::Pairs | Format::Quads => &[(0, 0)],
-    };
-    let slice = STEPS / planes;
     let tiles = rows.div_ceil(ROWS);
+    // With one block of rows nothing is read again from the first-level cache, and what comes next is asked for in between.
+    let once = tiles == 1;
+    let slice = if once { range.len().max(1) } else { STEPS / planes };
     // The sums of each panel are kept where more parts of the depth are to come.
     let kept = if whole { 1 } else { panels.len() };
     let sums = sums.take(kept * tiles * ROWS * PANEL).as_mut_ptr().cast::<u8>();
@@ -128,12 +125,11 @@ pub fn product(
                     });
                     strips(&later[later.len() * tile / tiles..later.len() * (tile + 1) / tiles])
                 };
-                // Where it is little, or tiles add up, all of it is asked for at once.
-                let woven = tiles == 1 && matches!(unit, Unit::Dots);
-                if !woven {
+                // A share is little, and all of it asked for at once.
+                if !once {
                     (0..planes).for_each(|plane| prefetch(ahead(plane)));
                 }
-                let ahead = |plane: usize| if woven { ahead(plane) } else { &[] };
+                let ahead = |plane: usize| if once { ahead(plane) } else { &[] };
                 // SAFETY: rows of activations up to the next multiple of 16 may be read, the sums have room
                 // for whole blocks of 32 rows, and a panel has `steps × 16` rows in each plane; of the unit's
                 // instructions the machine has those that made the unit.
@@ -162,7 +158,7 @@ pub fn product(
                         groups.run(unit, ahead(0), count, &mut integers, sums, fresh, meanwhile);
                     } else {
                         block::<false>(
-                            unit, a, b, ahead, stride, height, count, pairs, sums, fresh, meanwhile,
+                            unit, a, b, ahead, stride, height, count, planes, sums, fresh, meanwhile,
                         );
                     }
                     pending = last.then_some(End {
@@ -181,9 +177,9 @@ pub fn product(
     }
 }
 
-/// `sums (+)= a × b`, one block of up to 32 rows by a panel, `steps` times 64 bytes deep; for each of `pairs`,
-/// which name a plane of `a` and one of `b`. `fresh` sums count as zero. What dots ask for meanwhile is `later`, for
-/// each plane of `b`.
+/// `sums (+)= a × b`, one block of up to 32 rows by a panel, `steps` times 64 bytes deep; of two `planes`, all products but
+/// that of the lesser ones. `fresh` sums count as zero. What is asked for meanwhile is
+/// `later`, for each plane of `b` as many lines as that has, or none.
 /// `meanwhile` is done while the tiles add up, before they are stored; it must not use them.
 ///
 /// # Safety
@@ -203,7 +199,7 @@ pub unsafe fn block<'a, const QUADS: bool>(
     stride: usize,
     height: usize,
     steps: usize,
-    pairs: &[(usize, usize)],
+    planes: usize,
     sums: *mut u8,
     fresh: bool,
     meanwhile: impl FnOnce(),
@@ -211,14 +207,35 @@ pub unsafe fn block<'a, const QUADS: bool>(
     // SAFETY: the caller vouches for the memory.
     unsafe {
         match unit {
-            Unit::Tiles(tiles) if height > tiles::TILE => {
-                tile_block::<true, QUADS>(tiles, a, b, stride, steps, pairs, sums, fresh, meanwhile);
-            }
             Unit::Tiles(tiles) => {
-                tile_block::<false, QUADS>(tiles, a, b, stride, steps, pairs, sums, fresh, meanwhile);
+                let later = [later(0), later(planes - 1)].map(<[Strip]>::as_ptr_range);
+                macro_rules! by {
+                    ($tall:literal, $ahead:literal) => {
+                        tile_block::<$tall, QUADS, $ahead>(
+                            tiles,
+                            [a(0), a(planes - 1)],
+                            [b(0), b(planes - 1)],
+                            later.map(|lines| lines.start.cast()),
+                            stride,
+                            steps,
+                            planes,
+                            sums,
+                            fresh,
+                            meanwhile,
+                        )
+                    };
+                }
+                match (height > tiles::TILE, !later[0].is_empty()) {
+                    (false, false) => by!(false, false),
+                    (false, true) => by!(false, true),
+                    (true, false) => by!(true, false),
+                    (true, true) => by!(true, true),
+                }
             }
             Unit::Dots => {
                 meanwhile();
+                // The activations' plane and the weights', least product first.
+                let pairs = &[(1, 0), (0, 1), (0, 0)][if planes == 2 { 0 } else { 2 }..];
                 for (at, (x, y)) in pairs.iter().enumerate() {
                     // Each plane of the weights meets the first of the activations once.
                     let later = if *x == 0 { later(*y) } else { &[] };
@@ -238,13 +255,14 @@ pub unsafe fn block<'a, const QUADS: bool>(
     clippy::too_many_arguments,
     reason = "a kernel: all of it is needed, nothing of it is kept"
 )]
-unsafe fn tile_block<const TALL: bool, const QUADS: bool>(
+unsafe fn tile_block<const TALL: bool, const QUADS: bool, const AHEAD: bool>(
     unit: &Tiles,
-    a: impl Fn(usize) -> *const u8,
-    b: impl Fn(usize) -> *const u8,
+    a: [*const u8; 2],
+    b: [*const u8; 2],
+    later: [*const u8; 2],
     stride: usize,
     steps: usize,
-    pairs: &[(usize, usize)],
+    planes: usize,
     sums: *mut u8,
     fresh: bool,
     meanwhile: impl FnOnce(),
@@ -256,8 +274,10 @@ unsafe fn tile_block<const TALL: bool, const QUADS: bool>(
         } else {
             tiles::load::<TALL>(unit, sums, 128);
         }
-        for (x, y) in pairs {
-            tiles::add::<TALL, QUADS>(unit, a(*x), stride, b(*y), steps);
+        if planes == 2 {
+            tiles::add_split::<TALL, AHEAD>(unit, a, stride, b, steps, later);
+        } else {
+            tiles::add::<TALL, QUADS, AHEAD>(unit, a[0], stride, b[0], steps, later[0]);
         }
         meanwhile();
         tiles::store::<TALL>(unit, sums, 128);
@@ -322,7 +342,7 @@ impl Groups<'_> {
                     stride,
                     height,
                     steps,
-                    &[(0, 0)],
+                    1,
                     whole,
                     true,
                     meanwhile,

@@ -159,62 +159,190 @@ pub unsafe fn store<const TALL: bool>(_: &Tiles, sums: *mut u8, stride: usize) {
     }
 }
 
-/// Adds a product to the sums: 32 rows (16 where `TALL` is false) of `steps` times 64 bytes, by a panel.
+/// Half a step of a panel, which is a kilobyte, to be brought into the second-level cache; from where register `$at` points to on.
+macro_rules! ask {
+    ($at:literal, $first:literal) => {
+        concat!(
+            ".irp line, 0, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960\n",
+            "prefetcht1 [",
+            $at,
+            " + \\line + ",
+            $first,
+            "]\n.endr"
+        )
+    };
+}
+
+/// Nothing, in the place of [`ask`].
+macro_rules! pass {
+    ($at:literal, $first:literal) => {
+        ""
+    };
+}
+
+/// Adds a product to the sums: 32 rows (16 where `TALL` is false) of `steps` times 64 bytes, by a panel. With `AHEAD`, as much is
+/// brought into the second-level cache from `later` on, some of it between each two loads: asked for all at once, it would hold
+/// up the loads behind it.
 ///
 /// # Safety
-/// `a` points to so many rows, `a_stride` bytes apart; `panel` to `16 × steps` rows of a panel, 128 bytes each.
+/// `a` points to so many rows, `a_stride` bytes apart; `panel` to `16 × steps` rows of a panel, 128 bytes each, and so does
+/// `later` with `AHEAD`.
 #[inline(always)]
-pub unsafe fn add<const TALL: bool, const QUADS: bool>(
+pub unsafe fn add<const TALL: bool, const QUADS: bool, const AHEAD: bool>(
     _: &Tiles,
     a: *const u8,
     a_stride: usize,
     panel: *const u8,
     steps: usize,
+    later: *const u8,
 ) {
     if steps == 0 {
         return;
     }
     macro_rules! short {
-        ($dot:literal) => {
+        ($dot:literal, $ask:ident) => {
             asm!(
                 "2:",
                 "tileloadd tmm4, [{a} + {s}]",
                 "tileloadd tmm6, [{b} + {t}]",
+                $ask!("{p}", "0"),
                 "tileloadd tmm7, [{b} + {t} + 64]",
                 concat!($dot, " tmm0, tmm4, tmm6"),
+                $ask!("{p}", "1024"),
                 concat!($dot, " tmm1, tmm4, tmm7"),
-                "add {a}, 64", "add {b}, 2048", "dec {n}", "jnz 2b",
+                "add {a}, 64", "add {b}, 2048", "add {p}, 2048", "dec {n}", "jnz 2b",
                 a = inout(reg) a => _, s = in(reg) a_stride, b = inout(reg) panel => _, t = in(reg) 128usize,
-                n = inout(reg) steps => _, options(readonly, nostack)
+                p = inout(reg) later => _, n = inout(reg) steps => _, options(readonly, nostack)
             )
         };
     }
     macro_rules! tall {
-        ($dot:literal) => {
+        ($dot:literal, $ask:ident) => {
             asm!(
                 "2:",
                 "tileloadd tmm4, [{a} + {s}]",
                 "tileloadd tmm6, [{b} + {t}]",
+                $ask!("{p}", "0"),
                 "tileloadd tmm7, [{b} + {t} + 64]",
                 concat!($dot, " tmm0, tmm4, tmm6"),
                 "tileloadd tmm5, [{d} + {s}]",
                 concat!($dot, " tmm1, tmm4, tmm7"),
+                $ask!("{p}", "1024"),
                 concat!($dot, " tmm2, tmm5, tmm6"),
                 concat!($dot, " tmm3, tmm5, tmm7"),
-                "add {a}, 64", "add {d}, 64", "add {b}, 2048", "dec {n}", "jnz 2b",
+                "add {a}, 64", "add {d}, 64", "add {b}, 2048", "add {p}, 2048", "dec {n}", "jnz 2b",
                 a = inout(reg) a => _, d = inout(reg) a.add(TILE * a_stride) => _, s = in(reg) a_stride,
-                b = inout(reg) panel => _, t = in(reg) 128usize, n = inout(reg) steps => _,
+                b = inout(reg) panel => _, t = in(reg) 128usize, p = inout(reg) later => _,
+                n = inout(reg) steps => _, options(readonly, nostack)
+            )
+        };
+    }
+    // SAFETY: the caller vouches for the memory, and `Tiles` for the instructions.
+    unsafe {
+        match (TALL, QUADS, AHEAD) {
+            (false, false, false) => short!("tdpbf16ps", pass),
+            (false, false, true) => short!("tdpbf16ps", ask),
+            (false, true, false) => short!("tdpbusd", pass),
+            (false, true, true) => short!("tdpbusd", ask),
+            (true, false, false) => tall!("tdpbf16ps", pass),
+            (true, false, true) => tall!("tdpbf16ps", ask),
+            (true, true, false) => tall!("tdpbusd", pass),
+            (true, true, true) => tall!("tdpbusd", ask),
+        }
+    }
+}
+
+/// As [`add`], for numbers that are sums of two of bf16, the leading one in the first plane: the products of lesser and leading
+/// ones, leading and leading, leading and lesser, so that each tile of weights is loaded once.
+///
+/// # Safety
+/// As for [`add`], for both planes of each.
+#[inline(always)]
+pub unsafe fn add_split<const TALL: bool, const AHEAD: bool>(
+    _: &Tiles,
+    [a, lesser]: [*const u8; 2],
+    a_stride: usize,
+    panel: [*const u8; 2],
+    steps: usize,
+    later: [*const u8; 2],
+) {
+    if steps == 0 {
+        return;
+    }
+    macro_rules! short {
+        ($ask:ident) => {
+            asm!(
+                "2:",
+                "tileloadd tmm5, [{l} + {s}]",
+                "tileloadd tmm6, [{b} + {t}]",
+                $ask!("{p}", "0"),
+                "tileloadd tmm7, [{b} + {t} + 64]",
+                "tdpbf16ps tmm0, tmm5, tmm6",
+                "tdpbf16ps tmm1, tmm5, tmm7",
+                $ask!("{p}", "1024"),
+                "tileloadd tmm4, [{a} + {s}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                $ask!("{q}", "0"),
+                "tileloadd tmm2, [{c} + {t}]",
+                "tileloadd tmm3, [{c} + {t} + 64]",
+                "tdpbf16ps tmm0, tmm4, tmm2",
+                $ask!("{q}", "1024"),
+                "tdpbf16ps tmm1, tmm4, tmm3",
+                "add {a}, 64", "add {l}, 64", "add {b}, 2048", "add {c}, 2048", "add {p}, 2048", "add {q}, 2048",
+                "dec {n}", "jnz 2b",
+                a = inout(reg) a => _, l = inout(reg) lesser => _, s = in(reg) a_stride,
+                b = inout(reg) panel[0] => _, c = inout(reg) panel[1] => _, t = in(reg) 128usize,
+                p = inout(reg) later[0] => _, q = inout(reg) later[1] => _, n = inout(reg) steps => _,
+                options(readonly, nostack)
+            )
+        };
+    }
+    macro_rules! tall {
+        ($ask:ident) => {
+            asm!(
+                "2:",
+                "tileloadd tmm4, [{l} + {s}]",
+                "tileloadd tmm6, [{b} + {t}]",
+                $ask!("{p}", "0"),
+                "tileloadd tmm7, [{b} + {t} + 64]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{m} + {s}]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                $ask!("{p}", "1024"),
+                "tileloadd tmm4, [{a} + {s}]",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{d} + {s}]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                $ask!("{q}", "0"),
+                "tileloadd tmm6, [{c} + {t}]",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "tileloadd tmm7, [{c} + {t} + 64]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                $ask!("{q}", "1024"),
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {a}, 64", "add {d}, 64", "add {l}, 64", "add {m}, 64", "add {b}, 2048", "add {c}, 2048",
+                "add {p}, 2048", "add {q}, 2048", "dec {n}", "jnz 2b",
+                a = inout(reg) a => _, d = inout(reg) a.add(TILE * a_stride) => _,
+                l = inout(reg) lesser => _, m = inout(reg) lesser.add(TILE * a_stride) => _, s = in(reg) a_stride,
+                b = inout(reg) panel[0] => _, c = inout(reg) panel[1] => _, t = in(reg) 128usize,
+                p = inout(reg) later[0] => _, q = inout(reg) later[1] => _, n = inout(reg) steps => _,
                 options(readonly, nostack)
             )
         };
     }
     // SAFETY: the caller vouches for the memory, and `Tiles` for the instructions.
     unsafe {
-        match (TALL, QUADS) {
-            (false, false) => short!("tdpbf16ps"),
-            (false, true) => short!("tdpbusd"),
-            (true, false) => tall!("tdpbf16ps"),
-            (true, true) => tall!("tdpbusd"),
+        match (TALL, AHEAD) {
+            (false, false) => short!(pass),
+            (false, true) => short!(ask),
+            (true, false) => tall!(pass),
+            (true, true) => tall!(ask),
         }
     }
 }
