@@ -7,10 +7,16 @@ use super::{After, Floats, GROUP, PANEL, Panels, Row, Strip, ZERO, dots, prefetc
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// Steps of 64 bytes that are added up before the next rows: a panel's 24 KiB stay in the first-level cache.
-const STEPS: usize = 8;
+/// Steps of 64 bytes of a panel that stay in the first-level cache, 16 KiB, while rows pass by.
+const PANEL_STEPS: usize = 8;
+/// Steps of 64 bytes of 32 rows that stay there, 24 KiB of each plane, while panels pass by.
+const ROW_STEPS: usize = 12;
+/// Bytes of the panels that pass by: they come from the second-level cache for each 32 rows.
+const PASSING: usize = 256 << 10;
 /// Rows of sums that are worked off at once: two tiles.
 const ROWS: usize = 32;
+/// Bytes of a panel in each step of 64 bytes of its depth.
+const STEP_BYTES: usize = 64 * PANEL;
 /// Steps of 64 bytes in a group of bytes.
 const GROUP_STEPS: usize = GROUP / 64;
 
@@ -86,88 +92,127 @@ pub fn product(
         }
     }
     let tiles = rows.div_ceil(ROWS);
-    // With one block of rows nothing is read again from the first-level cache, and what comes next is asked for in between.
+    // With one block of rows nothing is read again from the first-level cache, and what comes next is asked for in between. Else
+    // vectors keep part of a panel there, and tiles, which load faster than rows can come from the second-level cache,
+    // keep rows, and load panels with the hint not to keep them.
     let once = tiles == 1;
-    let slice = if once { range.len().max(1) } else { STEPS / planes };
-    // The sums of each panel are kept where more parts of the depth are to come.
-    let kept = if whole { 1 } else { panels.len() };
-    let sums = sums.take(kept * tiles * ROWS * PANEL).as_mut_ptr().cast::<u8>();
+    let rows_stay = !once && matches!(unit, Unit::Tiles(_));
+    let slice = match (once, rows_stay) {
+        (true, _) => range.len().max(1),
+        (false, true) => ROW_STEPS,
+        (false, false) => PANEL_STEPS / planes,
+    };
+    let passing = match rows_stay {
+        true => (PASSING / (range.len().max(1) * planes * STEP_BYTES)).clamp(1, panels.len().max(1)),
+        false => 1,
+    };
+    let begin = panels.start;
+    // Sums are kept where more parts of the depth are to come, else until they are finished.
+    let slot = |panel: usize, tile: usize| match (whole, rows_stay) {
+        (true, true) => (panel - begin) % passing,
+        (true, false) => tile,
+        (false, _) => (panel - begin) * tiles + tile,
+    };
+    let slots = match (whole, rows_stay) {
+        (true, true) => passing,
+        (true, false) => tiles,
+        (false, _) => panels.len() * tiles,
+    };
+    let sums = sums.take(slots * ROWS * PANEL).as_mut_ptr().cast::<u8>();
     // Sums are finished one block late: while tiles add up the next block, the vector units have time for it.
-    let first_panel = panels.start;
     let mut pending: Option<End> = None;
     let mut finish = |end: End| {
         // SAFETY: an `End` is made only of sums that are there, of a block within the output.
         unsafe {
             match (after, format) {
-                (After::Nothing, _) => end.run::<0>(weights, &mut out, first_panel),
-                (After::Gelu, Format::Pairs | Format::Quads) => end.run::<1>(weights, &mut out, first_panel),
-                (After::Gelu, Format::Split) => end.run::<2>(weights, &mut out, first_panel),
+                (After::Nothing, _) => end.run::<0>(weights, &mut out, begin),
+                (After::Gelu, Format::Pairs | Format::Quads) => end.run::<1>(weights, &mut out, begin),
+                (After::Gelu, Format::Split) => end.run::<2>(weights, &mut out, begin),
             }
         }
     };
     let end = range.end.min(steps);
     let mut integers = [ZERO; ROWS];
-    for (index, panel) in panels.enumerate() {
+    let mut visit = |panel: usize, first: usize, tile: usize| {
         let here = weights.panel(panel);
-        // Also behind the last: what is shared out goes on there as often as not.
-        let later = (panel + 1 < weights.panels()).then(|| weights.panel(panel + 1));
-        let blocks = range.len().div_ceil(slice);
-        for (turn, first) in range.clone().step_by(slice).enumerate() {
-            let count = slice.min(end - first);
-            let (fresh, last) = (first == 0, turn + 1 == blocks && end == steps);
-            for tile in 0..tiles {
-                let row = tile * ROWS;
-                let height = ROWS.min(rows - row);
-                // What the next panel brings for the same steps, a share of it with each block.
-                let ahead = |plane: usize| {
-                    let later = later.map_or(&[][..], |rows| {
-                        &rows[(plane * steps + first) * 16..][..count * 16]
-                    });
-                    strips(&later[later.len() * tile / tiles..later.len() * (tile + 1) / tiles])
-                };
-                // A share is little, and all of it asked for at once.
-                if !once {
-                    (0..planes).for_each(|plane| prefetch(ahead(plane)));
+        let count = slice.min(end - first);
+        let (fresh, last) = (first == 0, first + count == steps);
+        let row = tile * ROWS;
+        let height = ROWS.min(rows - row);
+        // What a later panel brings for the same steps: a share of it with each block, all at once as it is little.
+        let share = |panel: usize, plane: usize, shares: usize, at: usize| {
+            let later = if panel < weights.panels() {
+                &weights.panel(panel)[(plane * steps + first) * 16..][..count * 16]
+            } else {
+                &[]
+            };
+            strips(&later[later.len() * at / shares..later.len() * (at + 1) / shares])
+        };
+        // Nobody has asked for the first panels; they are asked for whole, line by line.
+        let woven = once || rows_stay && tile == 0 && panel < begin + passing;
+        if !once {
+            (0..planes).for_each(|plane| prefetch(share(panel + passing, plane, tiles, tile)));
+        }
+        let ahead = |plane: usize| match woven {
+            true => share(panel + 1, plane, 1, 0),
+            false => &[],
+        };
+        // SAFETY: rows of activations up to the next multiple of 16 may be read, the sums have room
+        // for whole blocks of 32 rows, and a panel has `steps × 16` rows in each plane; of the unit's
+        // instructions the machine has those that made the unit.
+        unsafe {
+            let sums = sums.add(slot(panel, tile) * ROWS * 128);
+            let at = (first - range.start) * 64;
+            let a = |plane: usize| input.row(row).add(plane * input.plane_bytes() + at);
+            let b = |plane: usize| here[(plane * steps + first) * 16..].as_ptr().cast::<u8>();
+            let stride = input.stride_bytes();
+            let late = pending.take();
+            let meanwhile = || {
+                if let Some(end) = late {
+                    finish(end);
                 }
-                let ahead = |plane: usize| if once { ahead(plane) } else { &[] };
-                // SAFETY: rows of activations up to the next multiple of 16 may be read, the sums have room
-                // for whole blocks of 32 rows, and a panel has `steps × 16` rows in each plane; of the unit's
-                // instructions the machine has those that made the unit.
-                unsafe {
-                    let sums = sums.add((if whole { 0 } else { index * tiles * ROWS } + row) * 128);
-                    let at = (first - range.start) * 64;
-                    let a = |plane: usize| input.row(row).add(plane * input.plane_bytes() + at);
-                    let b = |plane: usize| here[(plane * steps + first) * 16..].as_ptr().cast::<u8>();
-                    let stride = input.stride_bytes();
-                    let late = pending.take();
-                    let meanwhile = || {
-                        if let Some(end) = late {
-                            finish(end);
-                        }
-                    };
-                    if format == Format::Quads {
-                        let groups = Groups {
-                            input,
-                            row,
-                            height,
-                            weights,
-                            panel,
-                            // Of the input, and of the weights.
-                            first: [(first - range.start) / GROUP_STEPS, first / GROUP_STEPS],
-                        };
-                        groups.run(unit, ahead(0), count, &mut integers, sums, fresh, meanwhile);
-                    } else {
-                        block::<false>(
-                            unit, a, b, ahead, stride, height, count, planes, sums, fresh, meanwhile,
-                        );
+            };
+            if format == Format::Quads {
+                let groups = Groups {
+                    input,
+                    row,
+                    height,
+                    weights,
+                    panel,
+                    // Of the input, and of the weights.
+                    first: [(first - range.start) / GROUP_STEPS, first / GROUP_STEPS],
+                };
+                groups.run(unit, ahead(0), count, &mut integers, sums, fresh, meanwhile);
+            } else {
+                block::<false>(
+                    unit, a, b, ahead, stride, height, count, planes, sums, fresh, meanwhile,
+                );
+            }
+            pending = last.then_some(End {
+                sums,
+                row,
+                height,
+                panel,
+                width: PANEL.min(width - panel * PANEL),
+            });
+        }
+    };
+    let slices = || range.clone().step_by(slice);
+    if rows_stay {
+        for here in panels.clone().step_by(passing) {
+            for tile in 0..tiles {
+                for first in slices() {
+                    for panel in here..panels.end.min(here + passing) {
+                        visit(panel, first, tile);
                     }
-                    pending = last.then_some(End {
-                        sums,
-                        row,
-                        height,
-                        panel,
-                        width: PANEL.min(width - panel * PANEL),
-                    });
+                }
+            }
+        }
+    } else {
+        for panel in panels.clone() {
+            for first in slices() {
+                for tile in 0..tiles {
+                    visit(panel, first, tile);
                 }
             }
         }

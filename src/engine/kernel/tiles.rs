@@ -180,7 +180,8 @@ macro_rules! pass {
     };
 }
 
-/// Adds a product to the sums: 32 rows (16 where `TALL` is false) of `steps` times 64 bytes, by a panel. With `AHEAD`, as much is
+/// Adds a product to the sums: 32 rows (16 where `TALL` is false) of `steps` times 64 bytes, by a panel. The panel is loaded with
+/// the hint (`tileloaddt1`) that it need not stay in the first-level cache, where the rows are to stay. With `AHEAD`, as much is
 /// brought into the second-level cache from `later` on, some of it between each two loads: asked for all at once, it would hold
 /// up the loads behind it.
 ///
@@ -204,9 +205,9 @@ pub unsafe fn add<const TALL: bool, const QUADS: bool, const AHEAD: bool>(
             asm!(
                 "2:",
                 "tileloadd tmm4, [{a} + {s}]",
-                "tileloadd tmm6, [{b} + {t}]",
+                "tileloaddt1 tmm6, [{b} + {t}]",
                 $ask!("{p}", "0"),
-                "tileloadd tmm7, [{b} + {t} + 64]",
+                "tileloaddt1 tmm7, [{b} + {t} + 64]",
                 concat!($dot, " tmm0, tmm4, tmm6"),
                 $ask!("{p}", "1024"),
                 concat!($dot, " tmm1, tmm4, tmm7"),
@@ -221,9 +222,9 @@ pub unsafe fn add<const TALL: bool, const QUADS: bool, const AHEAD: bool>(
             asm!(
                 "2:",
                 "tileloadd tmm4, [{a} + {s}]",
-                "tileloadd tmm6, [{b} + {t}]",
+                "tileloaddt1 tmm6, [{b} + {t}]",
                 $ask!("{p}", "0"),
-                "tileloadd tmm7, [{b} + {t} + 64]",
+                "tileloaddt1 tmm7, [{b} + {t} + 64]",
                 concat!($dot, " tmm0, tmm4, tmm6"),
                 "tileloadd tmm5, [{d} + {s}]",
                 concat!($dot, " tmm1, tmm4, tmm7"),
@@ -274,9 +275,9 @@ pub unsafe fn add_split<const TALL: bool, const AHEAD: bool>(
             asm!(
                 "2:",
                 "tileloadd tmm5, [{l} + {s}]",
-                "tileloadd tmm6, [{b} + {t}]",
+                "tileloaddt1 tmm6, [{b} + {t}]",
                 $ask!("{p}", "0"),
-                "tileloadd tmm7, [{b} + {t} + 64]",
+                "tileloaddt1 tmm7, [{b} + {t} + 64]",
                 "tdpbf16ps tmm0, tmm5, tmm6",
                 "tdpbf16ps tmm1, tmm5, tmm7",
                 $ask!("{p}", "1024"),
@@ -284,8 +285,8 @@ pub unsafe fn add_split<const TALL: bool, const AHEAD: bool>(
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 $ask!("{q}", "0"),
-                "tileloadd tmm2, [{c} + {t}]",
-                "tileloadd tmm3, [{c} + {t} + 64]",
+                "tileloaddt1 tmm2, [{c} + {t}]",
+                "tileloaddt1 tmm3, [{c} + {t} + 64]",
                 "tdpbf16ps tmm0, tmm4, tmm2",
                 $ask!("{q}", "1024"),
                 "tdpbf16ps tmm1, tmm4, tmm3",
@@ -303,9 +304,9 @@ pub unsafe fn add_split<const TALL: bool, const AHEAD: bool>(
             asm!(
                 "2:",
                 "tileloadd tmm4, [{l} + {s}]",
-                "tileloadd tmm6, [{b} + {t}]",
+                "tileloaddt1 tmm6, [{b} + {t}]",
                 $ask!("{p}", "0"),
-                "tileloadd tmm7, [{b} + {t} + 64]",
+                "tileloaddt1 tmm7, [{b} + {t} + 64]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tileloadd tmm5, [{m} + {s}]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
@@ -318,9 +319,9 @@ pub unsafe fn add_split<const TALL: bool, const AHEAD: bool>(
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 $ask!("{q}", "0"),
-                "tileloadd tmm6, [{c} + {t}]",
+                "tileloaddt1 tmm6, [{c} + {t}]",
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                "tileloadd tmm7, [{c} + {t} + 64]",
+                "tileloaddt1 tmm7, [{c} + {t} + 64]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 $ask!("{q}", "1024"),
