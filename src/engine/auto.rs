@@ -19,24 +19,23 @@ const COSINE_LEAST: f64 = 0.99993;
 /// choose otherwise at the next start.
 const GAIN_LEAST: f64 = 1.2;
 /// How often a GPU embeds the texts at once: some 15 000 tokens, which keep it busy.
-const COPIES_ON_A_GPU: usize = 64;
+const COPIES_ON_A_GPU: usize = 128;
 /// Turns of which the fastest counts, at least.
 const TURNS: usize = 3;
 /// Turns at most: on a busy machine the lesser numbers get more of them to show their speed, so that each start chooses alike.
 const TURNS_MAX: usize = 24;
 
-/// Of several lengths, kinds and scripts.
+/// Of several kinds and scripts, and short, which is the worst case: over more tokens errors cancel out. Some hundred tokens
+/// in all: a model waits for this trial to serve.
 const TEXTS: [&str; 8] = [
     "ok",
     "How do I reset my password?",
     "The quick brown fox jumps over the lazy dog.",
-    "fn main() { println!(\"{}\", (1..=10).map(|n| n * n).sum::<u64>()); }",
-    "Die Würde des Menschen ist unantastbar. Sie zu achten und zu schützen ist Verpflichtung aller Gewalt.",
-    "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。",
-    "Invoice 2024-117: 3 x cable, 14.99 EUR; 1 x adapter, 7.50 EUR; total 52.47 EUR, due within 14 days.",
-    "Messages that cannot be delivered are kept in a queue of their own, with the reason, the number of attempts and \
-     the moment of the last one, so that an operator can look at them, mend what was wrong, and send them on their \
-     way again. Nothing is thrown away without a word, and nothing is tried for ever.",
+    "fn main() { println!(\"{}\", 6 * 7); }",
+    "Die Würde des Menschen ist unantastbar.",
+    "吾輩は猫である。名前はまだ無い。",
+    "Invoice 2024-117: 3 x cable, 14.99 EUR",
+    "Nothing is thrown away without a word, and nothing is tried for ever.",
 ];
 
 /// Whether the lesser numbers are worth it; they are not if the model cannot embed the texts.

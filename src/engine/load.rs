@@ -1,9 +1,9 @@
 //! What takes time in loading a model, side by side: the tokenizer, the checksum of the weights, and the weights.
 //!
 //! ```text
-//! caller      tokenizer.json ─ step(…) ◀───── steps ─┬─┬── trial of `auto` ──▶ parts
-//! load-hash   SHA-256 of the weights ────────────────┘ │
-//! load-pack   tables and layers, for each precision ───┘
+//! caller      tokenizer.json ─ step(…) ◀────── steps ─┬── trial of `auto` ─┬─▶ parts
+//! load-pack   tables and layers, for each precision ──┘                    │
+//! load-hash   SHA-256 of the weights ──────────────────────────────────────┘
 //! ```
 //!
 //! The checksum and the packing take about as long as each other, and either is done by one thread: SHA-256 has no
@@ -18,7 +18,7 @@ use super::weights::Weights;
 use super::{LoadError, LoadStep};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
@@ -56,7 +56,10 @@ pub(super) fn run(
     weights.shares = precisions.len() > 1;
     // Set where the load is given up: nobody waits then for gigabytes to be hashed.
     let enough = &AtomicBool::new(false);
-    let (tokenize, mut chains, sha256) = std::thread::scope(|scope| {
+    let packing = &AtomicUsize::new(precisions.len());
+    std::thread::scope(|scope| {
+        // Gone when this ends early: nobody waits then to tell a step.
+        let steps = steps;
         let give_up = |error| {
             enough.store(true, Ordering::Relaxed);
             error
@@ -69,41 +72,49 @@ pub(super) fn run(
                 let _ = moved.send(LoadStep::Read { bytes });
             })
         })?;
-        let mut packing = Vec::new();
+        let mut threads = Vec::new();
         for precision in precisions {
             let mut weights = weights.clone();
             weights.kernel = Kernel::choose(*precision);
-            let work = move || pack(&weights, &mut || weights.step()).map_err(give_up);
-            packing.push(start(dir, scope, "load-pack", work).map_err(give_up)?);
+            let work = move || {
+                let chain = pack(&weights, &mut || weights.step()).map_err(give_up);
+                packing.fetch_sub(1, Ordering::Release);
+                // So that the caller looks.
+                weights.step();
+                chain
+            };
+            threads.push(start(dir, scope, "load-pack", work).map_err(give_up)?);
         }
         drop(weights);
         let tokenize = tokens().map_err(give_up);
-        // Until the last of the threads is done and has let go of its end.
-        for one in steps {
+        for one in &steps {
             step(one);
-        }
-        let chains: Vec<_> = packing.into_iter().map(join).collect();
-        let tokenize = tokenize?;
-        let chains = chains.into_iter().collect::<Result<Vec<Chain>, _>>()?;
-        Ok::<_, LoadError>((tokenize, chains, join(hash)?))
-    })?;
-
-    let chain = Arc::new(chains.remove(0));
-    let (chain, precision) = match chains.pop() {
-        None => (chain, precisions[0]),
-        Some(full) => {
-            let full = Arc::new(full);
-            match auto::is_worth(&tokenize, &chain, &full, &mut || step(LoadStep::Packed)) {
-                true => (chain, precisions[0]),
-                false => (full, precisions[1]),
+            if packing.load(Ordering::Acquire) == 0 {
+                break;
             }
         }
-    };
-    Ok(Parts {
-        tokenize,
-        chain,
-        precision,
-        sha256,
+        let chains: Vec<_> = threads.into_iter().map(join).collect();
+        let tokenize = tokenize?;
+        let mut chains = chains.into_iter().collect::<Result<Vec<Chain>, _>>()?;
+        let chain = Arc::new(chains.remove(0));
+        let (chain, precision) = match chains.pop() {
+            None => (chain, precisions[0]),
+            Some(full) => {
+                let full = Arc::new(full);
+                match auto::is_worth(&tokenize, &chain, &full, &mut || step(LoadStep::Packed)) {
+                    true => (chain, precisions[0]),
+                    false => (full, precisions[1]),
+                }
+            }
+        };
+        // Until the checksum is done and has let go of its end.
+        steps.iter().for_each(step);
+        Ok(Parts {
+            tokenize,
+            chain,
+            precision,
+            sha256: join(hash)?,
+        })
     })
 }
 
