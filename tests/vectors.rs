@@ -2,6 +2,8 @@
 
 #[path = "vectors/families.rs"]
 mod families;
+#[path = "vectors/folders.rs"]
+mod folders;
 #[path = "support/model.rs"]
 mod model;
 #[path = "vectors/team.rs"]

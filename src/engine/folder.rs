@@ -94,8 +94,8 @@ impl Folder {
     /// Reads the chain of modules.
     pub fn open(dir: &Path) -> Result<Folder, LoadError> {
         let file = dir.join("modules.json");
-        let mut modules: Vec<Module> = parse(&file, &read(&file)?)?;
-        modules.sort_by_key(|module| module.idx);
+        // They are chained as they are listed, whatever their numbers.
+        let modules: Vec<Module> = parse(&file, &read(&file)?)?;
         let mut modules = modules
             .into_iter()
             .map(|module| (kind(&module.r#type), module))
@@ -124,15 +124,34 @@ impl Folder {
         while let Some((_, module)) = modules.next_if(|(kind, _)| *kind == Some("Dense")) {
             dense.push(read_dense(&dir.join(module.path))?);
         }
-        let normalize = modules.next_if(|(kind, _)| *kind == Some("Normalize")).is_some();
+        let normalize = modules.next_if(|(kind, _)| *kind == Some("Normalize"));
+        if let Some((_, module)) = &normalize {
+            let file = dir.join(&module.path).join("config.json");
+            // A module without a folder of its own has no settings either.
+            let names: Names = match module.path.is_empty() {
+                true => Names::default(),
+                false => optional(&file)?,
+            };
+            names.check(&file)?;
+        }
         if let Some((_, module)) = modules.next() {
             return Err(wrong(&module, order));
         }
 
-        let file = transformer.join("sentence_bert_config.json");
+        let adapter = transformer.join("adapter_config.json");
+        if adapter.exists() {
+            let supported = "weights with the adapter merged into them";
+            return Err(refuse(&adapter, "peft_type", "an adapter", supported));
+        }
+        let file = sentence_config(&transformer);
         let sentence: SentenceBert = optional(&file)?;
         sentence.check(&file)?;
-        let settings: Settings = optional(&dir.join("config_sentence_transformers.json"))?;
+        let file = dir.join("config_sentence_transformers.json");
+        let settings: Settings = optional(&file)?;
+        if let Some(dimensions) = settings.truncate_dim {
+            let supported = "null: who wants fewer dimensions asks for them";
+            return Err(refuse(&file, "truncate_dim", dimensions, supported));
+        }
         if let Some(name) = &settings.default_prompt_name
             && !settings.prompts.contains_key(name)
         {
@@ -143,7 +162,7 @@ impl Folder {
             transformer,
             pooling,
             dense,
-            normalize,
+            normalize: normalize.is_some(),
             max_seq_length: sentence.max_seq_length,
             lower_case: sentence.do_lower_case,
             prompts: settings.prompts,
@@ -169,15 +188,64 @@ fn kind(name: &str) -> Option<&'static str> {
         .find(|known| *known == last)
 }
 
+/// The names that the Transformer module's own settings have had, in the order in which they are looked for.
+pub const SENTENCE_CONFIGS: [&str; 7] = [
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+];
+
+/// The file of those settings, be it there or not.
+pub(super) fn sentence_config(transformer: &Path) -> PathBuf {
+    let there = SENTENCE_CONFIGS.iter().map(|name| transformer.join(name));
+    let mut there = there.filter(|file| file.exists());
+    there
+        .next()
+        .unwrap_or_else(|| transformer.join(SENTENCE_CONFIGS[0]))
+}
+
 #[derive(Deserialize, Default)]
 struct SentenceBert {
     max_seq_length: Option<usize>,
     #[serde(default)]
     do_lower_case: bool,
-    /// Written since version 6 of sentence-transformers, as is the next.
+    /// Written since version 6 of sentence-transformers, as are the next two.
     transformer_task: Option<String>,
     module_output_name: Option<String>,
+    #[serde(default)]
+    modality_config: BTreeMap<String, Value>,
+    /// Among them what is handed on to the configuration, the weights and the tokenizer.
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
 }
+
+/// What else would change vectors: settings for others, under the names they have had.
+const HANDED_ON: [&str; 8] = [
+    "config_args",
+    "config_kwargs",
+    "model_args",
+    "model_kwargs",
+    "tokenizer_args",
+    "tokenizer_kwargs",
+    "processor_kwargs",
+    "processing_kwargs",
+];
+/// What of that changes no vector.
+const HARMLESS: [&str; 9] = [
+    "trust_remote_code",
+    "torch_dtype",
+    "dtype",
+    "attn_implementation",
+    "add_pooling_layer",
+    "use_fast",
+    "revision",
+    "cache_dir",
+    "token",
+];
 
 impl SentenceBert {
     fn check(&self, file: &Path) -> Result<(), LoadError> {
@@ -190,12 +258,41 @@ impl SentenceBert {
                 return Err(refuse(file, key, value, known));
             }
         }
+        for (modality, config) in &self.modality_config {
+            // A `message` would be put into the tokenizer's chat template first.
+            if modality != "text" {
+                return Err(refuse(file, "modality_config", modality, "text"));
+            }
+            for (key, known) in [("method", "forward"), ("method_output_name", "last_hidden_state")] {
+                if let Some(value) = config.get(key).filter(|value| *value != known) {
+                    let key = format!("modality_config.text.{key}");
+                    return Err(refuse(file, &key, value, known));
+                }
+            }
+        }
+        for key in HANDED_ON {
+            let Some(value) = self.others.get(key).filter(|value| !value.is_null()) else {
+                continue;
+            };
+            let Some(settings) = value.as_object() else {
+                return Err(refuse(file, key, value, "an object"));
+            };
+            let telling = |(key, value): &(&String, &Value)| {
+                let empty = value.is_null() || value.as_object().is_some_and(|inner| inner.is_empty());
+                !empty && !HARMLESS.contains(&key.as_str())
+            };
+            if let Some((name, value)) = settings.iter().find(telling) {
+                return Err(refuse(file, &format!("{key}.{name}"), value, "none here"));
+            }
+        }
         Ok(())
     }
 }
 
 #[derive(Deserialize, Default)]
 struct Settings {
+    /// Whoever loads it in Python gets vectors of so many numbers.
+    truncate_dim: Option<usize>,
     #[serde(default)]
     prompts: BTreeMap<String, String>,
     default_prompt_name: Option<String>,
@@ -233,6 +330,28 @@ fn read_pooling(file: &Path) -> Result<Pooling, LoadError> {
     })
 }
 
+/// Which of the vectors a module changes; written since version 5 of sentence-transformers.
+#[derive(Deserialize, Default)]
+struct Names {
+    module_input_name: Option<String>,
+    module_output_name: Option<String>,
+}
+
+impl Names {
+    fn check(&self, file: &Path) -> Result<(), LoadError> {
+        let known = "sentence_embedding";
+        for (key, name) in [
+            ("module_input_name", &self.module_input_name),
+            ("module_output_name", &self.module_output_name),
+        ] {
+            if let Some(name) = name.as_ref().filter(|name| *name != known) {
+                return Err(refuse(file, key, name, known));
+            }
+        }
+        Ok(())
+    }
+}
+
 fn read_dense(dir: &Path) -> Result<DenseSpec, LoadError> {
     #[derive(Deserialize)]
     struct Config {
@@ -241,23 +360,19 @@ fn read_dense(dir: &Path) -> Result<DenseSpec, LoadError> {
         #[serde(default = "yes")]
         bias: bool,
         activation_function: String,
-        /// Written since version 5 of sentence-transformers, as is the next: which of the vectors is changed.
-        module_input_name: Option<String>,
-        module_output_name: Option<String>,
+        #[serde(default)]
+        use_residual: bool,
+        #[serde(flatten)]
+        names: Names,
     }
     fn yes() -> bool {
         true
     }
     let file = dir.join("config.json");
     let config: Config = parse(&file, &read(&file)?)?;
-    let known = "sentence_embedding";
-    for (key, name) in [
-        ("module_input_name", &config.module_input_name),
-        ("module_output_name", &config.module_output_name),
-    ] {
-        if let Some(name) = name.as_ref().filter(|name| *name != known) {
-            return Err(refuse(&file, key, name, known));
-        }
+    config.names.check(&file)?;
+    if config.use_residual {
+        return Err(refuse(&file, "use_residual", true, "false"));
     }
     let activation = match config.activation_function.as_str() {
         "torch.nn.modules.linear.Identity" => Activation::Identity,

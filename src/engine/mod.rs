@@ -29,6 +29,7 @@ pub mod tokenize;
 mod trial;
 mod weights;
 
+pub use folder::SENTENCE_CONFIGS;
 pub use model::{LoadError, LoadOptions, LoadStep, Model, ModelInfo, Outline};
 pub use tokenize::{Sequence, TokenizeError};
 

@@ -406,6 +406,8 @@ fn where_to(options: &LoadOptions) -> Result<(Device, Option<Place>), LoadError>
 fn max_tokens(folder: &Folder, sizes: Sizes) -> Result<usize, LoadError> {
     #[derive(serde::Deserialize, Default)]
     struct Limits {
+        /// `max_len` before version 2 of transformers.
+        #[serde(alias = "max_len")]
         model_max_length: Option<f64>,
     }
     let positions = sizes.places;
@@ -426,7 +428,7 @@ fn max_tokens(folder: &Folder, sizes: Sizes) -> Result<usize, LoadError> {
         }
     };
     if limit == 0 {
-        let file = folder.transformer.join("sentence_bert_config.json");
+        let file = folder::sentence_config(&folder.transformer);
         return Err(refuse(&file, "max_seq_length", limit, "at least 1"));
     }
     Ok(limit.min(positions))

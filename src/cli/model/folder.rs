@@ -1,6 +1,7 @@
 //! A sentence-transformers folder seen from outside: which files it needs, and whether they look sound.
 //! Nothing is loaded; that is the engine's part.
 
+use crate::engine::SENTENCE_CONFIGS;
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,8 @@ const HEADER_MAX: u64 = 100_000_000;
 
 /// Files beside the weights that a module's folder may need.
 const SMALL_FILES: [&str; 12] = [
+    // So that it is refused.
+    "adapter_config.json",
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -24,7 +27,6 @@ const SMALL_FILES: [&str; 12] = [
     "merges.txt",
     "sentencepiece.bpe.model",
     "spiece.model",
-    "sentence_bert_config.json",
     "model.safetensors.index.json",
 ];
 
@@ -106,7 +108,7 @@ impl Layout {
                 "model.safetensors" => true,
                 "model.safetensors.index.json" => in_parts,
                 name if name.ends_with(".safetensors") => in_parts,
-                name => SMALL_FILES.contains(&name),
+                name => SMALL_FILES.contains(&name) || SENTENCE_CONFIGS.contains(&name),
             }
         };
         all.iter().filter(|file| wanted(file)).cloned().collect()

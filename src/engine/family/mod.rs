@@ -64,12 +64,16 @@ const FAMILIES: &[(&str, &str, Read)] = &[
     ("gemma3_text", "Gemma3", gemma3::read),
 ];
 
+/// Those whose tokens see only what stands before them, as long as nothing says otherwise.
+const CAUSAL: [&str; 2] = ["qwen3", "gemma3_text"];
+
 /// Reads `config.json`: the name of the family, and the family.
 pub(super) fn read(file: &Path, text: &str) -> Result<(String, Box<dyn Family>), LoadError> {
     #[derive(Deserialize)]
     struct Kind {
         model_type: Option<String>,
         architectures: Option<Vec<String>>,
+        is_causal: Option<bool>,
     }
     let kind: Kind = folder::parse(file, text)?;
     let known = || {
@@ -92,6 +96,10 @@ pub(super) fn read(file: &Path, text: &str) -> Result<(String, Box<dyn Family>),
             let supported = format!("{class}Model or {class}For…");
             return Err(refuse(file, "architectures", architecture, &supported));
         }
+    }
+    let causal = CAUSAL.contains(&name.as_str());
+    if let Some(other) = kind.is_causal.filter(|other| *other != causal) {
+        return Err(refuse(file, "is_causal", other, &causal.to_string()));
     }
     Ok((name, read(file, text)?))
 }

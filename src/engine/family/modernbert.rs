@@ -6,6 +6,7 @@ use super::{Family, Sizes, check, sliding};
 use crate::engine::LoadError;
 use crate::engine::encoder::{Encoder, Layer, Norms};
 use crate::engine::folder;
+use crate::engine::folder::refuse;
 use crate::engine::layers::attention::{Heads, Reach, SelfAttention};
 use crate::engine::layers::embedding::Embedding;
 use crate::engine::layers::feed_forward::{Activation, FeedForward};
@@ -39,6 +40,8 @@ struct Config {
     /// Both sides of a window together.
     #[serde(default = "window")]
     local_attention: usize,
+    /// One side of it, which transformers would take in its place.
+    sliding_window: Option<usize>,
     #[serde(default = "every")]
     global_attn_every_n_layers: usize,
     layer_types: Option<Vec<String>>,
@@ -94,6 +97,11 @@ pub fn read(file: &Path, text: &str) -> Result<Box<dyn Family>, LoadError> {
     )?;
     let (heads, layers) = (config.num_attention_heads, config.num_hidden_layers);
     let width = check::even_head_width(file, "num_attention_heads", heads, config.hidden_size)?;
+    let side = config.local_attention / 2;
+    if let Some(other) = config.sliding_window.filter(|other| *other != side) {
+        let supported = format!("{side}, which local_attention makes it");
+        return Err(refuse(file, "sliding_window", other, &supported));
+    }
     let sliding = sliding(file, config.layer_types.as_deref(), layers, |index| {
         index % every != 0
     })?;

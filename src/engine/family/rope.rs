@@ -22,9 +22,9 @@ impl Rope {
     /// # Errors
     /// A kind of rotary positions that is not known, by name.
     pub fn theta(&self, file: &Path, default: f32) -> Result<f32, LoadError> {
-        self.old(file)?;
+        let old = self.old(file)?.or(self.rope_theta);
         plain(file, "rope_parameters", self.rope_parameters.as_ref())
-            .map(|theta| theta.or(self.rope_theta).unwrap_or(default))
+            .map(|theta| theta.or(old).unwrap_or(default))
     }
 
     /// The base of the frequencies of layers of a kind such as `sliding_attention`. `old` is what old
@@ -39,7 +39,9 @@ impl Rope {
         old: Option<f32>,
         default: f32,
     ) -> Result<f32, LoadError> {
-        self.old(file)?;
+        if let Some(theta) = self.old(file)? {
+            return Err(refuse(file, "rope_scaling.rope_theta", theta, "none here"));
+        }
         let all = self.rope_parameters.as_ref().filter(|all| !all.is_null());
         let parameters = all.and_then(|all| all.get(kind));
         if let (Some(all), None) = (all, parameters) {
@@ -55,11 +57,12 @@ impl Rope {
         self.rope_theta
     }
 
-    fn old(&self, file: &Path) -> Result<(), LoadError> {
+    /// The base that stands in `rope_scaling`, which goes before the one beside it.
+    fn old(&self, file: &Path) -> Result<Option<f32>, LoadError> {
         if let Some(part) = self.partial_rotary_factor.filter(|part| *part != 1.0) {
             return Err(refuse(file, "partial_rotary_factor", part, "1"));
         }
-        plain(file, "rope_scaling", self.rope_scaling.as_ref()).map(drop)
+        plain(file, "rope_scaling", self.rope_scaling.as_ref())
     }
 }
 

@@ -238,10 +238,6 @@ impl Heads {
 
     /// The values, mixed by the weights of each query.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "a kernel: all of it is needed, nothing of it is kept"
-    )]
     fn mix(
         &mut self,
         unit: &Unit,

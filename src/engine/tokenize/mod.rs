@@ -5,6 +5,7 @@
 //! for all others.
 
 mod added;
+mod agree;
 mod pieces;
 mod threads;
 mod words;
@@ -96,10 +97,10 @@ impl Tokenize {
             file: file.clone(),
             why: error.to_string(),
         };
+        agree::check(dir, &file, &text)?;
         // The file's own settings are those of its last training run, not of this service.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(failed)?;
-        check_side(dir)?;
         let added = Added::of(&tokenizer);
         let cutting = match Words::find(&file, &tokenizer)? {
             Some(words) => Cutting::Words(words),
@@ -117,7 +118,7 @@ impl Tokenize {
                 "more than the {} tokens around a text",
                 prefix.len() + suffix.len()
             );
-            let file = dir.join("sentence_bert_config.json");
+            let file = crate::engine::folder::sentence_config(dir);
             return Err(refuse(&file, "max_seq_length", max_tokens, &supported));
         }
         let special = tokenizer.get_added_tokens_decoder().into_iter();
@@ -213,23 +214,6 @@ impl Tokenize {
             Cutting::Words(words) => words.content(tokenizer, added, text, enough, tokens, step),
             Cutting::Pieces(pieces) => pieces.content(tokenizer, added, text, enough, tokens, step),
         }
-    }
-}
-
-/// Refuses a tokenizer that cuts long texts at their beginning.
-fn check_side(dir: &Path) -> Result<(), LoadError> {
-    #[derive(serde::Deserialize)]
-    struct Side {
-        truncation_side: Option<String>,
-    }
-    let file = dir.join("tokenizer_config.json");
-    if !file.exists() {
-        return Ok(());
-    }
-    let side: Side = parse(&file, &read(&file)?)?;
-    match side.truncation_side {
-        Some(side) if side != "right" => Err(refuse(&file, "truncation_side", side, "right")),
-        _ => Ok(()),
     }
 }
 
