@@ -191,13 +191,20 @@ async fn a_streamed_job_survives_its_workers() {
     let mut service = bench.serve("");
     let mut caller = Caller::connect(&bench).await;
     let (properties, _) = caller.properties();
-    let body = json!({"input": texts(INPUTS), "stream": true, "encoding_format": "base64"});
+    // Long enough that a slice takes much longer than its confirm and its acknowledgement.
+    let long: Vec<String> = texts(INPUTS)
+        .iter()
+        .map(|text| [text.as_str(); 12].join(" "))
+        .collect();
+    let body = json!({"input": long, "stream": true, "encoding_format": "base64"});
     let queue = caller.names.bulk.clone();
     caller
         .publish(&queue, body.to_string().as_bytes(), properties)
         .await;
     let mut stream = Stream::default();
-    let deaths = [700, 1500, 2300];
+    // Well inside a slice of 512: where one dies between the confirm of a slice and its acknowledgement, two copies go on for a
+    // while, and the one that is ahead has a lower counter.
+    let deaths = [600, 1150, 2150];
     for death in deaths {
         stream.until(&mut caller, death).await;
         assert!(stream.end.is_none(), "killed in the midst of it");
