@@ -173,7 +173,7 @@ macro_rules! ask {
     };
 }
 
-/// Nothing, in the place of [`ask`].
+/// Nothing, in the place of `ask!`.
 macro_rules! pass {
     ($at:literal, $first:literal) => {
         ""
