@@ -406,9 +406,9 @@ fn where_to(options: &LoadOptions) -> Result<(Device, Option<Place>), LoadError>
 fn max_tokens(folder: &Folder, sizes: Sizes) -> Result<usize, LoadError> {
     #[derive(serde::Deserialize, Default)]
     struct Limits {
-        /// `max_len` before version 2 of transformers.
-        #[serde(alias = "max_len")]
         model_max_length: Option<f64>,
+        /// What that was called before version 2 of transformers; some folders have both.
+        max_len: Option<f64>,
     }
     let positions = sizes.places;
     let limit = match folder.max_seq_length {
@@ -423,6 +423,7 @@ fn max_tokens(folder: &Folder, sizes: Sizes) -> Result<usize, LoadError> {
             // Without a limit, transformers writes a number that no machine holds.
             limits
                 .model_max_length
+                .or(limits.max_len)
                 .filter(|limit| *limit >= 1.0)
                 .map_or(positions, |limit| limit as usize)
         }
