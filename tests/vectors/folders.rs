@@ -109,6 +109,10 @@ fn the_longest_sequence_is_found_under_older_names() {
     for (file, text) in [
         ("sentence_roberta_config.json", "{\"max_seq_length\": 7}"),
         ("tokenizer_config.json", "{\"max_len\": 7}"),
+        (
+            "tokenizer_config.json",
+            "{\"max_len\": 9, \"model_max_length\": 7}",
+        ),
     ] {
         let folder = copy("cls");
         std::fs::remove_file(folder.path().join("sentence_bert_config.json")).unwrap();
