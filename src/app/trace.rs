@@ -6,7 +6,7 @@ use crate::clock::{Moment, millis};
 use crate::job::{JobKey, Lane};
 use crate::logic::Logic;
 use crate::telemetry::blackbox::{
-    self, Figures, Phase, SUSPECT_BYTES_MAX, SUSPECTS_MAX, StageFigures, Suspects,
+    self, Figures, MARKS_MAX, Phase, SUSPECT_BYTES_MAX, SUSPECTS_MAX, StageFigures, Suspects,
 };
 use crate::telemetry::journal::clip;
 use std::collections::BTreeMap;
@@ -95,12 +95,16 @@ impl Trace {
             return;
         }
         let Some(own) = blackbox::own() else { return };
-        let ids = self.suspects.keys().filter_map(|job| desk.get(job));
+        let known = || self.suspects.keys().filter_map(|job| desk.get(job));
         own.suspects(&Suspects {
             total: self.suspects.len(),
-            ids: ids
+            ids: known()
                 .take(SUSPECTS_MAX)
                 .map(|held| clip(&held.id, SUSPECT_BYTES_MAX).replace(char::is_control, "_"))
+                .collect(),
+            marks: known()
+                .take(MARKS_MAX)
+                .map(|held| blackbox::mark(&held.id))
                 .collect(),
         });
     }

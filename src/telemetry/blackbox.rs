@@ -13,6 +13,7 @@ use super::death::Death;
 use super::folder::Folder;
 use crate::clock::Clock;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -25,6 +26,8 @@ use tracing::warn;
 pub const FILE: &str = "blackbox";
 /// Ids that are named; of more than these only the number is known.
 pub const SUSPECTS_MAX: usize = 16;
+/// Marks that are kept: with the named ids they stay below a slot.
+pub const MARKS_MAX: usize = 900;
 /// Longest id that is named in full.
 pub const SUSPECT_BYTES_MAX: usize = 128;
 /// Room for one slot; the largest, a death with all its threads, stays below half of it.
@@ -134,6 +137,14 @@ pub struct Suspects {
     pub total: usize,
     /// Ids of the oldest.
     pub ids: Vec<String>,
+    /// The [`mark`] of each, of the oldest.
+    pub marks: Vec<u32>,
+}
+
+/// What the next process knows a job again by: its id, made short. Two jobs of a thousand have the same once in ten thousand deaths.
+pub fn mark(id: &str) -> u32 {
+    let sum = checksum(0, id.as_bytes());
+    (sum ^ (sum >> 32)) as u32
 }
 
 /// What a box holds.
@@ -155,6 +166,8 @@ pub struct BlackBox {
     /// Of each part, the number of its last write.
     written: [AtomicU64; PARTS],
     failed: AtomicBool,
+    /// Marks of the jobs that were being worked on when the process before this one ended, if there was one.
+    before: Option<HashSet<u32>>,
 }
 
 static OWN: OnceLock<BlackBox> = OnceLock::new();
@@ -187,6 +200,8 @@ pub fn read(runtime: &Path) -> io::Result<Contents> {
 impl BlackBox {
     /// A new file, so that the box of a process that still dies is left alone.
     fn create(runtime: &Path) -> io::Result<BlackBox> {
+        let before = read(runtime).ok();
+        let before = before.map(|known| known.suspects.marks.into_iter().collect());
         let size = BOX_BYTES as u64;
         let file = Folder::make(runtime)?.create(FILE, 0o640, |file| file.set_len(size))?;
         Ok(BlackBox {
@@ -194,7 +209,13 @@ impl BlackBox {
             identity: Identity::own(),
             written: Default::default(),
             failed: AtomicBool::new(false),
+            before,
         })
+    }
+
+    /// Whether the process before this one was working on the job when it ended. `None` if no such process is known.
+    pub fn was_at_work(&self, id: &str) -> Option<bool> {
+        Some(self.before.as_ref()?.contains(&mark(id)))
     }
 
     /// Writes the figures of this moment.
@@ -314,6 +335,7 @@ mod tests {
         written.suspects(&Suspects {
             total: 1,
             ids: vec!["job".into()],
+            marks: vec![mark("job")],
         });
         written.figures(with_queue(2));
         assert_eq!(read(dir.path()).unwrap().figures.queue, Some(2));
@@ -330,6 +352,32 @@ mod tests {
             let queue = contents(&spoilt).unwrap().figures.queue;
             assert!(queue == Some(1), "byte {at}: {queue:?}");
         }
+    }
+
+    #[test]
+    fn the_next_process_knows_what_was_at_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let ids: Vec<String> = (0..MARKS_MAX)
+            .map(|n| format!("{n:\"<SUSPECT_BYTES_MAX$}"))
+            .collect();
+        let first = BlackBox::create(dir.path()).unwrap();
+        assert_eq!(first.was_at_work(&ids[0]), None);
+        let written = first.write(
+            SUSPECTS,
+            &Suspects {
+                total: usize::MAX,
+                ids: ids[..SUSPECTS_MAX].to_vec(),
+                marks: ids.iter().map(|id| mark(id)).collect(),
+            },
+        );
+        assert!(written, "the most that is ever told fits into a slot");
+        first.figures(Figures::default());
+        let second = BlackBox::create(dir.path()).unwrap();
+        assert!(ids.iter().all(|id| second.was_at_work(id) == Some(true)));
+        assert_eq!(second.was_at_work("another"), Some(false));
+        second.figures(Figures::default());
+        let third = BlackBox::create(dir.path()).unwrap();
+        assert_eq!(third.was_at_work(&ids[0]), Some(false));
     }
 
     #[test]

@@ -305,6 +305,7 @@ mod tests {
             suspects: Suspects {
                 total: 20,
                 ids: vec!["a,b".into(), "c".into()],
+                ..Suspects::default()
             },
             death: None,
         };

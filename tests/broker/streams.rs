@@ -244,12 +244,12 @@ async fn without_its_queue_a_stream_makes_no_checkpoints() {
     Stream::default().whole(&mut caller, INPUTS).await;
 }
 
-/// Kills the service once this job is at work.
+/// Kills the service once this job is at work, and no other.
 async fn kill_at_work(service: &mut Service, job: &str) {
     let clock = Clock::start();
     loop {
         let suspects = service.black_box().suspects.ids;
-        if suspects.iter().any(|id| id == job) && service.black_box().figures.inflight.unwrap_or(0) > 0 {
+        if suspects == [job] && service.black_box().figures.inflight.unwrap_or(0) > 0 {
             break;
         }
         assert!(clock.now().since(Moment::ZERO) < SOON, "{job} is not at work");
@@ -308,6 +308,30 @@ async fn deaths_are_charged_to_what_was_at_work() {
     assert_eq!(header(&dead.properties, "x-original-queue"), lane);
     for queue in [&caller.names.interactive, &caller.names.resumed] {
         caller.settles_at(queue, (0, 1)).await;
+    }
+}
+
+/// Goal: that a job merely waited when a process died takes none of its attempts. Method: with two attempts, a job waits behind
+/// another at the first death and is itself at work at the second.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_death_costs_those_that_waited_nothing() {
+    let Some(bench) = bench("waited") else { return };
+    let mut service = bench.serve("max_attempts = 2\nmax_inflight = 1");
+    let mut caller = Caller::connect(&bench).await;
+    let text = "one two three four five six seven eight nine ten ".repeat(30);
+    let long = json!({"input": vec![text.as_str(); 250]});
+    let first = caller.send(&long).await;
+    let second = caller.send(&long).await;
+    kill_at_work(&mut service, &first).await;
+    service.again();
+    service.ready();
+    kill_at_work(&mut service, &second).await;
+    service.again();
+    service.ready();
+    for _ in 0..2 {
+        let reply = caller.reply().await;
+        reply.vectors();
+        assert_eq!(reply.header("x-attempt").as_deref(), Some("2"));
     }
 }
 

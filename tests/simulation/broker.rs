@@ -148,7 +148,8 @@ impl World {
                     0
                 };
                 let attempt = if redelivered && !resumed {
-                    2.min(self.setup.limits.max_attempts)
+                    let tried = self.at_work.contains(&number);
+                    (1 + u32::from(tried)).min(self.setup.limits.max_attempts)
                 } else {
                     message.attempt + lost
                 };

@@ -248,6 +248,8 @@ pub struct World {
     resumable: bool,
     /// Messages that were here when a session was lost.
     innocent: HashSet<usize>,
+    /// Messages that were in an engine when the process before this one died.
+    at_work: HashSet<usize>,
     future: BinaryHeap<Reverse<(u64, u64, u64, Next)>>,
     sequence: u64,
     life: u64,
@@ -316,6 +318,7 @@ impl World {
             quiet: false,
             resumable,
             innocent: HashSet::new(),
+            at_work: HashSet::new(),
             future: BinaryHeap::new(),
             sequence: 0,
             life: 0,
@@ -566,6 +569,17 @@ impl World {
     fn die(&mut self) {
         self.cut();
         self.innocent.clear();
+        let items = self
+            .engines
+            .iter()
+            .flat_map(|engine| &engine.held)
+            .flat_map(|(_, items)| items);
+        let letters = items.filter_map(|item| self.deliveries.get(&item.job));
+        let numbers = letters.filter_map(|delivery| match delivery.letter {
+            Letter::Client(number) => Some(number),
+            Letter::Canary => None,
+        });
+        self.at_work = numbers.collect();
         self.up = false;
         self.logic = None;
         self.deliveries.clear();

@@ -11,6 +11,7 @@ use crate::job::request::{Number, Properties};
 use crate::job::{Lane, Refusal};
 use crate::logic::event::{CallerId, Confirmation, Event};
 use crate::logic::ledger::Stage;
+use crate::telemetry::blackbox;
 use std::hash::BuildHasher;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -203,8 +204,11 @@ impl Loop {
         if innocent {
             held.attempt = checkpoint.as_ref().map_or(1, |it| it.attempt.max(1));
         } else if redelivered && lane != Lane::Resumed {
-            // Perhaps it only waited when a process died: that may cost it one life, and never the last.
-            held.attempt = 2.min(self.parts.logic.limits().max_attempts);
+            // The broker counts for all that a process held, not for what it worked on; the box of the one before this knows that.
+            // Without one each may have been tried. A whole batch is: that costs a job one life, and never the last.
+            let tried = blackbox::own().and_then(|own| own.was_at_work(&held.id));
+            let tried = tried.unwrap_or(true);
+            held.attempt = (1 + u32::from(tried)).min(self.parts.logic.limits().max_attempts);
         }
         let marked = checkpoint.is_some_and(|checkpoint| checkpoint.alone);
         let suspect = marked || redelivered && !innocent;
