@@ -192,6 +192,7 @@ impl Life {
             answerable: !job.0.is_multiple_of(7),
             attempt: 1,
             suspect: false,
+            fetched: false,
         });
     }
 
@@ -285,6 +286,7 @@ impl Life {
                     answerable: true,
                     attempt: 1,
                     suspect: false,
+                    fetched: false,
                 }
             }
             Action::Drained => {
@@ -634,7 +636,7 @@ proptest! {
             ticket.model = ModelId(key as usize % 2);
             let arrival = Ok(ticket);
             let result = Ok(vec![10; inputs]);
-            act(logic, running, Event::Delivered { job, lane, arrival, answerable: true, attempt: 1, suspect: false });
+            act(logic, running, Event::Delivered { job, lane, arrival, answerable: true, attempt: 1, suspect: false, fetched: false });
             act(logic, running, Event::Tokenized { job, result });
             job
         };
@@ -688,7 +690,7 @@ proptest! {
             let lane = if bulk { Lane::Bulk } else { Lane::Interactive };
             let mut ticket = ticket(inputs);
             ticket.caller = CallerId(caller as u64);
-            act(logic, running, Event::Delivered { job, lane, arrival: Ok(ticket), answerable: true, attempt: 1, suspect: false });
+            act(logic, running, Event::Delivered { job, lane, arrival: Ok(ticket), answerable: true, attempt: 1, suspect: false, fetched: false });
             act(logic, running, Event::Tokenized { job, result: Ok(vec![10; inputs]) });
             job
         };

@@ -267,6 +267,7 @@ fn a_last_word_takes_its_acknowledgement_along() {
             answerable: true,
             attempt: 1,
             suspect: false,
+            fetched: false,
         });
         let refused =
             |action: &Action| matches!(action, Action::Refuse { job: refused, .. } if *refused == job);

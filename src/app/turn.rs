@@ -432,6 +432,14 @@ impl Loop {
                 let session = self.session;
                 self.command(Command::Reconnect { session, lane });
             }
+            Action::LookAhead { jobs, memory } => {
+                let session = self.session;
+                self.command(Command::LookAhead {
+                    session,
+                    jobs,
+                    memory,
+                });
+            }
             Action::Backpressure(change) => self.notices.changed(&change, &self.parts.logic),
             Action::Ready => {
                 self.ready = true;
@@ -561,6 +569,7 @@ impl Loop {
             answerable: false,
             attempt: 1,
             suspect: false,
+            fetched: false,
         })
     }
 }

@@ -6,18 +6,23 @@ use crate::job::reply::{TYPE_ERROR, TYPE_RESULT};
 use crate::job::request::{Number, Properties, Request, RequestLimits, decode};
 use crate::job::trace::{HEADER_TRACEPARENT, TraceParent};
 use crate::job::{JobKey, Lane, Refusal};
+use crate::logic::pressure::memory_of;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicNackOptions};
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
 use lapin::types::{AMQPValue, DeliveryTag, FieldTable, ShortString};
 use lapin::{Acker, BasicProperties, Channel, Consumer};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Bodies above this size are read on a thread where that may take its time.
 const DECODE_INLINE_BYTES: usize = 64 * 1024;
+
+/// Longest time for fetching one message.
+const GET_MAX: Duration = Duration::from_secs(5);
 
 /// Numbers for deliveries, unique in the process.
 static NEXT_KEY: AtomicU64 = AtomicU64::new(1);
@@ -37,6 +42,8 @@ pub struct Arrival {
     pub attempt: u32,
     /// Whether it was delivered before.
     pub redelivered: bool,
+    /// Whether it was fetched, and not delivered to a consumer.
+    pub fetched: bool,
     /// What a job that goes on has taken along.
     pub checkpoint: Option<Checkpoint>,
     /// Size of the body.
@@ -124,44 +131,38 @@ pub(super) struct Origin {
     pub(super) channel: Weak<Channel>,
 }
 
-/// Reads one consumer until it ends. Its end is a fault unless we are `stopping`: a queue that was deleted
-/// looks just like that. Answers to our own canaries end here, and so does what others put into the probe
-/// queue: only a canary of this process may say anything about its health.
+/// What is to be fetched beyond what a consumer holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    /// At most so many messages.
+    pub(super) jobs: usize,
+    /// No further one once they may come to need so much memory, in bytes.
+    pub(super) memory: u64,
+}
+
+/// Reads one consumer until it ends, and in between fetches what is asked for. Its end is a fault unless we are `stopping`: a queue
+/// that was deleted looks just like that.
 pub(super) async fn consume(
     mut consumer: Consumer,
     origin: Origin,
     stopping: Arc<AtomicBool>,
+    mut looks: mpsc::Receiver<Look>,
     events: mpsc::Sender<BrokerEvent>,
 ) -> Result<(), BrokerError> {
-    while let Some(delivery) = consumer.next().await {
-        let delivery = delivery.map_err(BrokerError::lapin("consuming"))?;
-        if origin.lane == Lane::Probe && !is_canary(&delivery, &origin.canary) {
-            let acked = delivery.acker.ack(BasicAckOptions::default());
-            within("acknowledging", ACK_MAX, acked).await?;
-            if events.send(BrokerEvent::Proof).await.is_err() {
-                return Ok(());
+    loop {
+        tokio::select! {
+            delivery = consumer.next() => {
+                let Some(delivery) = delivery else { break };
+                let delivery = delivery.map_err(BrokerError::lapin("consuming"))?;
+                if take(delivery, false, &origin, &events).await?.is_none() {
+                    return Ok(());
+                }
             }
-            continue;
-        }
-        let arrival = if delivery.data.len() > DECODE_INLINE_BYTES {
-            // From here to its arrival it is in nobody's hands but ours: a thread that hangs must be seen.
-            let reading = BrokerEvent::Reading { lane: origin.lane };
-            if events.send(reading).await.is_err() {
-                return Ok(());
+            Some(look) = looks.recv() => {
+                if !look_ahead(look, &origin, &stopping, &events).await? {
+                    return Ok(());
+                }
             }
-            let origin = origin.clone();
-            tokio::task::spawn_blocking(move || read(delivery, &origin))
-                .await
-                .expect("reading a request cannot panic")
-        } else {
-            read(delivery, &origin)
-        };
-        if events
-            .send(BrokerEvent::Arrived(Box::new(arrival)))
-            .await
-            .is_err()
-        {
-            return Ok(());
         }
     }
     if stopping.load(Ordering::Relaxed) {
@@ -169,6 +170,66 @@ pub(super) async fn consume(
     } else {
         Err(BrokerError::Cancelled(origin.queue.to_string()))
     }
+}
+
+/// Fetches one message after the other until enough are here or none is left. False if nobody listens any more.
+async fn look_ahead(
+    look: Look,
+    origin: &Origin,
+    stopping: &AtomicBool,
+    events: &mpsc::Sender<BrokerEvent>,
+) -> Result<bool, BrokerError> {
+    let mut memory = 0u64;
+    for _ in 0..look.jobs {
+        let channel = origin.channel.upgrade();
+        let Some(channel) = channel.filter(|_| memory < look.memory && !stopping.load(Ordering::Relaxed))
+        else {
+            break;
+        };
+        let got = channel.basic_get(origin.queue.as_ref().into(), BasicGetOptions::default());
+        let Some(got) = within("looking ahead", GET_MAX, got).await? else {
+            break;
+        };
+        let Some(needs) = take(got.delivery, true, origin, events).await? else {
+            return Ok(false);
+        };
+        memory = memory.saturating_add(needs);
+    }
+    Ok(events.send(BrokerEvent::LookedAhead).await.is_ok())
+}
+
+/// Passes a message on: the memory that it may come to need, in bytes; `None` if nobody listens any more. Answers to our own
+/// canaries end here, and so does what others put into the probe queue: only a canary of this process may say anything about its
+/// health.
+async fn take(
+    delivery: Delivery,
+    fetched: bool,
+    origin: &Origin,
+    events: &mpsc::Sender<BrokerEvent>,
+) -> Result<Option<u64>, BrokerError> {
+    if origin.lane == Lane::Probe && !is_canary(&delivery, &origin.canary) {
+        let acked = delivery.acker.ack(BasicAckOptions::default());
+        within("acknowledging", ACK_MAX, acked).await?;
+        return Ok(events.send(BrokerEvent::Proof).await.ok().map(|()| 0));
+    }
+    let mut arrival = if delivery.data.len() > DECODE_INLINE_BYTES {
+        // From here to its arrival it is in nobody's hands but ours: a thread that hangs must be seen.
+        let reading = BrokerEvent::Reading { lane: origin.lane };
+        if events.send(reading).await.is_err() {
+            return Ok(None);
+        }
+        let origin = origin.clone();
+        tokio::task::spawn_blocking(move || read(delivery, &origin))
+            .await
+            .expect("reading a request cannot panic")
+    } else {
+        read(delivery, origin)
+    };
+    arrival.fetched = fetched;
+    let inputs = arrival.request.as_ref().map_or(0, |request| request.input.len());
+    let needs = memory_of(arrival.bytes, inputs);
+    let sent = events.send(BrokerEvent::Arrived(Box::new(arrival))).await;
+    Ok(sent.ok().map(|()| needs))
 }
 
 fn is_canary(delivery: &Delivery, canary: &str) -> bool {
@@ -209,6 +270,7 @@ fn read(delivery: Delivery, origin: &Origin) -> Arrival {
         properties,
         attempt,
         redelivered,
+        fetched: false,
         checkpoint,
         bytes,
         digest,

@@ -179,6 +179,8 @@ pub enum BrokerEvent {
     },
     /// A message came.
     Arrived(Box<Arrival>),
+    /// What [`Command::LookAhead`] asked for has come, as far as there was anything.
+    LookedAhead,
     /// The broker answered for a publication.
     Published {
         /// The job.
@@ -241,6 +243,15 @@ pub enum Command {
     },
     /// Take jobs that go on, if [`Setup::resume`] was set after the consumers were started.
     Resume,
+    /// Fetch messages of the bulk lane beyond what its consumer holds.
+    LookAhead {
+        /// The session that is meant.
+        session: u64,
+        /// At most so many.
+        jobs: usize,
+        /// No further one once they may come to need so much memory, in bytes.
+        memory: u64,
+    },
     /// Take no further deliveries.
     StopIntake,
     /// Give up the session with the broker and begin a new one.

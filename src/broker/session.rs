@@ -3,7 +3,7 @@
 use super::announce::{self, Notice};
 use super::connect::Nodes;
 pub(super) use super::connect::connect;
-use super::intake::{self, Origin, Receipt};
+use super::intake::{self, Look, Origin, Receipt};
 use super::publish::{self, Blocked, Press};
 use super::ways::Ways;
 use super::{ACK_MAX, BrokerError, BrokerEvent, Command, Published, Setup, Span, topology, within};
@@ -209,7 +209,9 @@ impl Session {
         let mut intakes = Vec::new();
         let (number, canary, limits) = (self.number, self.canary.clone(), self.setup.request);
         let hasher = self.setup.hasher.clone();
-        let consume = |consumer: Consumer, lane: Lane, queue: Arc<str>, channel: &Arc<Channel>| {
+        let (look, looks) = mpsc::channel(1);
+        let mut looks = Some(looks);
+        let mut consume = |consumer: Consumer, lane: Lane, queue: Arc<str>, channel: &Arc<Channel>| {
             let origin = Origin {
                 lane,
                 queue,
@@ -219,7 +221,10 @@ impl Session {
                 hasher: hasher.clone(),
                 channel: Arc::downgrade(channel),
             };
-            intake::consume(consumer, origin, stopping.clone(), events.clone())
+            // Of one lane only; of another, nobody ever asks.
+            let looks = looks.take_if(|_| lane == Lane::Bulk);
+            let looks = looks.unwrap_or_else(|| mpsc::channel(1).1);
+            intake::consume(consumer, origin, stopping.clone(), looks, events.clone())
         };
         for subscription in std::mem::take(&mut self.consumers) {
             let Subscription {
@@ -260,8 +265,8 @@ impl Session {
             .resumable
             .then(|| (Lane::Resumed, self.names.resumed.clone()));
         let queues = [
-            (Lane::Interactive, self.names.interactive.clone()),
             (Lane::Bulk, self.names.bulk.clone()),
+            (Lane::Interactive, self.names.interactive.clone()),
             (Lane::Probe, self.probe_queue.clone()),
         ];
         tasks.spawn(probe(
@@ -314,6 +319,10 @@ impl Session {
                             }
                             Err(fault) => break Err(fault),
                         }
+                    }
+                    Some(Command::LookAhead { session, jobs, memory }) if session == self.number => {
+                        // One at a time, so there is room for it.
+                        let _ = look.try_send(Look { jobs, memory });
                     }
                     Some(Command::StopIntake) => {
                         stopping.store(true, Ordering::Relaxed);
@@ -386,7 +395,7 @@ pub(super) async fn settle(job: Option<JobKey>, receipt: Receipt) -> Result<Opti
     Ok(job.filter(|_| written))
 }
 
-/// Asks the broker over and over how our queues stand, one after the other, on the consuming connection, so
+/// Asks the broker over and over how our queues stand, at once and then one after the other, on the consuming connection, so
 /// that its silence is noticed even when there is no work. Any answer is a proof.
 async fn probe(
     control: Channel,
@@ -402,7 +411,6 @@ async fn probe(
         let bound = disconnect_kill.get();
         let interval = (bound / 10).clamp(Duration::from_millis(100), Duration::from_secs(2));
         let patience = (bound / 3).max(Duration::from_millis(200));
-        tokio::time::sleep(interval).await;
         let passive = QueueDeclareOptions::default().passive();
         let answer = control.queue_declare(queue.as_str().into(), passive, FieldTable::default());
         let state = within("asking for a proof", patience, answer).await?;
@@ -414,6 +422,7 @@ async fn probe(
         if events.send(event).await.is_err() {
             return Ok(());
         }
+        tokio::time::sleep(interval).await;
     }
     Ok(())
 }

@@ -221,6 +221,11 @@ impl Admission {
         self.paces[lane as usize].service_time()
     }
 
+    /// Seconds that a job of the lane takes, one after the other.
+    pub fn seconds_per_job(&self, lane: Lane) -> f64 {
+        self.settled[lane as usize].seconds_per_job()
+    }
+
     /// When a retry may find room: the jobs that must go before it, at the rate at which such jobs go, and as long again
     /// as none has gone. For want of memory both lanes must drain, and a want that has lasted long is not expected to
     /// be over soon.

@@ -15,6 +15,7 @@ pub(super) struct Arrived {
     pub(super) answerable: bool,
     pub(super) attempt: u32,
     pub(super) suspect: bool,
+    pub(super) fetched: bool,
 }
 
 /// Stands in where a request is too broken to have a ticket.
@@ -41,12 +42,17 @@ impl Logic {
             answerable,
             attempt,
             suspect,
+            fetched,
         } = arrived;
         let local = key.0 > JobKey::WITHIN;
         let source = if local { Source::Within } else { Source::Queue };
         if !local {
-            self.health.ledger.received(lane, now);
-            self.health.consumer_seen(lane);
+            if fetched {
+                self.health.ledger.fetched(lane, now);
+            } else {
+                self.health.ledger.received(lane, now);
+                self.health.consumer_seen(lane);
+            }
             self.health.broker_proof(now);
         }
         if self.health.is_draining() && local {
@@ -58,7 +64,7 @@ impl Logic {
         if self.health.is_draining() {
             // What is wrong with it is said by whoever gets it next.
             let mut job = Job::new(lane, arrival.unwrap_or(NO_TICKET), answerable, source, now);
-            (job.attempt, job.alone) = (attempt, suspect);
+            (job.attempt, job.alone, job.fetched) = (attempt, suspect, fetched);
             self.jobs.insert(key, job);
             self.hand_back(key, now, actions);
             return;
@@ -74,7 +80,7 @@ impl Logic {
             Ok(ticket) if ticket.deadline.is_some_and(|deadline| deadline <= now) => (ticket, Some(late())),
             Ok(ticket) if apart || attempt > self.setup.limits.max_attempts => {
                 let mut job = Job::new(lane, ticket, answerable, source, now);
-                job.attempt = attempt;
+                (job.attempt, job.fetched) = (attempt, fetched);
                 self.jobs.insert(key, job);
                 if apart {
                     self.move_on(key, Onward::Suspect, now, actions);
@@ -85,7 +91,7 @@ impl Logic {
             }
             Ok(ticket) if lacks_memory.is_some() => {
                 let mut job = Job::new(lane, ticket, answerable, source, now);
-                (job.attempt, job.alone) = (attempt, suspect);
+                (job.attempt, job.alone, job.fetched) = (attempt, suspect, fetched);
                 self.jobs.insert(key, job);
                 self.fail(
                     key,
@@ -103,7 +109,7 @@ impl Logic {
         };
         let mut job = Job::new(lane, ticket, answerable, source, now);
         job.admitted = refusal.is_none();
-        (job.attempt, job.alone) = (attempt, suspect);
+        (job.attempt, job.alone, job.fetched) = (attempt, suspect, fetched);
         self.jobs.insert(key, job);
         match refusal {
             Some(refusal) => self.refuse(key, refusal, now, actions),

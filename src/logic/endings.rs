@@ -12,6 +12,7 @@ impl Logic {
     /// own has lost nothing.
     pub(super) fn session_lost(&mut self, now: Moment, actions: &mut Vec<Action>) {
         self.tally.disconnected(now);
+        self.ahead.ended(now);
         for key in self.jobs.keys() {
             let stays = |source| source == Source::Connection;
             if self.jobs.get(key).is_some_and(|job| !stays(job.source)) {

@@ -141,7 +141,11 @@ pub enum Event {
         attempt: u32,
         /// It may have been worked on when a process died, or has failed: it must not take others down.
         suspect: bool,
+        /// It was asked for by [`Action::LookAhead`]: no consumer's delivery, it says nothing of one.
+        fetched: bool,
     },
+    /// What [`Action::LookAhead`] asked for has come, as far as there was anything.
+    LookedAhead,
     /// A caller asks on a connection of its own, and waits there for its answer.
     Called {
         /// The shell's new number for it.
@@ -301,6 +305,13 @@ pub enum Action {
         model: ModelId,
         /// In this order.
         items: Vec<Item>,
+    },
+    /// Fetch messages from the bulk lane's queue, beyond what its consumer holds; [`Event::LookedAhead`] follows.
+    LookAhead {
+        /// At most so many.
+        jobs: usize,
+        /// No further one once they may come to need so much memory, in bytes, by [`memory_of`](super::pressure::memory_of).
+        memory: u64,
     },
     /// Publish the job's vectors to its sender. A last word, as [`Action::Finish`] and [`Action::Refuse`] are: once the broker has it
     /// in a queue, the delivery is to be acknowledged without asking again.

@@ -227,6 +227,13 @@ impl Ledger {
         cell.left = Some(now);
     }
 
+    /// A message came that was asked for one by one: the way here is open, which says nothing of a queue that is to deliver by
+    /// itself.
+    pub fn fetched(&mut self, lane: Lane, now: Moment) {
+        self.readers[lane as usize].inside = 0;
+        self.stages[Stage::Received as usize].left = Some(now);
+    }
+
     /// A large message of the lane is being read.
     pub fn reading(&mut self, lane: Lane, now: Moment) {
         self.readers[lane as usize].enter(1, now);

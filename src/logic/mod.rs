@@ -2,11 +2,12 @@
 //! [`Action`]s come out. No IO, no `async`, no clock, no global; `tests/tidy.rs` keeps it so.
 //!
 //! This file only routes. What becomes of a delivery is decided in `arrive`, what may come in in [`admission`], what the
-//! world is told of that in [`pressure`], who goes next in [`lane`], what runs together in [`batch`], what becomes of a job
+//! world is told of that in [`pressure`], who goes next in [`lane`] and is looked for in [`ahead`], what runs together in [`batch`], what becomes of a job
 //! in [`settle`], how it goes on in `onward`, how it leaves in `leave`, what is different for one whose caller waits on a
 //! connection in `caller`, and whether all of it is alive in [`health`] over the stages of [`ledger`].
 
 pub mod admission;
+pub mod ahead;
 mod answer;
 mod arrive;
 pub mod batch;
@@ -38,6 +39,7 @@ use crate::clock::Moment;
 use crate::config::Limits;
 use crate::job::{JobKey, Lane};
 use admission::Admission;
+use ahead::Ahead;
 use arrive::Arrived;
 use batch::Batcher;
 use compute::Part;
@@ -98,6 +100,7 @@ pub struct Logic {
     jobs: Jobs,
     admission: Admission,
     lanes: Lanes,
+    ahead: Ahead,
     batcher: Batcher,
     /// Parts of batches that failed whole, to be computed apart from each other.
     parts: VecDeque<Part>,
@@ -143,6 +146,7 @@ impl Logic {
             trials: Vec::new(),
             next_trial: 0,
             lanes: Lanes::default(),
+            ahead: Ahead::default(),
             batcher: Batcher::new(setup.engines),
             parts: VecDeque::new(),
             health,
@@ -171,6 +175,7 @@ impl Logic {
         self.cut_slices(now, actions);
         self.end_long_jobs(now, actions);
         self.fill_engines(now, actions);
+        self.look_ahead(now, actions);
         self.unload_idle(now, actions);
         self.send_canary(now, actions);
         actions.extend(self.health.trials_due(now).into_iter().map(Action::Try));
@@ -259,6 +264,7 @@ impl Logic {
                 answerable,
                 attempt,
                 suspect,
+                fetched,
             } => {
                 let arrived = Arrived {
                     lane,
@@ -266,9 +272,11 @@ impl Logic {
                     answerable,
                     attempt,
                     suspect,
+                    fetched,
                 };
                 self.delivered(job, arrived, now, actions);
             }
+            Event::LookedAhead => self.ahead.ended(now),
             Event::Called { job, arrival } => self.called(job, arrival, now, actions),
             Event::CallerGone { job } => self.caller_gone(job, now, actions),
             Event::HandedOver { job, taken } => self.handed_over(job, taken, now, actions),
@@ -321,7 +329,10 @@ impl Logic {
             return;
         }
         self.let_go(now, actions);
-        let held = |job: &&Job| job.lane == lane && job.source == Source::Queue;
+        if lane == Lane::Bulk {
+            self.ahead.consumers(consumers);
+        }
+        let held = |job: &&Job| job.lane == lane && job.source == Source::Queue && !job.fetched;
         let credit = self.setup.prefetch[lane as usize] > self.jobs.values().filter(held).count();
         if self.health.queue_seen(lane, ready > 0 && credit, consumers, now) {
             actions.push(Action::Reconnect { lane });

@@ -101,6 +101,8 @@ pub struct Job {
     pub answerable: bool,
     /// Where it came from.
     pub source: Source,
+    /// It was fetched beyond what the consumer may hold.
+    pub fetched: bool,
     /// Its caller has gone away: what is computed of it ends there, and nothing more is begun.
     pub gone: bool,
     /// When it was delivered.
@@ -192,6 +194,7 @@ impl Job {
             holds_model: false,
             answerable,
             source,
+            fetched: false,
             gone: false,
             delivered: now,
             entered: now,

@@ -4,6 +4,7 @@ use super::Oracle;
 use super::seen::{Place, Seen};
 use embeddings::clock::Moment;
 use embeddings::job::{ErrorType, JobKey, Lane};
+use embeddings::logic::ahead::JOBS_MAX;
 use embeddings::logic::event::{Action, BatchId, Item, ModelId, Onward, Outcome, Worker};
 use embeddings::logic::pressure::memory_of;
 use embeddings::logic::rest;
@@ -295,6 +296,19 @@ impl Oracle {
                 let fill = self.fill();
                 self.book.look(&fill, &self.setup.limits);
                 self.book.told(change, &fill, &self.setup.limits, now);
+            }
+            Action::LookAhead { jobs, memory } => {
+                assert!(self.connected && !self.blocked && self.draining.is_none());
+                assert!(!self.looking, "one look at a time");
+                let bulk = |seen: &&Seen| seen.lane == Lane::Bulk;
+                let bulk: Vec<&Seen> = self.jobs.values().filter(bulk).collect();
+                assert!(*jobs > 0 && *memory > 0 && bulk.len() + jobs <= JOBS_MAX);
+                let consumed = bulk.iter().filter(|seen| !seen.fetched).count();
+                assert!(
+                    consumed * 4 >= self.setup.prefetch[Lane::Bulk as usize] * 3,
+                    "the consumer has room"
+                );
+                self.looking = true;
             }
             Action::Reconnect { .. } => {
                 assert!(self.reconnect_now, "a session given up for nothing");

@@ -83,7 +83,7 @@ impl World {
             let unacked = self
                 .deliveries
                 .values()
-                .filter(|it| it.lane == lane && it.brokered)
+                .filter(|it| it.lane == lane && it.brokered && !it.fetched)
                 .count()
                 + self.on_the_wire.iter().filter(on_the_wire).count();
             for _ in unacked..PREFETCH[lane as usize] {
@@ -104,7 +104,32 @@ impl World {
         }
     }
 
-    pub(super) fn arrive(&mut self, letter: Letter) {
+    /// Message after message is asked for, until there are none or these are enough.
+    pub(super) fn look(&mut self, jobs: usize) {
+        let session = self.session;
+        for _ in 0..jobs {
+            // A slow one, and what comes in between: the rest is left there.
+            if !self.intake || self.rng.one_in(30) {
+                break;
+            }
+            let Some(letter) = self.queues[Lane::Bulk as usize].pop_front() else {
+                break;
+            };
+            self.on_the_wire.push(letter);
+            self.counts.fetched += 1;
+            self.arrive(letter, true);
+            if self.reader_stuck[Lane::Bulk as usize]
+                || !self.link
+                || self.session != session
+                || self.logic.is_none()
+            {
+                return;
+            }
+        }
+        self.step(Event::LookedAhead);
+    }
+
+    pub(super) fn arrive(&mut self, letter: Letter, fetched: bool) {
         let lane = self.lane_of(letter);
         if self.reader_stuck[lane as usize] {
             // It stays on the wire, as does what comes behind it.
@@ -132,6 +157,7 @@ impl World {
             attempt: 1,
             streamed: false,
             brokered: true,
+            fetched,
         };
         let (arrival, answerable, tries) = match letter {
             Letter::Canary => (Ok(canary_ticket()), true, (1, false)),

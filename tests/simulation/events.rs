@@ -25,6 +25,7 @@ impl Oracle {
             Event::BrokerDown => {
                 self.connected = false;
                 self.blocked = false;
+                self.looking = false;
                 let stays = |job: &JobKey| self.jobs.get(job).is_some_and(|seen| seen.called);
                 self.parts.retain(|(job, _)| stays(job));
                 self.canary_on_its_way = false;
@@ -64,7 +65,7 @@ impl Oracle {
             } if self.connected && self.draining.is_none() => {
                 self.proof = Some(now);
                 let at = *lane as usize;
-                let held = |seen: &&Seen| seen.lane == *lane && !seen.local && !seen.called;
+                let held = |seen: &&Seen| seen.lane == *lane && !seen.local && !seen.called && !seen.fetched;
                 let credit = self.jobs.values().filter(held).count() < self.setup.prefetch[at];
                 if *ready > 0 && credit && *consumers > 0 {
                     self.undelivered[at].get_or_insert(now);
@@ -119,6 +120,7 @@ impl Oracle {
                 }
             }
             Event::HeldTooLong { limit } => self.held_max = self.held_max.min(*limit / 3),
+            Event::LookedAhead => self.looking = false,
             Event::Superseded { .. } => unreachable!("the world sends no copies"),
             Event::Unloaded { model } => {
                 self.models.unloaded(model.0, now);
@@ -154,6 +156,7 @@ impl Oracle {
                 arrival,
                 attempt,
                 suspect,
+                fetched,
                 ..
             } => {
                 let local = job.0 > 1 << 63;
@@ -161,10 +164,12 @@ impl Oracle {
                     self.proof = Some(now);
                     self.progress(Stage::Received, now);
                     self.reading[*lane as usize] = None;
-                    self.unconsumed[*lane as usize] = 0;
-                    self.unconsumed_since[*lane as usize] = None;
-                    let undelivered = &mut self.undelivered[*lane as usize];
-                    *undelivered = undelivered.map(|_| now);
+                    if !fetched {
+                        self.unconsumed[*lane as usize] = 0;
+                        self.unconsumed_since[*lane as usize] = None;
+                        let undelivered = &mut self.undelivered[*lane as usize];
+                        *undelivered = undelivered.map(|_| now);
+                    }
                     if *lane == Lane::Probe {
                         self.canary_on_its_way = false;
                     }
@@ -174,6 +179,7 @@ impl Oracle {
                     local,
                     attempt: *attempt,
                     suspect: *suspect,
+                    fetched: *fetched,
                     ..Seen::new(*lane, ticket, now)
                 };
                 assert!(self.jobs.insert(*job, seen).is_none());

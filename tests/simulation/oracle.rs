@@ -55,6 +55,8 @@ pub struct Oracle {
     unconsumed: [u32; Lane::COUNT],
     unconsumed_since: [Option<Moment>; Lane::COUNT],
     reconnect_now: bool,
+    /// Messages beyond the prefetch have been asked for.
+    looking: bool,
     /// When the watchdog thread last looked, where there is one.
     pub look: Option<Moment>,
     since: [Moment; 6],
@@ -96,6 +98,7 @@ impl Oracle {
             models: Models::new(&setup.models, now),
             delivered_now: None,
             trials: Vec::new(),
+            looking: false,
             setup,
             jobs: BTreeMap::new(),
             gone: HashSet::new(),

@@ -47,6 +47,8 @@ pub struct Seen {
     pub begun_at: Option<Moment>,
     pub deadline: Option<Moment>,
     pub local: bool,
+    /// It was asked for, and says nothing of the queue's consumer.
+    pub fetched: bool,
     /// Its caller waits on a connection of its own: no session takes it away, and nothing of it goes to the broker.
     pub called: bool,
     /// That caller went away.
@@ -100,6 +102,7 @@ impl Seen {
             begun_at: None,
             deadline: ticket.and_then(|ticket| ticket.deadline),
             local: false,
+            fetched: false,
             called: false,
             gone: false,
             admitted: false,

@@ -114,6 +114,8 @@ struct Delivery {
     streamed: bool,
     /// False for a canary that never saw the broker.
     brokered: bool,
+    /// It was asked for, beyond what the consumer may hold.
+    fetched: bool,
 }
 
 /// What is going to happen. Each carries the life, and where it matters the session, it belongs to.
@@ -131,6 +133,8 @@ enum Next {
     Probe(u64),
     Unblock(u64),
     Arrive(u64, Letter),
+    /// So many messages are fetched from the bulk lane's queue.
+    Look(u64, usize),
     LocalCanary,
     /// Another job is found to compute the same, and then to have ended.
     Twin(JobKey),
@@ -190,6 +194,8 @@ pub struct Counts {
     pub loads: u64,
     pub unloads: u64,
     pub cuts: u64,
+    /// Messages that were fetched beyond what the consumer may hold.
+    pub fetched: u64,
     /// Plain jobs that were at work for too long.
     pub too_long: u64,
     /// Callers, what their jobs came to, and how many of the refusals were for a budget that had run out; the rest was cut off
@@ -468,7 +474,10 @@ impl World {
                 });
             }
             Next::Unblock(session) if session == self.session && self.link && self.blocked => self.unblock(),
-            Next::Arrive(session, letter) if session == self.session && self.link => self.arrive(letter),
+            Next::Arrive(session, letter) if session == self.session && self.link => {
+                self.arrive(letter, false);
+            }
+            Next::Look(session, jobs) if session == self.session && self.link => self.look(jobs),
             Next::LocalCanary => {
                 let job = self.logic.as_mut().expect("this life").local_key();
                 let delivery = Delivery {
@@ -478,6 +487,7 @@ impl World {
                     attempt: 1,
                     streamed: false,
                     brokered: false,
+                    fetched: false,
                 };
                 self.delivered(job, delivery, Ok(canary_ticket()), true, (1, false));
             }
@@ -615,6 +625,7 @@ impl World {
             answerable,
             attempt,
             suspect,
+            fetched: delivery.fetched,
         });
     }
 
@@ -765,6 +776,10 @@ impl World {
             Action::Reconnect { .. } => {
                 self.counts.reconnects += 1;
                 self.plan(0, Next::Down(self.session));
+            }
+            Action::LookAhead { jobs, .. } => {
+                let delay = self.rng.range(0, 50);
+                self.plan(delay, Next::Look(self.session, jobs));
             }
             Action::Backpressure(change) => {
                 self.counts.pressed[change.cause as usize] += u64::from(change.on)

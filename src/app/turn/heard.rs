@@ -122,6 +122,7 @@ impl Loop {
             }
             BrokerEvent::Reading { lane } => Event::Reading { lane },
             BrokerEvent::Arrived(arrival) => self.arrived(*arrival),
+            BrokerEvent::LookedAhead => Event::LookedAhead,
             BrokerEvent::Published { job, outcome, acks } => {
                 self.chunk_answered(job, outcome);
                 if acks {
@@ -190,7 +191,8 @@ impl Loop {
         let deadline = self.deadline(&arrival.properties, now);
         let bytes = arrival.bytes;
         let caller = CallerId(self.callers.hash_one(arrival.properties.caller()));
-        let (redelivered, checkpoint) = (arrival.redelivered, arrival.checkpoint.clone());
+        let (redelivered, fetched) = (arrival.redelivered, arrival.fetched);
+        let checkpoint = arrival.checkpoint.clone();
         let mut held = Held::new(arrival, Clock::unix_ms(), now);
         held.caller = caller;
         self.follow(&mut held);
@@ -229,6 +231,7 @@ impl Loop {
             answerable,
             attempt,
             suspect,
+            fetched,
         }
     }
 

@@ -1,0 +1,106 @@
+//! Looking ahead in the bulk lane's queue. Callers take turns among the jobs that are here; whoever stands behind another's
+//! thousand jobs in the broker's queue has no turn. So while the consumer holds all that it may, and somebody has several
+//! jobs in line, further messages are fetched, beyond the prefetch and within bounds of number, time and memory.
+
+use super::Logic;
+use super::event::Action;
+use super::pressure::memory_of;
+use super::settle::{Job, Source};
+use crate::clock::Moment;
+use crate::job::Lane;
+use std::collections::HashSet;
+use std::time::Duration;
+
+/// Jobs of the bulk lane that are here at most, those of the consumer among them.
+pub const JOBS_MAX: usize = 1024;
+/// Memory that those beyond the prefetch may come to need, in bytes, and the part of what is free that they may.
+const MEMORY_MAX: u64 = 512 << 20;
+const MEMORY_SHARE: u64 = 4;
+/// As much work is fetched as is done in this time: what waits here longer than ten minutes goes on elsewhere.
+const WORK_ALONE: Duration = Duration::from_secs(60);
+/// And in company: what one worker holds no other can begin.
+const WORK_SHARED: Duration = Duration::from_secs(2);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// What is known of looks.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ahead {
+    under_way: bool,
+    /// When it was last thought of, or had an end.
+    last: Option<Moment>,
+    /// Nobody else takes from the queue, as far as the broker has told.
+    alone: bool,
+}
+
+impl Ahead {
+    /// So many consumers take from the queue, ours among them.
+    pub(super) fn consumers(&mut self, consumers: usize) {
+        self.alone = consumers <= 1;
+    }
+
+    /// What was asked for has come, or the session is gone.
+    pub(super) fn ended(&mut self, now: Moment) {
+        (self.under_way, self.last) = (false, Some(now));
+    }
+
+    fn is_due(&self, now: Moment) -> bool {
+        !self.under_way && self.last.is_none_or(|last| now.since(last) >= PAUSE)
+    }
+
+    fn work_max(&self) -> Duration {
+        if self.alone { WORK_ALONE } else { WORK_SHARED }
+    }
+}
+
+impl Logic {
+    /// Asks for what stands behind the jobs that are here, if somebody else's may be among it.
+    pub(super) fn look_ahead(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        if !self.ahead.is_due(now) {
+            return;
+        }
+        self.ahead.last = Some(now);
+        if self.health.is_draining()
+            || !self.health.is_connected()
+            || self.health.blocked_since().is_some()
+            || self.admission.bulk_pauses().is_some()
+        {
+            return;
+        }
+        let here = self.jobs.values();
+        let here = here.filter(|job| job.lane == Lane::Bulk && job.source == Source::Queue);
+        let (mut held, mut consumed, mut waiting, mut memory) = (0, 0, 0, 0u64);
+        let mut callers = HashSet::new();
+        for job in here {
+            held += 1;
+            consumed += usize::from(!job.fetched);
+            if job.waits() {
+                waiting += 1;
+                callers.insert(job.ticket.caller);
+                memory = memory.saturating_add(weight(job));
+            }
+        }
+        // Somewhat less: some are on their way out.
+        let is_full = consumed * 4 >= self.setup.prefetch[Lane::Bulk as usize] * 3;
+        let somebody_has_several = waiting >= 2 * callers.len() && waiting > 1;
+        if !is_full || !somebody_has_several {
+            return;
+        }
+        let within_time = self.ahead.work_max().as_secs_f64() / self.admission.seconds_per_job(Lane::Bulk);
+        let most = (within_time as usize).min(JOBS_MAX);
+        let jobs = most.saturating_sub(held);
+        let free = self.admission.memory().map_or(u64::MAX, |seen| {
+            seen.bound().saturating_sub(seen.in_use) / MEMORY_SHARE
+        });
+        let memory = free.min(MEMORY_MAX).saturating_sub(memory);
+        // Not for a handful: each is a round trip to the broker.
+        if jobs >= (most / 8).max(1) && memory >= MEMORY_MAX / 64 {
+            self.ahead.under_way = true;
+            actions.push(Action::LookAhead { jobs, memory });
+        }
+    }
+}
+
+fn weight(job: &Job) -> u64 {
+    memory_of(job.ticket.bytes, job.ticket.inputs)
+}
