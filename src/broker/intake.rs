@@ -134,7 +134,7 @@ pub(super) struct Origin {
 /// What is to be fetched beyond what a consumer holds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Look {
-    /// At most so many messages.
+    /// At most so many messages, and only one if more are there.
     pub(super) jobs: usize,
     /// No further one once they may come to need so much memory, in bytes.
     pub(super) memory: u64,
@@ -180,7 +180,7 @@ async fn look_ahead(
     events: &mpsc::Sender<BrokerEvent>,
 ) -> Result<bool, BrokerError> {
     let mut memory = 0u64;
-    for _ in 0..look.jobs {
+    for left in (0..look.jobs).rev() {
         let channel = origin.channel.upgrade();
         let Some(channel) = channel.filter(|_| memory < look.memory && !stopping.load(Ordering::Relaxed))
         else {
@@ -190,10 +190,14 @@ async fn look_ahead(
         let Some(got) = within("looking ahead", GET_MAX, got).await? else {
             break;
         };
+        let behind = got.message_count as usize;
         let Some(needs) = take(got.delivery, true, origin, events).await? else {
             return Ok(false);
         };
         memory = memory.saturating_add(needs);
+        if behind > left {
+            break;
+        }
     }
     Ok(events.send(BrokerEvent::LookedAhead).await.is_ok())
 }

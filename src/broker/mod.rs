@@ -247,7 +247,7 @@ pub enum Command {
     LookAhead {
         /// The session that is meant.
         session: u64,
-        /// At most so many.
+        /// At most so many, and only one if more are there.
         jobs: usize,
         /// No further one once they may come to need so much memory, in bytes.
         memory: u64,

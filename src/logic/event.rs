@@ -308,7 +308,7 @@ pub enum Action {
     },
     /// Fetch messages from the bulk lane's queue, beyond what its consumer holds; [`Event::LookedAhead`] follows.
     LookAhead {
-        /// At most so many.
+        /// At most so many, and only one if more are there: the end of the queue, where those stand who come now, is out of reach.
         jobs: usize,
         /// No further one once they may come to need so much memory, in bytes, by [`memory_of`](super::pressure::memory_of).
         memory: u64,

@@ -107,7 +107,7 @@ impl World {
     /// Message after message is asked for, until there are none or these are enough.
     pub(super) fn look(&mut self, jobs: usize) {
         let session = self.session;
-        for _ in 0..jobs {
+        for left in (0..jobs).rev() {
             // A slow one, and what comes in between: the rest is left there.
             if !self.intake || self.rng.one_in(30) {
                 break;
@@ -115,6 +115,7 @@ impl World {
             let Some(letter) = self.queues[Lane::Bulk as usize].pop_front() else {
                 break;
             };
+            let behind = self.queues[Lane::Bulk as usize].len();
             self.on_the_wire.push(letter);
             self.counts.fetched += 1;
             self.arrive(letter, true);
@@ -124,6 +125,9 @@ impl World {
                 || self.logic.is_none()
             {
                 return;
+            }
+            if behind > left {
+                break;
             }
         }
         self.step(Event::LookedAhead);
