@@ -1,8 +1,12 @@
 //! The command line, defined once: parsing, `--help`, man pages and completions all come from here.
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// Most threads that compute, as for `engine.threads`.
+pub const THREADS_MAX: usize = 1024;
 
 /// Embedding service for RabbitMQ and systemd that never turns into a zombie.
 #[derive(Debug, Parser)]
@@ -191,8 +195,8 @@ pub struct EmbedArgs {
     /// Number format of the weights
     #[arg(long, default_value = "f32")]
     pub precision: String,
-    /// Threads that compute; without it as many as the machine and its cgroup allow
-    #[arg(long, value_name = "N")]
+    /// Threads that compute, 1 to 1024; without it as many as the machine and its cgroup allow
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=THREADS_MAX as u64))]
     pub threads: Option<usize>,
 }
 

@@ -115,6 +115,16 @@ fn every_command_has_help() {
 }
 
 #[test]
+fn embed_takes_as_many_threads_as_there_can_be() {
+    for threads in ["0", "1025", "100000", "two"] {
+        let output = Home::new().run(&["embed", "--model", "nowhere", "--threads", threads]);
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.contains(threads) && told.contains("--threads"), "{told}");
+    }
+}
+
+#[test]
 fn config_shows_every_value_and_who_set_it() {
     let home = Home::new();
     let file = home.write("own.toml", "max_queue = 10\nmax_inputs = 10\nmax_attempts = 10\n");

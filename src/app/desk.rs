@@ -244,6 +244,12 @@ impl Held {
         }
     }
 
+    /// Inputs of a chunk, if the job can go on behind each.
+    pub fn goes_on_behind(&self) -> Option<usize> {
+        let chunk = self.plan.as_ref()?.chunk?;
+        self.cuttable.then_some(chunk.max(1))
+    }
+
     /// The slice ends after so many inputs.
     pub fn cut(&mut self, inputs: usize) {
         let behind = self.texts.split_off(inputs);
@@ -253,8 +259,11 @@ impl Held {
         self.inputs = inputs;
     }
 
-    /// Takes the tokens in.
+    /// Takes the tokens in. Those of fewer inputs end the slice there.
     pub fn tokenized(&mut self, sequences: Vec<Sequence>) {
+        if self.goes_on_behind().is_some() && sequences.len() < self.inputs {
+            self.cut(sequences.len());
+        }
         self.vectors = vec![Vec::new(); sequences.len()];
         self.sequences = sequences;
     }

@@ -189,7 +189,8 @@ pub enum Event {
     },
     /// An idle thread answered [`Action::Try`].
     Tried(Worker),
-    /// All inputs of a job are tokenized: their token counts, or what is wrong.
+    /// All inputs of a job are tokenized: their token counts, or what is wrong. Of a slice that another can follow, the whole
+    /// chunks before the first input that is wrong, if there are any.
     Tokenized {
         /// The job.
         job: JobKey,

@@ -238,8 +238,17 @@ impl Job {
         }
     }
 
-    /// Its inputs are tokenized and may be drawn.
+    /// Its inputs are tokenized and may be drawn. Of a streamed job they may be fewer than came, in whole chunks: the slice ends
+    /// before one that is wrong, and the job goes on there.
     pub fn tokenized(&mut self, tokens: Vec<usize>) {
+        if let Some(stream) = self
+            .stream
+            .as_mut()
+            .filter(|_| tokens.len() < self.ticket.inputs && !tokens.is_empty())
+        {
+            stream.left.truncate(tokens.len() / stream.chunk);
+            stream.last = false;
+        }
         self.undrawn = tokens.len();
         self.drawn = vec![false; tokens.len()];
         self.tokens = tokens;

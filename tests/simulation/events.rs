@@ -191,6 +191,9 @@ impl Oracle {
                 {
                     if let Ok(tokens) = result {
                         seen.place = Place::Working;
+                        if tokens.len() < seen.inputs {
+                            seen.stream = seen.stream.map(|(chunk, _)| (chunk, false));
+                        }
                         seen.tokens = tokens.clone();
                         seen.started = vec![false; tokens.len()];
                         seen.good = vec![false; tokens.len()];

@@ -59,6 +59,17 @@ impl World {
         let result = match self.deliveries.get(&job).map(|delivery| delivery.letter) {
             _ if called.is_some() => Ok(called.clone().unwrap_or_default()),
             Some(Letter::Client(number)) => {
+                let resumable = self.resumable;
+                let wrong = self.rng.one_in(20);
+                let message = &mut self.messages[number];
+                if let Some(chunk) = message
+                    .chunk
+                    .filter(|&chunk| wrong && resumable && chunk < message.slice)
+                {
+                    // One behind the first chunk is wrong.
+                    message.slice = chunk;
+                    self.counts.shortened += 1;
+                }
                 let message = &self.messages[number];
                 Ok(message.tokens[message.done..message.done + message.slice].to_vec())
             }

@@ -194,6 +194,8 @@ pub struct Counts {
     pub loads: u64,
     pub unloads: u64,
     pub cuts: u64,
+    /// Slices that ended before an input that was wrong.
+    pub shortened: u64,
     /// Messages that were fetched beyond what the consumer may hold.
     pub fetched: u64,
     /// Plain jobs that were at work for too long.

@@ -223,6 +223,10 @@ impl Loop {
             let (inputs, stream) = held.plan(request, plan.clone(), self.resumable, unix_ms);
             plan.ticket(caller, inputs, bytes, deadline, stream)
         });
+        if held.checkpoint.lineage != 0 {
+            let told = self.lineages.attempts(held.checkpoint.lineage, held.attempts());
+            held.checkpoint.most = told.max(held.checkpoint.most);
+        }
         self.desk.insert(job, held);
         Event::Delivered {
             job,

@@ -36,6 +36,7 @@ impl Loop {
             model,
             plan,
             before: held.checkpoint.done,
+            chunk: held.goes_on_behind(),
             texts: held.texts_to_tokenize(),
             sequences: Vec::new(),
         };
@@ -75,12 +76,15 @@ struct Texts {
     plan: Plan,
     /// Inputs of the whole job in front of these.
     before: usize,
+    /// Inputs of a chunk, behind each of which the job can go on; `None` if it cannot.
+    chunk: Option<usize>,
     texts: Vec<String>,
     sequences: Vec<Sequence>,
 }
 
 impl Texts {
     /// Tokens of the next texts, and all of them after the last or what is wrong with one; `step` is called at least once for each.
+    /// Where whole chunks come before one that is wrong, the tokens of those: the job goes on behind them, and ends there.
     fn slice(&mut self, step: &mut dyn FnMut()) -> Option<Result<Vec<Sequence>, Refusal>> {
         let prompt = self.plan.prompt.as_deref();
         let mut tokens = 0;
@@ -97,8 +101,15 @@ impl Texts {
                     tokens += sequence.ids.len();
                     self.sequences.push(sequence);
                 }
-                // As its sender counts.
-                Err(error) => return Some(Err(refusal(self.before.saturating_add(at), &error))),
+                Err(error) => {
+                    let whole = self.chunk.map_or(0, |chunk| at / chunk * chunk);
+                    if whole > 0 {
+                        self.sequences.truncate(whole);
+                        return Some(Ok(std::mem::take(&mut self.sequences)));
+                    }
+                    // As its sender counts.
+                    return Some(Err(refusal(self.before.saturating_add(at), &error)));
+                }
             }
         }
         None

@@ -6,13 +6,11 @@ use super::compare::Comparison;
 use super::quality::TEXTS_MIN;
 use super::report::Report;
 use super::texts::Texts;
-use crate::args::BenchArgs;
+use crate::args::{BenchArgs, THREADS_MAX};
 use crate::config::{Config, Device, Precision};
 use crate::engine::device;
 use std::path::{Path, PathBuf};
 
-/// Most threads, as for `engine.threads`.
-const THREADS_MAX: usize = 1024;
 /// Bounds of `--seconds`.
 const SECONDS: std::ops::RangeInclusive<f64> = 0.05..=3600.0;
 
