@@ -162,6 +162,7 @@ impl Service {
             answerable: true,
             attempt: 1,
             suspect: false,
+            fetched: false,
         });
     }
 
