@@ -244,6 +244,11 @@ impl Held {
         }
     }
 
+    /// Whether its sender gave it its id, by which it is known again.
+    pub fn is_named(&self) -> bool {
+        self.digest.is_some()
+    }
+
     /// Inputs of a chunk, if the job can go on behind each.
     pub fn goes_on_behind(&self) -> Option<usize> {
         let chunk = self.plan.as_ref()?.chunk?;

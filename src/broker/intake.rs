@@ -1,6 +1,7 @@
 //! Deliveries in: lapin's message to an [`Arrival`], read and checked, with the receipt to settle it by.
 
 use super::{ACK_MAX, BrokerError, BrokerEvent, within};
+use crate::clock::{Clock, Moment};
 use crate::job::checkpoint::{Checkpoint, HEADER_CHECKPOINT};
 use crate::job::reply::{TYPE_ERROR, TYPE_RESULT};
 use crate::job::request::{Number, Properties, Request, RequestLimits, decode};
@@ -21,6 +22,8 @@ use tokio::sync::mpsc;
 /// Bodies above this size are read on a thread where that may take its time.
 const DECODE_INLINE_BYTES: usize = 64 * 1024;
 
+/// Time after which a look ends: the consumer's own deliveries wait meanwhile.
+const LOOK_MAX: Duration = Duration::from_millis(500);
 /// Longest time for fetching one message.
 const GET_MAX: Duration = Duration::from_secs(5);
 
@@ -172,18 +175,19 @@ pub(super) async fn consume(
     }
 }
 
-/// Fetches one message after the other until enough are here or none is left. False if nobody listens any more.
+/// Fetches one message after the other until enough are here, none is left, or time is up. False if nobody listens any more.
 async fn look_ahead(
     look: Look,
     origin: &Origin,
     stopping: &AtomicBool,
     events: &mpsc::Sender<BrokerEvent>,
 ) -> Result<bool, BrokerError> {
+    let clock = Clock::start();
     let mut memory = 0u64;
     for left in (0..look.jobs).rev() {
         let channel = origin.channel.upgrade();
-        let Some(channel) = channel.filter(|_| memory < look.memory && !stopping.load(Ordering::Relaxed))
-        else {
+        let enough = memory >= look.memory || clock.now().since(Moment::ZERO) >= LOOK_MAX;
+        let Some(channel) = channel.filter(|_| !enough && !stopping.load(Ordering::Relaxed)) else {
             break;
         };
         let got = channel.basic_get(origin.queue.as_ref().into(), BasicGetOptions::default());

@@ -221,9 +221,11 @@ impl Admission {
         self.paces[lane as usize].service_time()
     }
 
-    /// Seconds that a job of the lane takes, one after the other.
-    pub fn seconds_per_job(&self, lane: Lane) -> f64 {
-        self.settled[lane as usize].seconds_per_job()
+    /// Seconds that a job of the lane takes, one after the other, where at most so many are in flight: the slower of how fast they
+    /// go and how long each is at work. `None` before the first is answered.
+    pub fn seconds_per_job(&self, lane: Lane, places: usize, now: Moment) -> Option<f64> {
+        let at_work = self.service_time(lane)?.as_secs_f64() / places.max(1) as f64;
+        Some(self.settled[lane as usize].seconds_for(1, now).max(at_work))
     }
 
     /// When a retry may find room: the jobs that must go before it, at the rate at which such jobs go, and as long again

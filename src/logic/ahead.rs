@@ -25,6 +25,9 @@ const WORK_SHARED: Duration = Duration::from_secs(2);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(250);
 
+/// After a session that was lost in the midst of one.
+const PAUSE_LOST: Duration = Duration::from_secs(600);
+
 /// What is known of looks.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ahead {
@@ -41,9 +44,16 @@ impl Ahead {
         self.alone = consumers <= 1;
     }
 
-    /// What was asked for has come, or the session is gone.
+    /// What was asked for has come.
     pub(super) fn ended(&mut self, now: Moment) {
         (self.under_way, self.last) = (false, Some(now));
+    }
+
+    /// The session is gone, perhaps because the broker does not let this queue be fetched from.
+    pub(super) fn session_lost(&mut self, now: Moment) {
+        if std::mem::take(&mut self.under_way) {
+            self.last = Some(now + PAUSE_LOST);
+        }
     }
 
     fn is_due(&self, now: Moment) -> bool {
@@ -62,7 +72,9 @@ impl Logic {
             return;
         }
         self.ahead.last = Some(now);
+        // What waits too long here must be able to go on elsewhere.
         if self.health.is_draining()
+            || !self.resumable
             || !self.health.is_connected()
             || self.health.blocked_since().is_some()
             || self.admission.bulk_pauses().is_some()
@@ -71,24 +83,28 @@ impl Logic {
         }
         let here = self.jobs.values();
         let here = here.filter(|job| job.lane == Lane::Bulk && job.source == Source::Queue);
-        let (mut held, mut consumed, mut waiting, mut memory) = (0, 0, 0, 0u64);
+        let (mut held, mut consumed, mut memory) = (0, 0, 0u64);
         let mut callers = HashSet::new();
         for job in here {
             held += 1;
             consumed += usize::from(!job.fetched);
+            callers.insert(job.ticket.caller);
             if job.waits() {
-                waiting += 1;
-                callers.insert(job.ticket.caller);
                 memory = memory.saturating_add(weight(job));
             }
         }
         // Somewhat less: some are on their way out.
         let is_full = consumed * 4 >= self.setup.prefetch[Lane::Bulk as usize] * 3;
-        let somebody_has_several = waiting >= 2 * callers.len() && waiting > 1;
+        let somebody_has_several = held > callers.len();
         if !is_full || !somebody_has_several {
             return;
         }
-        let within_time = self.ahead.work_max().as_secs_f64() / self.admission.seconds_per_job(Lane::Bulk);
+        // Nothing is known of the pace before the first answer.
+        let places = self.setup.limits.max_inflight;
+        let Some(seconds) = self.admission.seconds_per_job(Lane::Bulk, places, now) else {
+            return;
+        };
+        let within_time = self.ahead.work_max().as_secs_f64() / seconds;
         let most = (within_time as usize).min(JOBS_MAX);
         let jobs = most.saturating_sub(held);
         let free = self.admission.memory().map_or(u64::MAX, |seen| {

@@ -12,7 +12,7 @@ impl Logic {
     /// own has lost nothing.
     pub(super) fn session_lost(&mut self, now: Moment, actions: &mut Vec<Action>) {
         self.tally.disconnected(now);
-        self.ahead.ended(now);
+        self.ahead.session_lost(now);
         for key in self.jobs.keys() {
             let stays = |source| source == Source::Connection;
             if self.jobs.get(key).is_some_and(|job| !stays(job.source)) {
@@ -74,6 +74,8 @@ impl Logic {
         let onward = match job.lane {
             // One that may have ended a process keeps its mark.
             Lane::Interactive if !job.alone => Some(Onward::Back),
+            // It was far back there, and others need not wait while it is computed alone.
+            Lane::Bulk if job.fetched && !job.alone => Some(Onward::Back),
             // At the end of its queue a bulk job would wait for the whole backlog once more.
             Lane::Bulk | Lane::Resumed if self.resumable => Some(Onward::Suspect),
             Lane::Interactive | Lane::Bulk | Lane::Resumed | Lane::Probe => None,

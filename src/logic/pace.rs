@@ -150,7 +150,7 @@ impl SettleRate {
     }
 
     /// Seconds that a job takes, which are never zero.
-    pub fn seconds_per_job(&self) -> f64 {
+    fn seconds_per_job(&self) -> f64 {
         // Smaller than any job takes; a lane that was busy for no time at all must not divide by it.
         (self.busy_s / self.jobs).max(1e-6)
     }

@@ -201,7 +201,10 @@ impl BlackBox {
     /// A new file, so that the box of a process that still dies is left alone.
     fn create(runtime: &Path) -> io::Result<BlackBox> {
         let before = read(runtime).ok();
-        let before = before.map(|known| known.suspects.marks.into_iter().collect());
+        // One that names only some of its suspects knows nothing of the others.
+        let before = before
+            .filter(|known| known.suspects.marks.len() >= known.suspects.total)
+            .map(|known| known.suspects.marks.into_iter().collect());
         let size = BOX_BYTES as u64;
         let file = Folder::make(runtime)?.create(FILE, 0o640, |file| file.set_len(size))?;
         Ok(BlackBox {
@@ -365,7 +368,7 @@ mod tests {
         let written = first.write(
             SUSPECTS,
             &Suspects {
-                total: usize::MAX,
+                total: MARKS_MAX,
                 ids: ids[..SUSPECTS_MAX].to_vec(),
                 marks: ids.iter().map(|id| mark(id)).collect(),
             },

@@ -123,7 +123,9 @@ impl Oracle {
                         assert!(seen.place.waits() && !seen.begun());
                     }
                     Onward::Back => {
-                        assert!(draining && seen.lane == Lane::Interactive && !seen.suspect);
+                        let far_back =
+                            seen.lane == Lane::Interactive || seen.fetched && seen.lane == Lane::Bulk;
+                        assert!(draining && far_back && !seen.suspect);
                         assert!(seen.place.waits() && !seen.begun());
                     }
                     Onward::Suspect => {

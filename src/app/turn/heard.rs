@@ -208,7 +208,8 @@ impl Loop {
         } else if redelivered && lane != Lane::Resumed {
             // The broker counts for all that a process held, not for what it worked on; the box of the one before this knows that.
             // Without one each may have been tried. A whole batch is: that costs a job one life, and never the last.
-            let tried = blackbox::own().and_then(|own| own.was_at_work(&held.id));
+            let own = blackbox::own().filter(|_| held.is_named());
+            let tried = own.and_then(|own| own.was_at_work(&held.id));
             let tried = tried.unwrap_or(true);
             held.attempt = (1 + u32::from(tried)).min(self.parts.logic.limits().max_attempts);
         }
@@ -223,7 +224,7 @@ impl Loop {
             let (inputs, stream) = held.plan(request, plan.clone(), self.resumable, unix_ms);
             plan.ticket(caller, inputs, bytes, deadline, stream)
         });
-        if held.checkpoint.lineage != 0 {
+        if lane == Lane::Resumed && held.checkpoint.lineage != 0 {
             let told = self.lineages.attempts(held.checkpoint.lineage, held.attempts());
             held.checkpoint.most = told.max(held.checkpoint.most);
         }
