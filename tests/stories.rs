@@ -432,3 +432,55 @@ fn refusals(actions: &[Action], job: JobKey) -> Vec<Refusal> {
 fn starts(action: &Action, job: JobKey) -> bool {
     matches!(action, Action::StartBatch { items, .. } if items.iter().any(|item| item.job == job))
 }
+
+/// What a look at the bulk queue asks for, and that there is none where one would do harm: before anything tells the pace, a
+/// thousand jobs of ten seconds were taken from every other worker; and a queue that must not be fetched from ended session
+/// after session.
+#[test]
+fn a_look_ahead_knows_the_pace_and_its_company() {
+    let looks = |actions: &[Action]| -> Vec<usize> {
+        let asked = actions.iter().filter_map(|action| match action {
+            Action::LookAhead { jobs, .. } => Some(*jobs),
+            _ => None,
+        });
+        asked.collect()
+    };
+    let told = |service: &mut Service, consumers| {
+        service.step(Event::QueueSeen {
+            lane: Lane::Bulk,
+            ready: 500,
+            consumers,
+        });
+    };
+    let mut service = Service::ready(setup());
+    service.step(Event::BrokerUp { resumable: true });
+    told(&mut service, 1);
+    let jobs: Vec<JobKey> = (0..16).map(|_| service.deliver(Lane::Bulk, ticket(1))).collect();
+    assert!(looks(&service.pass(1000)).is_empty(), "nothing was answered yet");
+    // One job in two seconds.
+    service.now += 1000;
+    let first = service.finish(jobs[0]);
+    assert!(first.contains(&Action::Forget {
+        job: jobs[0],
+        outcome: Outcome::Answered
+    }));
+    told(&mut service, 2);
+    let shared = looks(&service.pass(300));
+    assert!(shared.iter().all(|&jobs| jobs <= 2), "{shared:?}");
+    service.step(Event::LookedAhead);
+    told(&mut service, 1);
+    let alone = looks(&service.pass(300));
+    assert!(
+        matches!(alone[..], [jobs] if (16..=240).contains(&jobs)),
+        "{alone:?}"
+    );
+    // None while one is under way, and a session that is lost meanwhile is not risked again.
+    assert!(looks(&service.pass(2000)).is_empty());
+    service.step(Event::BrokerDown);
+    service.step(Event::BrokerUp { resumable: true });
+    told(&mut service, 1);
+    for _ in 0..16 {
+        service.deliver(Lane::Bulk, ticket(1));
+    }
+    assert!(looks(&service.pass(20_000)).is_empty());
+}

@@ -220,20 +220,19 @@ async fn take(
         within("acknowledging", ACK_MAX, acked).await?;
         return Ok(events.send(BrokerEvent::Proof).await.ok().map(|()| 0));
     }
-    let mut arrival = if delivery.data.len() > DECODE_INLINE_BYTES {
+    let arrival = if delivery.data.len() > DECODE_INLINE_BYTES {
         // From here to its arrival it is in nobody's hands but ours: a thread that hangs must be seen.
         let reading = BrokerEvent::Reading { lane: origin.lane };
         if events.send(reading).await.is_err() {
             return Ok(None);
         }
         let origin = origin.clone();
-        tokio::task::spawn_blocking(move || read(delivery, &origin))
+        tokio::task::spawn_blocking(move || read(delivery, fetched, &origin))
             .await
             .expect("reading a request cannot panic")
     } else {
-        read(delivery, origin)
+        read(delivery, fetched, origin)
     };
-    arrival.fetched = fetched;
     let inputs = arrival.request.as_ref().map_or(0, |request| request.input.len());
     let needs = memory_of(arrival.bytes, inputs);
     let sent = events.send(BrokerEvent::Arrived(Box::new(arrival))).await;
@@ -246,7 +245,7 @@ fn is_canary(delivery: &Delivery, canary: &str) -> bool {
     id == Some(canary) && kind != Some(TYPE_RESULT) && kind != Some(TYPE_ERROR)
 }
 
-fn read(delivery: Delivery, origin: &Origin) -> Arrival {
+fn read(delivery: Delivery, fetched: bool, origin: &Origin) -> Arrival {
     let properties = plain(&delivery.properties, delivery.redelivered);
     let request = decode(&properties, &delivery.data, origin.limits);
     let bytes = delivery.data.len();
@@ -278,7 +277,7 @@ fn read(delivery: Delivery, origin: &Origin) -> Arrival {
         properties,
         attempt,
         redelivered,
-        fetched: false,
+        fetched,
         checkpoint,
         bytes,
         digest,

@@ -1,13 +1,13 @@
 //! Looking ahead in the bulk lane's queue. Callers take turns among the jobs that are here; whoever stands behind another's
 //! thousand jobs in the broker's queue has no turn. So while the consumer holds all that it may, and somebody has several
-//! jobs in line, further messages are fetched, beyond the prefetch and within bounds of number, time and memory. Each is a round trip
-//! that costs the broker more than a delivery, so they are left where they are while more are there than may be held: the few
-//! that would be found sooner are not worth a fifth of the pace.
+//! jobs here, further messages are fetched, beyond the prefetch and within bounds of number, time and memory. Each is a round
+//! trip that costs the broker more than a delivery, so they are left where they are while more are there than may be held: the
+//! few that would be found sooner are not worth a fifth of the pace. `docs/design/0027` has what was measured.
 
 use super::Logic;
 use super::event::Action;
 use super::pressure::memory_of;
-use super::settle::{Job, Source};
+use super::settle::Source;
 use crate::clock::Moment;
 use crate::job::Lane;
 use std::collections::HashSet;
@@ -24,7 +24,6 @@ const WORK_ALONE: Duration = Duration::from_secs(60);
 const WORK_SHARED: Duration = Duration::from_secs(2);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(250);
-
 /// After a session that was lost in the midst of one.
 const PAUSE_LOST: Duration = Duration::from_secs(600);
 
@@ -90,7 +89,7 @@ impl Logic {
             consumed += usize::from(!job.fetched);
             callers.insert(job.ticket.caller);
             if job.waits() {
-                memory = memory.saturating_add(weight(job));
+                memory = memory.saturating_add(memory_of(job.ticket.bytes, job.ticket.inputs));
             }
         }
         // Somewhat less: some are on their way out.
@@ -117,8 +116,4 @@ impl Logic {
             actions.push(Action::LookAhead { jobs, memory });
         }
     }
-}
-
-fn weight(job: &Job) -> u64 {
-    memory_of(job.ticket.bytes, job.ticket.inputs)
 }

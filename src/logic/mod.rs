@@ -2,9 +2,9 @@
 //! [`Action`]s come out. No IO, no `async`, no clock, no global; `tests/tidy.rs` keeps it so.
 //!
 //! This file only routes. What becomes of a delivery is decided in `arrive`, what may come in in [`admission`], what the
-//! world is told of that in [`pressure`], who goes next in [`lane`] and is looked for in [`ahead`], what runs together in [`batch`], what becomes of a job
-//! in [`settle`], how it goes on in `onward`, how it leaves in `leave`, what is different for one whose caller waits on a
-//! connection in `caller`, and whether all of it is alive in [`health`] over the stages of [`ledger`].
+//! world is told of that in [`pressure`], who goes next in [`lane`] and is looked for in [`ahead`], what runs together in
+//! [`batch`], what becomes of a job in [`settle`], how it goes on in `onward`, how it leaves in `leave`, what is different for one
+//! whose caller waits on a connection in `caller`, and whether all of it is alive in [`health`] over the stages of [`ledger`].
 
 pub mod admission;
 pub mod ahead;

@@ -4,6 +4,7 @@
 client.py ask TEXT...      one interactive job; checks the reply and prints what it holds
 client.py publish N        N persistent bulk jobs, confirmed, to be answered into the queue `answers`
 client.py answered         how many different jobs have an answer (answers stay in the queue)
+client.py tried_again      how many of those took more than one attempt
 client.py waiting          how many jobs wait, in both lanes and among those that go on
 """
 
@@ -69,14 +70,16 @@ def publish(channel, number):
 
 
 def answered(channel):
-    jobs = set()
+    """Each job that has an answer, and the most attempts that one of them tells."""
+    jobs = {}
     while True:
         method, properties, body = channel.basic_get("answers")
         if method is None:
             break
         check_result(properties, body, 8)
-        jobs.add(properties.correlation_id)
-    print(len(jobs))  # Nothing is acked: all answers return to the queue when the connection closes.
+        attempts = int(properties.headers["x-attempt"])
+        jobs[properties.correlation_id] = max(attempts, jobs.get(properties.correlation_id, 0))
+    return jobs  # Nothing is acked: all answers return to the queue when the connection closes.
 
 
 def waiting(channel):
@@ -91,7 +94,9 @@ if __name__ == "__main__":
     elif command == "publish":
         publish(connection.channel(), int(rest[0]))
     elif command == "answered":
-        answered(connection.channel())
+        print(len(answered(connection.channel())))
+    elif command == "tried_again":
+        print(sum(attempts > 1 for attempts in answered(connection.channel()).values()))
     elif command == "waiting":
         waiting(connection.channel())
     else:
