@@ -20,6 +20,14 @@
 //!
 //! Arrows run only downward, and parts on one floor do not know each other. `tests/tidy.rs` keeps it so.
 
+/// A line on stderr. `eprintln!` would panic, and so end the process, where nobody reads it any more.
+macro_rules! tell {
+    ($($line:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($line)*);
+    }};
+}
+
 pub mod app;
 pub mod args;
 pub mod broker;

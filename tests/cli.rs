@@ -124,6 +124,28 @@ fn embed_takes_as_many_threads_as_there_can_be() {
     }
 }
 
+// Goal: who stops reading what is said on stderr changes nothing. Method: commands that fail, with a pipe that nobody reads.
+#[test]
+fn nobody_has_to_read_what_is_said_on_stderr() {
+    let home = Home::new();
+    home.write("bad.toml", "max_queue = 0\n");
+    for (args, code) in [
+        (&["embed", "--model", "nowhere"][..], 1),
+        (&["serve", "--config", "bad.toml"], 78),
+        (&["config", "--config", "bad.toml"], 78),
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = home.command(args);
+        let status = command
+            .current_dir(home.0.path())
+            .stderr(writer)
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(code), "{args:?}: {status}");
+    }
+}
+
 #[test]
 fn config_shows_every_value_and_who_set_it() {
     let home = Home::new();

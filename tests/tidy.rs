@@ -217,6 +217,19 @@ fn one_module_alone_names_each_big_library() {
     }
 }
 
+/// `eprintln!` panics where nobody reads stderr any more, and a panic ends the process: `tell!` does neither.
+#[test]
+fn what_is_said_on_stderr_ends_nothing() {
+    for source in sources("src") {
+        if source.path.file_name().is_some_and(|name| name != "tests.rs") {
+            source.must_not_name(
+                &["eprintln", "eprint", "println"],
+                "`tell!` and `cli::print` may fail",
+            );
+        }
+    }
+}
+
 /// What the compiler cannot check stays with the kernels, the CPU's and CUDA's, and each place says why it is right.
 #[test]
 fn unsafe_code_stays_with_the_kernels_and_gives_its_reasons() {

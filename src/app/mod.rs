@@ -113,7 +113,7 @@ pub fn serve(inputs: &Inputs) -> ExitCode {
         Err(failure) if is_corrupt(&failure) => {
             let mut death = Death::of(KillReason::EngineCorrupt.name());
             death.detail = format!("{failure:#}");
-            eprintln!("{failure:#}");
+            tell!("{failure:#}");
             dying::record(death, KillReason::EngineCorrupt.exit_code());
             ExitCode::from(KillReason::EngineCorrupt.exit_code())
         }
@@ -176,7 +176,7 @@ fn send_the_unsent(state: std::path::PathBuf) {
 /// A configuration that cannot work: said where people look, and never restarted (exit 78).
 fn refuse_config(errors: &str) -> ExitCode {
     for line in errors.lines() {
-        eprintln!("{line}");
+        tell!("{line}");
     }
     notify::status(&format!("refused · {errors}"));
     let mut death = Death::of("config_error");

@@ -163,7 +163,7 @@ fn raise(name: &str, unit: &Unit, deaths: &[&Death], pause: Option<Duration>) {
         entry.field(field, value);
     }
     if let Err(error) = journal::send(Path::new(journal::SOCKET), &entry, JOURNAL_MAX) {
-        eprintln!("the journal does not take the alarm ({error}): {text}");
+        tell!("the journal does not take the alarm ({error}): {text}");
     }
 }
 

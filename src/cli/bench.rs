@@ -403,7 +403,7 @@ fn tell(args: &BenchArgs, plan: &Plan, report: &Report) -> anyhow::Result<ExitCo
     Ok(match failed {
         None => ExitCode::SUCCESS,
         Some(why) => {
-            eprintln!("{why}");
+            tell!("{why}");
             ExitCode::FAILURE
         }
     })

@@ -170,7 +170,7 @@ async fn show(args: &DeadShowArgs, letters: &mut Letters) -> anyhow::Result<End>
         letters.keep(held).await?;
     }
     if found == 0 {
-        eprintln!("error: {}", none(&args.id, &queue));
+        tell!("error: {}", none(&args.id, &queue));
         let said = json!({"queue": queue, "found": 0, "dead_letters": []});
         return Ok(End {
             said: if args.json {
@@ -183,7 +183,7 @@ async fn show(args: &DeadShowArgs, letters: &mut Letters) -> anyhow::Result<End>
         });
     }
     if found > SHOWN_MAX {
-        eprintln!(
+        tell!(
             "{} have this id, {SHOWN_MAX} are shown",
             count(found, "dead letter")
         );
@@ -197,7 +197,7 @@ async fn show(args: &DeadShowArgs, letters: &mut Letters) -> anyhow::Result<End>
     }
     if args.body {
         if found > 1 {
-            eprintln!(
+            tell!(
                 "{} have this id, the first one's body is shown",
                 count(found, "dead letter")
             );
@@ -240,7 +240,7 @@ async fn requeue(args: &DeadRequeueArgs, letters: &mut Letters) -> anyhow::Resul
         let sent = letters.requeue(held, queue).await;
         sent.with_context(|| format!("{}; then {}", done.so_far("requeued"), summary.id))?;
         if !summary.reply_to {
-            eprintln!(
+            tell!(
                 "{}: has no reply_to, the service will refuse it again",
                 summary.id
             );
@@ -286,7 +286,7 @@ async fn purge(args: &DeadPurgeArgs, letters: &mut Letters) -> anyhow::Result<En
         }
     }
     if ageless > 0 {
-        eprintln!("{} of unknown age kept", count(ageless, "dead letter"));
+        tell!("{} of unknown age kept", count(ageless, "dead letter"));
     }
     Ok(done.end(&args.ids, &queue, "deleted", &BTreeMap::new(), args.json))
 }
@@ -320,7 +320,7 @@ impl Done {
         let missing: Vec<&String> = ids.iter().filter(|id| !self.ids.contains(*id)).collect();
         let incomplete = !missing.is_empty() || self.number == 0;
         for id in &missing {
-            eprintln!("error: {}", none(id, queue));
+            tell!("error: {}", none(id, queue));
         }
         let said = if as_json {
             let answer =

@@ -97,7 +97,7 @@ pub fn run(args: &EmbedArgs) -> anyhow::Result<ExitCode> {
     match embed.turn(&inbox)? {
         None => Ok(ExitCode::SUCCESS),
         Some(bad) => {
-            eprintln!("embeddings: {bad}");
+            tell!("embeddings: {bad}");
             Ok(ExitCode::from(BAD_LINE))
         }
     }

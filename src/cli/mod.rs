@@ -64,7 +64,7 @@ pub fn failed(json: bool, errors: &[String], code: u8) -> ExitCode {
 /// The same, with what this command's JSON has otherwise, as far as it is known.
 fn failed_with(json: bool, errors: &[String], code: u8, known: Value) -> ExitCode {
     for error in errors {
-        eprintln!("error: {error}");
+        tell!("error: {error}");
     }
     if json {
         let mut said = match known {

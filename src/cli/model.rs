@@ -140,7 +140,7 @@ fn remove(name: &str, as_json: bool, flags: &ConfigFlags) -> anyhow::Result<Exit
         false => format!("removed {name} from {}\n", models.display()),
     })?;
     if needed {
-        eprintln!(
+        tell!(
             "warning: the configuration still names {name}; the service will not find it at its next start"
         );
     }

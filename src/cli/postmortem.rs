@@ -118,7 +118,7 @@ fn keep(death: Option<Death>, state: Option<&Path>, unit: Option<&str>, invocati
         changed |= warn_of_a_slow_death(&mut history, unit, now);
     }
     if changed && let Err(error) = history.save() {
-        eprintln!("cannot keep the history of deaths: {error}");
+        tell!("cannot keep the history of deaths: {error}");
     }
 }
 

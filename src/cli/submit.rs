@@ -66,26 +66,26 @@ pub fn run(args: &SubmitArgs) -> anyhow::Result<ExitCode> {
         if let Some(value) = value
             && !(1..=COUNT_MAX).contains(&value)
         {
-            eprintln!("error: {flag} is {value}, must be 1 to {COUNT_MAX}");
+            tell!("error: {flag} is {value}, must be 1 to {COUNT_MAX}");
             return Ok(ExitCode::from(EXIT_USAGE));
         }
     }
     if args.timeout == 0 {
-        eprintln!("error: --timeout is 0, must be at least 1 second");
+        tell!("error: --timeout is 0, must be at least 1 second");
         return Ok(ExitCode::from(EXIT_USAGE));
     }
     let inputs = super::inputs(&args.config);
     let config = match config::load(&inputs) {
         Ok(loaded) => loaded.config,
         Err(errors) => {
-            eprintln!("{errors}");
+            tell!("{errors}");
             return Ok(ExitCode::from(EXIT_CONFIG));
         }
     };
     let target = match Target::open(args) {
         Ok(target) => target,
         Err(Unusable(code, problem)) => {
-            eprintln!("error: {problem}");
+            tell!("error: {problem}");
             return Ok(ExitCode::from(code));
         }
     };
@@ -151,7 +151,7 @@ async fn submit(args: &SubmitArgs, broker: &BrokerConfig, target: &Target) -> u8
     board.clear();
     match end {
         Ok(output) => {
-            eprintln!("{}", output.summary(run.kept.kept));
+            tell!("{}", output.summary(run.kept.kept));
             u8::from(output.counts.failed > 0) * EXIT_SOME_FAILED
         }
         Err(end) => run.told(&end),
@@ -336,24 +336,24 @@ impl Run<'_> {
             End::NoQueries => EXIT_SOME_FAILED,
             End::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => EXIT_READER_GONE,
             End::Output(error) => {
-                eprintln!("error: the output cannot be written: {error}");
+                tell!("error: the output cannot be written: {error}");
                 if let Target::Regular { .. } = self.target {
-                    eprintln!("{go_on}");
+                    tell!("{go_on}");
                 }
                 EXIT_OUTPUT
             }
             End::Stop(Stop::Output) => unreachable!("the writer has said why it ended"),
             End::Stop(Stop::Unavailable(cause)) => {
-                eprintln!("error: {cause}\n{go_on}");
+                tell!("error: {cause}\n{go_on}");
                 EXIT_UNAVAILABLE
             }
             End::Stop(Stop::Refused(why)) => {
-                eprintln!("error: {why}");
+                tell!("error: {why}");
                 EXIT_USAGE
             }
             End::Stop(Stop::Signal(signal)) => {
                 let name = if *signal == SIGINT { "SIGINT" } else { "SIGTERM" };
-                eprintln!("ended by {name}\n{go_on}");
+                tell!("ended by {name}\n{go_on}");
                 u8::try_from(128 + signal).unwrap_or(EXIT_SOME_FAILED)
             }
         }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// The chain of modules of a folder.
 #[derive(Debug)]
@@ -96,6 +96,15 @@ impl Folder {
         let file = dir.join("modules.json");
         // They are chained as they are listed, whatever their numbers.
         let modules: Vec<Module> = parse(&file, &read(&file)?)?;
+        let inside = |path: &str| {
+            Path::new(path)
+                .components()
+                .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+        };
+        if let Some(module) = modules.iter().find(|module| !inside(&module.path)) {
+            let key = format!("path of module {}", module.idx);
+            return Err(refuse(&file, &key, &module.path, "a folder inside the model's"));
+        }
         let mut modules = modules
             .into_iter()
             .map(|module| (kind(&module.r#type), module))
@@ -148,6 +157,13 @@ impl Folder {
         sentence.check(&file)?;
         let file = dir.join("config_sentence_transformers.json");
         let settings: Settings = optional(&file)?;
+        if let Some(kind) = settings
+            .model_type
+            .as_ref()
+            .filter(|kind| *kind != "SentenceTransformer")
+        {
+            return Err(refuse(&file, "model_type", kind, "SentenceTransformer"));
+        }
         if let Some(dimensions) = settings.truncate_dim {
             let supported = "null: who wants fewer dimensions asks for them";
             return Err(refuse(&file, "truncate_dim", dimensions, supported));
@@ -155,7 +171,6 @@ impl Folder {
         if let Some(name) = &settings.default_prompt_name
             && !settings.prompts.contains_key(name)
         {
-            let file = dir.join("config_sentence_transformers.json");
             return Err(refuse(&file, "default_prompt_name", name, "a name from prompts"));
         }
         Ok(Folder {
@@ -218,6 +233,10 @@ struct SentenceBert {
     module_output_name: Option<String>,
     #[serde(default)]
     modality_config: BTreeMap<String, Value>,
+    /// Limits and padding for queries and documents apart, which models of many vectors have.
+    query_length: Option<Value>,
+    document_length: Option<Value>,
+    query_expansion: Option<Value>,
     /// Among them what is handed on to the configuration, the weights and the tokenizer.
     #[serde(flatten)]
     others: BTreeMap<String, Value>,
@@ -258,6 +277,21 @@ impl SentenceBert {
                 return Err(refuse(file, key, value, known));
             }
         }
+        let apart = [
+            ("query_length", &self.query_length),
+            ("document_length", &self.document_length),
+            ("query_expansion", &self.query_expansion),
+        ];
+        for (key, value) in apart {
+            if let Some(value) = value {
+                return Err(refuse(
+                    file,
+                    key,
+                    value,
+                    "null: queries and documents have one limit",
+                ));
+            }
+        }
         for (modality, config) in &self.modality_config {
             // A `message` would be put into the tokenizer's chat template first.
             if modality != "text" {
@@ -291,6 +325,8 @@ impl SentenceBert {
 
 #[derive(Deserialize, Default)]
 struct Settings {
+    /// Absent before version 5 of sentence-transformers.
+    model_type: Option<String>,
     /// Whoever loads it in Python gets vectors of so many numbers.
     truncate_dim: Option<usize>,
     #[serde(default)]
@@ -310,8 +346,9 @@ fn read_pooling(file: &Path) -> Result<Pooling, LoadError> {
         let mode = name.as_str().and_then(Mode::from_name);
         modes.push(mode.ok_or_else(|| refuse(file, "pooling_mode", name, Mode::NAMES))?);
     }
-    if modes.is_empty() {
-        // The older form: a switch for each mode, joined in the order of the modes.
+    if !config.contains_key("pooling_mode") {
+        // The older form: a switch for each mode, joined in the order of the modes. Where none is on, the reference
+        // takes the mean.
         for (key, value) in config
             .iter()
             .filter(|(key, on)| key.starts_with("pooling_mode_") && **on == true)
@@ -319,9 +356,12 @@ fn read_pooling(file: &Path) -> Result<Pooling, LoadError> {
             modes.push(Mode::from_key(key).ok_or_else(|| refuse(file, key, value, Mode::NAMES))?);
         }
         modes.sort();
+        if modes.is_empty() {
+            modes.push(Mode::Mean);
+        }
     }
     if modes.is_empty() {
-        return Err(refuse(file, "pooling_mode", "none", Mode::NAMES));
+        return Err(refuse(file, "pooling_mode", "[]", Mode::NAMES));
     }
     let include_prompt = config.get("include_prompt").is_none_or(|value| *value != false);
     Ok(Pooling {
@@ -359,6 +399,7 @@ fn read_dense(dir: &Path) -> Result<DenseSpec, LoadError> {
         out_features: usize,
         #[serde(default = "yes")]
         bias: bool,
+        #[serde(default = "tanh")]
         activation_function: String,
         #[serde(default)]
         use_residual: bool,
@@ -367,6 +408,10 @@ fn read_dense(dir: &Path) -> Result<DenseSpec, LoadError> {
     }
     fn yes() -> bool {
         true
+    }
+    /// What the reference takes where the key is absent.
+    fn tanh() -> String {
+        "torch.nn.modules.activation.Tanh".to_owned()
     }
     let file = dir.join("config.json");
     let config: Config = parse(&file, &read(&file)?)?;

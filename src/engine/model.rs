@@ -266,7 +266,7 @@ impl Model {
         let tokens = || {
             Tokenize::load(
                 &folder.transformer,
-                max_tokens,
+                &max_tokens,
                 folder.lower_case,
                 sizes.vocabulary,
             )
@@ -301,7 +301,7 @@ impl Model {
         };
         let info = ModelInfo {
             dimensions: ready.dimensions(),
-            max_tokens,
+            max_tokens: max_tokens.count,
             pooling: folder.pooling.name(),
             normalize: folder.normalize,
             prompts: folder.prompts,
@@ -331,7 +331,7 @@ impl Model {
         let max_tokens = max_tokens(&folder, sizes)?;
         Tokenize::load(
             &folder.transformer,
-            max_tokens,
+            &max_tokens,
             folder.lower_case,
             sizes.vocabulary,
         )?;
@@ -402,17 +402,37 @@ fn where_to(options: &LoadOptions) -> Result<(Device, Option<Place>), LoadError>
     Ok((Device::Cpu, Some(place)))
 }
 
+/// The longest sequence, and what says so.
+pub(super) struct MaxTokens {
+    /// Tokens, those that the tokenizer adds included.
+    pub count: usize,
+    /// The file that sets it.
+    pub file: PathBuf,
+    /// The key in that file.
+    pub key: &'static str,
+}
+
+impl MaxTokens {
+    /// Refuses it, as it is less than what is `supported`.
+    pub fn refuse(&self, supported: &str) -> LoadError {
+        refuse(&self.file, self.key, self.count, supported)
+    }
+}
+
 /// The folder's own limit, else the tokenizer's, and never more than there are positions.
-fn max_tokens(folder: &Folder, sizes: Sizes) -> Result<usize, LoadError> {
+fn max_tokens(folder: &Folder, sizes: Sizes) -> Result<MaxTokens, LoadError> {
     #[derive(serde::Deserialize, Default)]
     struct Limits {
         model_max_length: Option<f64>,
         /// What that was called before version 2 of transformers; some folders have both.
         max_len: Option<f64>,
     }
-    let positions = sizes.places;
-    let limit = match folder.max_seq_length {
-        Some(limit) => limit,
+    let said = match folder.max_seq_length {
+        Some(count) => Some(MaxTokens {
+            count,
+            file: folder::sentence_config(&folder.transformer),
+            key: "max_seq_length",
+        }),
         None => {
             let file = folder.transformer.join("tokenizer_config.json");
             let limits: Limits = if file.exists() {
@@ -420,19 +440,28 @@ fn max_tokens(folder: &Folder, sizes: Sizes) -> Result<usize, LoadError> {
             } else {
                 Limits::default()
             };
+            let newer = limits.model_max_length.map(|limit| (limit, "model_max_length"));
             // Without a limit, transformers writes a number that no machine holds.
-            limits
-                .model_max_length
-                .or(limits.max_len)
-                .filter(|limit| *limit >= 1.0)
-                .map_or(positions, |limit| limit as usize)
+            newer
+                .or(limits.max_len.map(|limit| (limit, "max_len")))
+                .filter(|(limit, _)| *limit >= 1.0)
+                .map(|(limit, key)| MaxTokens {
+                    count: limit as usize,
+                    file,
+                    key,
+                })
         }
     };
-    if limit == 0 {
-        let file = folder::sentence_config(&folder.transformer);
-        return Err(refuse(&file, "max_seq_length", limit, "at least 1"));
+    let said = said.filter(|said| said.count <= sizes.places);
+    let limit = said.unwrap_or_else(|| MaxTokens {
+        count: sizes.places,
+        file: folder.transformer.join("config.json"),
+        key: "max_position_embeddings",
+    });
+    match limit.count {
+        0 => Err(limit.refuse("at least 1")),
+        _ => Ok(limit),
     }
-    Ok(limit.min(positions))
 }
 
 /// Loads the Dense modules, for the CPU or a `place` on a device, and checks that each takes what the one before it gives.

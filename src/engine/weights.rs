@@ -52,6 +52,8 @@ pub(super) struct Weights {
 struct Store {
     files: Vec<(PathBuf, File)>,
     entries: BTreeMap<String, Entry>,
+    /// What is stored in numbers that nothing here computes with, such as position ids.
+    others: BTreeMap<String, Dtype>,
     bytes: u64,
     shared: Mutex<Option<Shared>>,
 }
@@ -162,10 +164,15 @@ impl Weights {
                 return Ok((full, entry));
             }
         }
+        let stored = |full: String| self.store.others.get(&full);
+        let why = match stored(name.to_owned()).or_else(|| stored(format!("{prefix}{name}"))) {
+            Some(dtype) => format!("is stored as {dtype:?}, supported: F64, F32, F16, BF16"),
+            None => "is missing".to_owned(),
+        };
         Err(LoadError::Tensor {
             file: self.store.files[0].0.clone(),
             name: name.to_owned(),
-            why: "is missing".into(),
+            why,
         })
     }
 
@@ -314,11 +321,14 @@ impl Store {
         let data = 8 + header_bytes;
         for (name, info) in header.tensors() {
             let dtype = match info.dtype {
+                Dtype::F64 => DType::F64,
                 Dtype::F32 => DType::F32,
                 Dtype::F16 => DType::F16,
                 Dtype::BF16 => DType::BF16,
-                // Such as position ids; nothing of ours reads them.
-                _ => continue,
+                other => {
+                    self.others.insert(name, other);
+                    continue;
+                }
             };
             let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
             let numbers = info

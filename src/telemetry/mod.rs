@@ -77,6 +77,8 @@ where
 {
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(writer)
+        // It would say on stderr that it cannot write there, and panic.
+        .log_internal_errors(false)
         .with_ansi(ansi)
         .with_target(false)
         .fmt_fields(printable::fields());

@@ -1,6 +1,6 @@
 //! Settings of a folder that would change vectors and that nothing here computes: refused, by the name of file and key.
 
-use super::{copy, error, spoilt};
+use super::{copy, error, load, spoilt};
 use embeddings::engine::{LoadOptions, Model};
 use std::path::Path;
 
@@ -69,6 +69,102 @@ fn modules_are_taken_as_they_are_set_or_refused() {
     );
 }
 
+// Goal: a folder written long ago is read as the reference reads it now: no switch on means the mean, no activation tanh.
+#[test]
+fn older_modules_mean_what_the_reference_takes_them_for() {
+    let chain = |name: &str, file: &str, text: &str| {
+        let folder = copy(name);
+        std::fs::write(folder.path().join(file), text).unwrap();
+        let model = load(folder.path());
+        let sequence = model.tokenize("the house is old", None, true).unwrap();
+        let vector = model.engine().embed(&[&sequence], &mut || ()).unwrap().remove(0);
+        (model.info().pooling.clone(), vector.unwrap())
+    };
+    let file = "1_Pooling/config.json";
+    for text in [
+        "{\"word_embedding_dimension\": 32}",
+        "{\"word_embedding_dimension\": 32, \"pooling_mode_cls_token\": false, \"pooling_mode_mean_tokens\": false}",
+    ] {
+        assert_eq!(chain("cls", file, text).0, "mean", "{text}");
+    }
+    says(
+        &with("cls", file, "{\"pooling_mode\": []}"),
+        "1_Pooling/config.json: pooling_mode is \"[]\"",
+    );
+    let dense = "{\"in_features\": 32, \"out_features\": 40, \"bias\": true}";
+    let file = "2_Dense/config.json";
+    let written = std::fs::read_to_string(copy("sqrt-dense").path().join(file)).unwrap();
+    assert!(written.contains("Tanh"));
+    assert_eq!(
+        chain("sqrt-dense", file, dense),
+        chain("sqrt-dense", file, &written)
+    );
+}
+
+#[test]
+fn what_another_kind_of_model_needs_is_refused() {
+    says(
+        &spoilt(
+            "cls",
+            "config_sentence_transformers.json",
+            "\"SentenceTransformer\"",
+            "\"SparseEncoder\"",
+        ),
+        "config_sentence_transformers.json: model_type is \"SparseEncoder\", supported: SentenceTransformer",
+    );
+    let file = "sentence_bert_config.json";
+    for (key, value) in [
+        ("query_length", "32"),
+        ("document_length", "32"),
+        ("query_expansion", "{\"strategy\": \"fixed\", \"length\": 32}"),
+    ] {
+        says(
+            &adding("cls", file, &format!("\"{key}\": {value}")),
+            &format!("{file}: {key} is"),
+        );
+        loads_with("cls", file, &format!("\"{key}\": null"));
+    }
+    says(
+        &adding(
+            "cls",
+            "config.json",
+            "\"quantization_config\": {\"quant_method\": \"bitsandbytes\"}",
+        ),
+        "config.json: quantization_config is \"bitsandbytes\", supported: null",
+    );
+    for path in ["../elsewhere", "/etc", "1_Pooling/../.."] {
+        says(
+            &spoilt("cls", "modules.json", "\"1_Pooling\"", &format!("\"{path}\"")),
+            &format!("modules.json: path of module 1 is \"{path}\""),
+        );
+    }
+}
+
+// Goal: lower case where the module asks for it is what the reference does: before all else, but for the tokenizer's own
+// tokens. Method: tokens of the same text, lowered by hand, in the same model without that setting.
+#[test]
+fn a_module_that_lowers_case_keeps_the_tokenizers_own_tokens() {
+    for (name, mask) in [("roberta", "<mask>"), ("cls", "[MASK]")] {
+        let plain = copy(name);
+        let lowering = copy(name);
+        put(
+            lowering.path(),
+            "sentence_bert_config.json",
+            "\"do_lower_case\": true",
+        );
+        let (plain, lowering) = (load(plain.path()), load(lowering.path()));
+        let ids = |model: &Model, text: &str| model.tokenize(text, None, true).unwrap().ids;
+        let text = format!("The OLD {mask} House, STRASSE");
+        let lowered = format!("the old {mask} house, strasse");
+        assert_eq!(ids(&lowering, &text), ids(&plain, &lowered), "{name}");
+        if name == "roberta" {
+            assert_ne!(ids(&plain, &text), ids(&plain, &lowered));
+        }
+        let long = "Some WORDS, and ".repeat(4000);
+        assert_eq!(ids(&lowering, &long), ids(&plain, &long.to_lowercase()), "{name}");
+    }
+}
+
 #[test]
 fn settings_of_the_transformer_are_refused_by_name() {
     let file = "sentence_bert_config.json";
@@ -120,6 +216,24 @@ fn the_longest_sequence_is_found_under_older_names() {
         let model = Model::load(folder.path(), &LoadOptions::default(), &mut |_| ()).unwrap();
         assert_eq!(model.info().max_tokens, 7, "{file}");
     }
+}
+
+#[test]
+fn a_limit_without_room_for_a_text_is_refused_where_it_stands() {
+    let file = "sentence_bert_config.json";
+    says(
+        &with("cls", file, "{\"max_seq_length\": 2}"),
+        &format!("{file}: max_seq_length is \"2\", supported: more than the 2 tokens around a text"),
+    );
+    let folder = copy("cls");
+    std::fs::remove_file(folder.path().join(file)).unwrap();
+    let file = "tokenizer_config.json";
+    std::fs::write(folder.path().join(file), "{\"model_max_length\": 2}").unwrap();
+    let text = error(folder.path()).to_string();
+    assert!(
+        text.contains(&format!("{file}: model_max_length is \"2\"")),
+        "{text}"
+    );
 }
 
 #[test]
@@ -182,4 +296,50 @@ fn both_files_of_a_tokenizer_must_agree() {
     std::fs::write(&path, left).unwrap();
     let text = error(folder.path()).to_string();
     assert!(text.contains("tokenizer.json: truncation.direction is"), "{text}");
+}
+
+// Goal: weights stored in 64 bits are read, and those in numbers that nothing here computes with are named. Method: a
+// small model's own file, written anew.
+#[test]
+fn weights_are_read_in_the_numbers_they_are_stored_in() {
+    use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+    let store = |change: &dyn Fn(&str, &[u8]) -> (Dtype, Vec<u8>)| {
+        let folder = copy("cls");
+        let file = folder.path().join("model.safetensors");
+        let bytes = std::fs::read(&file).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let changed: Vec<_> = tensors
+            .iter()
+            .map(|(name, view)| {
+                let (dtype, bytes) = change(name, view.data());
+                (name, dtype, view.shape().to_vec(), bytes)
+            })
+            .collect();
+        let views = changed.iter().map(|(name, dtype, shape, bytes)| {
+            (*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        });
+        std::fs::write(&file, serialize(views, None).unwrap()).unwrap();
+        folder
+    };
+    let wide = |_: &str, bytes: &[u8]| {
+        let numbers = bytes.as_chunks::<4>().0.iter().copied().map(f32::from_le_bytes);
+        let wide = numbers.flat_map(|number| f64::from(number).to_le_bytes());
+        (Dtype::F64, wide.collect())
+    };
+    let vector = |folder: &Path| {
+        let model = load(folder);
+        let sequence = model.tokenize("the house is old", None, true).unwrap();
+        let vectors = model.engine().embed(&[&sequence], &mut || ()).unwrap();
+        vectors.into_iter().next().unwrap().unwrap()
+    };
+    assert_eq!(vector(store(&wide).path()), vector(copy("cls").path()));
+
+    let name = "encoder.layer.1.output.dense.weight";
+    let narrow = |tensor: &str, bytes: &[u8]| match tensor == name {
+        true => (Dtype::I8, vec![1; bytes.len() / 4]),
+        false => (Dtype::F32, bytes.to_vec()),
+    };
+    let text = error(store(&narrow).path()).to_string();
+    let said = format!("tensor {name} is stored as I8, supported: F64, F32, F16, BF16");
+    assert!(text.ends_with(&said), "{text}");
 }

@@ -45,12 +45,12 @@ impl Board {
     pub fn begin(&self, name: &str, size: u64, there: u64) {
         match &self.bar {
             Some(bar) => bar.set_message(name.to_owned()),
-            None if there > 0 => eprintln!(
+            None if there > 0 => tell!(
                 "fetching {name} ({}, {} of it are there)",
                 HumanBytes(size),
                 HumanBytes(there)
             ),
-            None => eprintln!("fetching {name} ({})", HumanBytes(size)),
+            None => tell!("fetching {name} ({})", HumanBytes(size)),
         }
     }
 
@@ -65,7 +65,7 @@ impl Board {
         let now = self.clock.now();
         if now.since(*said) >= LINE_EVERY {
             *said = now;
-            eprintln!("fetched {} of {}", HumanBytes(done), HumanBytes(self.total));
+            tell!("fetched {} of {}", HumanBytes(done), HumanBytes(self.total));
         }
     }
 
@@ -80,8 +80,8 @@ impl Board {
     /// Tells something that people should know.
     pub fn tell(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| tell!("{line}")),
+            None => tell!("{line}"),
         }
     }
 }

@@ -49,7 +49,7 @@ impl Cache {
         match lock.try_lock() {
             Ok(()) => return Ok(lock),
             Err(TryLockError::WouldBlock) => {
-                eprintln!("another command fetches this model already; waiting for it")
+                tell!("another command fetches this model already; waiting for it")
             }
             Err(TryLockError::Error(error)) => return Err(error).with_context(failed),
         }

@@ -127,7 +127,7 @@ impl Hub {
                 return Err(self.explain(fault));
             }
             let pause = patience::pause(failures, fault.pause(), rand::random());
-            eprintln!("{fault}; asking again in {:.1} s", pause.as_secs_f64());
+            tell!("{fault}; asking again in {:.1} s", pause.as_secs_f64());
             std::thread::sleep(pause);
         }
     }

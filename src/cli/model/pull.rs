@@ -138,7 +138,7 @@ fn obtain(
     let Some(listing) = remembered else {
         return Err(refusal.context(format!("{id} is not in the cache, and it cannot be fetched")));
     };
-    eprintln!("warning: {refusal:#}; using what an earlier pull left in the cache");
+    tell!("warning: {refusal:#}; using what an earlier pull left in the cache");
     check(&listing)?;
     Ok(listing)
 }

@@ -64,7 +64,7 @@ impl Board {
 
     /// A line of its own.
     pub fn say(&self, line: &str) {
-        self.bar.suspend(|| eprintln!("{line}"));
+        self.bar.suspend(|| tell!("{line}"));
     }
 
     /// Takes the bar away.

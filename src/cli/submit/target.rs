@@ -72,7 +72,7 @@ impl Target {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(usage("is being written by another submit")),
             // Not every file system has locks; that is no reason to write nothing.
-            Err(error) => eprintln!("warning: {} cannot be locked: {error}", path.display()),
+            Err(error) => tell!("warning: {} cannot be locked: {error}", path.display()),
         }
         let path = path
             .canonicalize()

@@ -24,6 +24,7 @@ use super::encoder::Encoder;
 use super::folder::{self, refuse};
 use super::weights::Weights;
 use serde::Deserialize;
+use serde_json::Value;
 use std::path::Path;
 
 /// One family: the checked configuration of one model of it.
@@ -74,6 +75,8 @@ pub(super) fn read(file: &Path, text: &str) -> Result<(String, Box<dyn Family>),
         model_type: Option<String>,
         architectures: Option<Vec<String>>,
         is_causal: Option<bool>,
+        /// Even where the numbers are floats, what reads them then multiplies otherwise.
+        quantization_config: Option<Value>,
     }
     let kind: Kind = folder::parse(file, text)?;
     let known = || {
@@ -96,6 +99,15 @@ pub(super) fn read(file: &Path, text: &str) -> Result<(String, Box<dyn Family>),
             let supported = format!("{class}Model or {class}For…");
             return Err(refuse(file, "architectures", architecture, &supported));
         }
+    }
+    if let Some(how) = &kind.quantization_config {
+        let method = how["quant_method"].as_str().unwrap_or("there");
+        return Err(refuse(
+            file,
+            "quantization_config",
+            method,
+            "null: weights in floats",
+        ));
     }
     let causal = CAUSAL.contains(&name.as_str());
     if let Some(other) = kind.is_causal.filter(|other| *other != causal) {

@@ -14,12 +14,14 @@ pub use threads::{Progress, Report, Slices, Task, Tokenizers};
 
 use super::LoadError;
 use super::folder::{parse, read, refuse};
+use super::model::MaxTokens;
 use added::Added;
 use pieces::Pieces;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use tokenizers::Tokenizer;
+use tokenizers::normalizers::{Lowercase, NormalizerWrapper, Sequence as Normalizers};
 use words::Words;
 
 /// The tokens of one text, ready for an engine. Cheap to clone.
@@ -69,7 +71,6 @@ pub(super) struct Tokenize {
     /// What stands before and behind each text.
     prefix: Vec<u32>,
     suffix: Vec<u32>,
-    lower_case: bool,
     max_tokens: usize,
     /// Tokens of the model.
     vocabulary: usize,
@@ -86,7 +87,7 @@ impl Tokenize {
     /// Loads `tokenizer.json`.
     pub fn load(
         dir: &Path,
-        max_tokens: usize,
+        limit: &MaxTokens,
         lower_case: bool,
         vocabulary: usize,
     ) -> Result<Tokenize, LoadError> {
@@ -106,6 +107,9 @@ impl Tokenize {
             Some(words) => Cutting::Words(words),
             None => Cutting::Pieces(Pieces::find(&file, &text, &tokenizer, &added)?),
         };
+        if lower_case {
+            lower_first(&mut tokenizer).map_err(failed)?;
+        }
         // Tokens that were added behind the model's may go beyond its embeddings, as in EmbeddingGemma.
         let size = tokenizer.get_vocab_size(false);
         if size > vocabulary {
@@ -113,13 +117,10 @@ impl Tokenize {
             return Err(refuse(&file, "vocabulary", size, &supported));
         }
         let (prefix, suffix) = around(&file, &tokenizer)?;
+        let max_tokens = limit.count;
         if prefix.len() + suffix.len() >= max_tokens {
-            let supported = format!(
-                "more than the {} tokens around a text",
-                prefix.len() + suffix.len()
-            );
-            let file = crate::engine::folder::sentence_config(dir);
-            return Err(refuse(&file, "max_seq_length", max_tokens, &supported));
+            let around = prefix.len() + suffix.len();
+            return Err(limit.refuse(&format!("more than the {around} tokens around a text")));
         }
         let special = tokenizer.get_added_tokens_decoder().into_iter();
         Ok(Tokenize {
@@ -131,7 +132,6 @@ impl Tokenize {
             added,
             prefix,
             suffix,
-            lower_case,
             max_tokens,
             vocabulary,
             tokenizer,
@@ -202,19 +202,28 @@ impl Tokenize {
         tokens: &mut Vec<u32>,
         step: &mut dyn FnMut(),
     ) -> Result<(), TokenizeError> {
-        let lower;
-        let text = if self.lower_case {
-            lower = text.to_lowercase();
-            &lower
-        } else {
-            text
-        };
         let Tokenize { tokenizer, added, .. } = self;
         match &self.cutting {
             Cutting::Words(words) => words.content(tokenizer, added, text, enough, tokens, step),
             Cutting::Pieces(pieces) => pieces.content(tokenizer, added, text, enough, tokens, step),
         }
     }
+}
+
+/// Lower-cases before all else that is done to a text, unless that is done already. The tokenizer's own tokens keep their
+/// letters, as they are found before.
+fn lower_first(tokenizer: &mut Tokenizer) -> Result<(), tokenizers::Error> {
+    let lowers = |part: &NormalizerWrapper| matches!(part, NormalizerWrapper::Lowercase(_));
+    let mut parts = vec![NormalizerWrapper::Lowercase(Lowercase)];
+    match tokenizer.get_normalizer() {
+        None => {}
+        Some(NormalizerWrapper::Sequence(sequence)) => parts.extend_from_slice(sequence.as_ref()),
+        Some(one) => parts.push(one.clone()),
+    }
+    if !parts[1..].iter().any(lowers) {
+        tokenizer.with_normalizer(Some(Normalizers::new(parts)))?;
+    }
+    Ok(())
 }
 
 /// What is put before and behind a text: it shows when a text is encoded with and without it.

@@ -77,7 +77,7 @@ fn open(library: &Library) -> Result<(), Missing> {
 /// Where a jump leads whose function was not found.
 pub(super) extern "C" fn absent() -> ! {
     // No panic: this was called as if it were C, and nothing can be unwound through that.
-    eprintln!("a function was called that the installed CUDA libraries do not have; see docs/cuda.md");
+    tell!("a function was called that the installed CUDA libraries do not have; see docs/cuda.md");
     std::process::abort();
 }
 
