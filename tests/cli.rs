@@ -124,6 +124,45 @@ fn embed_takes_as_many_threads_as_there_can_be() {
     }
 }
 
+// Goal: what came before an input without a vector is answered, and that input is named. Method: a model whose table of words ends
+// before the tokenizer's own tokens do, and a text that holds such a token.
+#[test]
+fn embed_answers_what_came_before_a_bad_input() {
+    let home = Home::new();
+    let folder = home.path("model");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3");
+    let copied = Command::new("cp").arg("-r").args([&golden, &folder]).status();
+    assert!(copied.unwrap().success());
+    let path = folder.join("tokenizer.json");
+    let mut spec: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let own = spec["added_tokens"].as_array_mut().unwrap();
+    let mut beyond = own[0].clone();
+    (beyond["id"], beyond["content"]) = (423.into(), "<|beyond|>".into());
+    own.push(beyond);
+    std::fs::write(&path, spec.to_string()).unwrap();
+    let lines = home.write(
+        "lines",
+        "\"a\"\n[\"b\", \"c\"]\n[\"d\", \"e <|beyond|>\"]\n\"f\"\n",
+    );
+    for threads in ["1", "2"] {
+        let mut command = home.command(&["embed", "--model", "model", "--threads", threads]);
+        let output = command
+            .current_dir(home.0.path())
+            .stdin(std::fs::File::open(&lines).unwrap())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        let told = "embeddings: line 3 of stdin: input 2: input has token 423, the model has 423\n";
+        assert_eq!(stderr(&output), told);
+        let answers: Vec<Value> = stdout(&output)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(answers.len(), 2);
+        assert_eq!(answers[1].as_array().unwrap().len(), 2);
+    }
+}
+
 // Goal: who stops reading what is said on stderr changes nothing. Method: commands that fail, with a pipe that nobody reads.
 #[test]
 fn nobody_has_to_read_what_is_said_on_stderr() {

@@ -433,18 +433,81 @@ fn starts(action: &Action, job: JobKey) -> bool {
     matches!(action, Action::StartBatch { items, .. } if items.iter().any(|item| item.job == job))
 }
 
+/// How many jobs are asked for.
+fn looks(actions: &[Action]) -> Vec<usize> {
+    let asked = actions.iter().filter_map(|action| match action {
+        Action::LookAhead { jobs, .. } => Some(*jobs),
+        _ => None,
+    });
+    asked.collect()
+}
+
+/// Sixteen bulk jobs of one caller, alone at the queue, of which the first takes a second.
+fn full_of_one_callers(
+    setup: &dyn Fn(&mut Service),
+    deliver: &dyn Fn(&mut Service) -> JobKey,
+) -> (Service, JobKey) {
+    let mut service = Service::ready(support::setup());
+    service.step(Event::BrokerUp { resumable: true });
+    setup(&mut service);
+    service.step(Event::QueueSeen {
+        lane: Lane::Bulk,
+        ready: 500,
+        consumers: 1,
+    });
+    let jobs: Vec<JobKey> = (0..16).map(|_| deliver(&mut service)).collect();
+    service.now += 1000;
+    (service, jobs[0])
+}
+
+/// A broker closes the channel on which a delivery is held for too long, and what was fetched comes back all at once: one that is
+/// known to have little patience is not tried.
+#[test]
+fn a_look_ahead_keeps_within_the_brokers_patience() {
+    for (limit_s, expected) in [(1800, true), (12, false)] {
+        let limit = Duration::from_secs(limit_s);
+        let (mut service, first) = full_of_one_callers(
+            &|service| drop(service.step(Event::HeldTooLong { limit })),
+            &|service| service.deliver(Lane::Bulk, ticket(1)),
+        );
+        service.finish(first);
+        assert_eq!(!looks(&service.pass(300)).is_empty(), expected, "{limit_s} s");
+    }
+}
+
+/// Jobs of several slices leave their lane without an answer, so the pace was never known, and nobody was looked for behind a hundred
+/// of them.
+#[test]
+fn a_look_ahead_learns_the_pace_from_slices() {
+    let (mut service, first) = full_of_one_callers(&|_| (), &|service| {
+        let mut slice = ticket(4);
+        slice.stream = Some(Streaming {
+            chunk: 4,
+            last: false,
+            done: 0,
+        });
+        service.deliver(Lane::Bulk, slice)
+    });
+    assert!(looks(&service.pass(300)).is_empty(), "nothing is known yet");
+    let batch = batch_of(&service.tokenize(first, 4));
+    service.compute(batch, 4);
+    let outcome = Confirmation::Routed;
+    let moving = service.step(Event::Confirmed { job: first, outcome });
+    let onward = Onward::NextSlice;
+    assert!(
+        moving.contains(&Action::Move { job: first, onward }),
+        "{moving:?}"
+    );
+    service.step(Event::Confirmed { job: first, outcome });
+    service.step(Event::Acked { job: first });
+    assert!(!looks(&service.pass(300)).is_empty());
+}
+
 /// What a look at the bulk queue asks for, and that there is none where one would do harm: before anything tells the pace, a
 /// thousand jobs of ten seconds were taken from every other worker; and a queue that must not be fetched from ended session
 /// after session.
 #[test]
 fn a_look_ahead_knows_the_pace_and_its_company() {
-    let looks = |actions: &[Action]| -> Vec<usize> {
-        let asked = actions.iter().filter_map(|action| match action {
-            Action::LookAhead { jobs, .. } => Some(*jobs),
-            _ => None,
-        });
-        asked.collect()
-    };
     let told = |service: &mut Service, consumers| {
         service.step(Event::QueueSeen {
             lane: Lane::Bulk,

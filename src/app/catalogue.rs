@@ -470,12 +470,13 @@ fn prompt(
             )
         });
     }
-    // The names that sentence-transformers' encode_query and encode_document look for.
+    // The names that sentence-transformers' encode_query and encode_document look for. To either a default is none of theirs.
     let names: &[&str] = match request.input_type {
         Some(InputType::Query) => &["query"],
         Some(InputType::Document) => &["document", "passage", "corpus"],
         None => &[],
     };
+    let default = default.filter(|_| request.input_type.is_none());
     let found = names
         .iter()
         .copied()
@@ -513,6 +514,32 @@ fn canary_vector(name: &str, model: &Model, step: &mut dyn FnMut()) -> Result<Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: an input takes the prompt that sentence-transformers would give it. Method: a folder with one prompt that is the default
+    /// one, which that gives to neither a document nor, where it is the document's, to a query.
+    #[test]
+    fn a_default_prompt_is_for_inputs_of_no_type() {
+        let limits = crate::job::request::RequestLimits {
+            inputs_max: 1,
+            stream_inputs_max: 1,
+            body_bytes_max: 1 << 10,
+        };
+        let given = |kind: Option<&str>, own: &str| {
+            let mut body = serde_json::json!({"input": "x"});
+            if let Some(kind) = kind {
+                body["input_type"] = kind.into();
+            }
+            let body = serde_json::to_vec(&body).unwrap();
+            let request = crate::job::request::decode(&Default::default(), &body, limits).unwrap();
+            let prompts = BTreeMap::from([(own.to_owned(), format!("{own}: "))]);
+            prompt(&request, &prompts, Some(own)).unwrap()
+        };
+        assert_eq!(given(None, "query").as_deref(), Some("query: "));
+        assert_eq!(given(Some("query"), "query").as_deref(), Some("query: "));
+        assert_eq!(given(Some("document"), "query"), None);
+        assert_eq!(given(Some("query"), "document"), None);
+        assert_eq!(given(Some("document"), "passage").as_deref(), Some("passage: "));
+    }
 
     /// Goal: a canary is judged by its direction alone, however long the model's vectors are.
     #[test]

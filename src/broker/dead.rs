@@ -419,6 +419,8 @@ fn anew(header: &AMQPValue) -> Option<String> {
     let anew = Checkpoint {
         attempt: 1,
         most: 0,
+        // Workers remember the attempts of the old one.
+        lineage: 0,
         alone: true,
         last_error: None,
         ..checkpoint

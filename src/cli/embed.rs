@@ -27,6 +27,8 @@ const LINES_AHEAD: usize = 64;
 const BATCHES_AHEAD: usize = 2;
 /// Exit code of a line that is no JSON string or array of strings.
 const BAD_LINE: u8 = 2;
+/// And of an input that has no vector.
+const BAD_INPUT: u8 = 1;
 
 /// What a line of stdin holds.
 #[derive(serde::Deserialize)]
@@ -98,7 +100,7 @@ pub fn run(args: &EmbedArgs) -> anyhow::Result<ExitCode> {
         None => Ok(ExitCode::SUCCESS),
         Some(bad) => {
             tell!("embeddings: {bad}");
-            Ok(ExitCode::from(BAD_LINE))
+            Ok(ExitCode::from(bad.code))
         }
     }
 }
@@ -109,6 +111,8 @@ pub fn run(args: &EmbedArgs) -> anyhow::Result<ExitCode> {
 struct BadLine {
     number: u64,
     why: String,
+    /// What the command ends with.
+    code: u8,
 }
 
 /// Parses lines until stdin ends. Blocks when enough of them wait.
@@ -242,8 +246,15 @@ impl<W: Write> Embed<W> {
                 self.take_line()?;
                 continue;
             };
-            self.tokens_waiting -= rough_tokens(&text, info.max_tokens);
-            let sequence = model.tokenize(&text, prompt.map(String::as_str), true)?;
+            let rough = rough_tokens(&text, info.max_tokens);
+            self.tokens_waiting = self.tokens_waiting.saturating_sub(rough);
+            let sequence = match model.tokenize(&text, prompt.map(String::as_str), true) {
+                Ok(sequence) => sequence,
+                Err(error) => {
+                    self.spoil(request, format!("input {}: {error}", index + 1), BAD_INPUT);
+                    continue;
+                }
+            };
             tokens += sequence.ids.len();
             sequences.push(sequence);
             places.push((request, index));
@@ -281,10 +292,7 @@ impl<W: Write> Embed<W> {
             Ok(Line::One(text)) => (true, vec![text]),
             Ok(Line::Many(texts)) => (false, texts),
             Err(why) => {
-                self.bad = Some(BadLine {
-                    number: number + 1,
-                    why,
-                });
+                self.spoil(number, why, BAD_LINE);
                 return Ok(());
             }
         };
@@ -308,14 +316,30 @@ impl<W: Write> Embed<W> {
     fn finish_batch(&mut self, batch: u64, result: BatchResult) -> anyhow::Result<()> {
         let places = self.batches.remove(&batch).context("an unknown batch is done")?;
         for ((number, index), vector) in places.into_iter().zip(result?) {
-            let input = index + 1;
-            let vector = vector.with_context(|| format!("line {} of stdin, input {input}", number + 1))?;
+            let vector = match vector {
+                Ok(vector) => vector,
+                Err(fault) => {
+                    self.spoil(number, format!("input {}: {fault}", index + 1), BAD_INPUT);
+                    continue;
+                }
+            };
             let vector = pooling::finish(vector, None, self.model.info().normalize);
             let request = &mut self.requests[(number - self.first_request) as usize];
             request.vectors[index] = Some(serde_json::to_vec(&vector)?);
             request.missing -= 1;
         }
         self.write_finished()
+    }
+
+    /// The line cannot be answered: those before it are, and nothing behind it. Of several the first counts.
+    fn spoil(&mut self, line: u64, why: String, code: u8) {
+        let number = line + 1;
+        if self.bad.as_ref().is_some_and(|bad| bad.number <= number) {
+            return;
+        }
+        self.bad = Some(BadLine { number, why, code });
+        self.texts.retain(|(request, ..)| *request < line);
+        self.tokens_waiting = 0;
     }
 
     /// Writes the lines at the head of the queue that are complete, each with a flush of its own.

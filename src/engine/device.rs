@@ -100,7 +100,11 @@ impl Device {
                 };
                 open(device).or_else(|why| {
                     FALL_BACK.get_or_init(|| {
-                        let why = format!("{device} cannot be used, computing on the CPU: {why}");
+                        let instead = match precision {
+                            config::Precision::F16 => ", precision auto for f16",
+                            _ => "",
+                        };
+                        let why = format!("{device} cannot be used, computing on the CPU{instead}: {why}");
                         warn!("{why}");
                         why
                     });
@@ -181,6 +185,9 @@ impl Precision {
             config::Precision::Auto | config::Precision::F32 => Ok(vec![Precision::F32]),
             config::Precision::Bf16 => Ok(vec![Precision::Bf16]),
             config::Precision::Int8 => Ok(vec![Precision::Int8]),
+            config::Precision::F16 if Device::fallen_back().is_some() => {
+                Precision::choose(config::Precision::Auto, device, placed)
+            }
             config::Precision::F16 => Err(refused("auto, f32, bf16, int8")),
         }
     }

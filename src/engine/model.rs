@@ -137,7 +137,7 @@ pub struct ModelInfo {
     pub precision: Precision,
     /// Where it computes.
     pub device: Device,
-    /// SHA-256 over the weights' files, in hexadecimal.
+    /// SHA-256 over the weights' files, the transformer's before those of Dense modules in order, in hexadecimal.
     pub weights_sha256: String,
     /// Bytes of the weights' files.
     pub weights_bytes: u64,
@@ -233,13 +233,14 @@ impl Model {
         let sizes = family.sizes();
         max_tokens(&folder, sizes)?;
         let width = sizes.width * folder.pooling.modes.len();
+        let weights_bytes = open_weights(&folder)?.bytes();
         Ok(Outline {
             dimensions: folder.dense.iter().try_fold(width, check_dense)?,
             normalize: folder.normalize,
             prompts: folder.prompts,
             default_prompt: folder.default_prompt,
             device,
-            weights_bytes: Weights::open(&folder.transformer)?.bytes(),
+            weights_bytes,
         })
     }
 
@@ -261,11 +262,12 @@ impl Model {
         let sizes = family.sizes();
         let max_tokens = max_tokens(&folder, sizes)?;
         let dense = dense_chain(&folder, sizes, place.as_ref())?;
-        let weights = Weights::open(&folder.transformer)?;
+        let weights = open_weights(&folder)?;
         let weights_bytes = weights.bytes();
         let tokens = || {
             Tokenize::load(
                 &folder.transformer,
+                &architecture,
                 &max_tokens,
                 folder.lower_case,
                 sizes.vocabulary,
@@ -326,11 +328,12 @@ impl Model {
     pub fn vet(dir: &Path) -> Result<(), LoadError> {
         let folder = Folder::open(dir)?;
         let file = folder.transformer.join("config.json");
-        let (_, family) = family::read(&file, &folder::read(&file)?)?;
+        let (architecture, family) = family::read(&file, &folder::read(&file)?)?;
         let sizes = family.sizes();
         let max_tokens = max_tokens(&folder, sizes)?;
         Tokenize::load(
             &folder.transformer,
+            &architecture,
             &max_tokens,
             folder.lower_case,
             sizes.vocabulary,
@@ -389,6 +392,12 @@ impl Model {
             Ready::Placed(forward) => Some(forward.whereabouts()),
         }
     }
+}
+
+/// The transformer's weights, whose checksum is that of all modules.
+fn open_weights(folder: &Folder) -> Result<Weights, LoadError> {
+    let besides = folder.dense.iter().map(|spec| spec.dir.as_path());
+    Weights::open_with(&folder.transformer, besides)
 }
 
 /// The device, and the place on it unless that is the CPU.

@@ -51,6 +51,8 @@ pub(super) struct Weights {
 #[derive(Default)]
 struct Store {
     files: Vec<(PathBuf, File)>,
+    /// Those of other modules, which are only hashed here.
+    besides: Vec<(PathBuf, File)>,
     entries: BTreeMap<String, Entry>,
     /// What is stored in numbers that nothing here computes with, such as position ids.
     others: BTreeMap<String, Dtype>,
@@ -68,7 +70,7 @@ pub(super) struct Checksum {
 }
 
 impl Checksum {
-    /// SHA-256 over the files, in order of their names, in hexadecimal. `read` is told the bytes of each piece, and
+    /// SHA-256 over the files, of each module in order of their names, in hexadecimal. `read` is told the bytes of each piece, and
     /// `enough` ends it early, when nobody needs it any more.
     pub fn take(self, enough: &AtomicBool, read: &mut dyn FnMut(u64)) -> Result<String, LoadError> {
         let (mut hash, mut piece) = (Sha256::new(), self.piece);
@@ -96,6 +98,14 @@ impl Checksum {
 impl Weights {
     /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
     pub fn open(dir: &Path) -> Result<Weights, LoadError> {
+        Weights::open_with(dir, [])
+    }
+
+    /// The same. The weights in other folders are counted and hashed behind them, and not found by name.
+    pub fn open_with<'a>(
+        dir: &Path,
+        besides: impl IntoIterator<Item = &'a Path>,
+    ) -> Result<Weights, LoadError> {
         let single = dir.join("model.safetensors");
         let index = dir.join("model.safetensors.index.json");
         let paths = if single.exists() {
@@ -108,6 +118,14 @@ impl Weights {
         let mut store = Store::default();
         for path in paths {
             store.add(path)?;
+        }
+        for other in besides {
+            let other = Weights::open(other)?;
+            store.bytes += other.bytes();
+            let files = Arc::into_inner(other.store).map(|store| store.files);
+            store
+                .besides
+                .extend(files.expect("a store that was opened here has one owner"));
         }
         Ok(Weights {
             store: Arc::new(store),
@@ -152,7 +170,9 @@ impl Weights {
             Ok::<_, LoadError>((path.clone(), file.map_err(io)?))
         };
         Ok(Checksum {
-            files: self.store.files.iter().map(again).collect::<Result<_, _>>()?,
+            files: (self.store.files.iter().chain(&self.store.besides))
+                .map(again)
+                .collect::<Result<_, _>>()?,
             piece: vec![0; HASHED_AT_ONCE],
         })
     }

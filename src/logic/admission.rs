@@ -32,6 +32,8 @@ pub struct Admission {
     models: Vec<(Option<usize>, usize)>,
     settled: [SettleRate; Lane::COUNT],
     paces: [Pace; Lane::COUNT],
+    /// Lanes of which something was computed and has left.
+    worked: [bool; Lane::COUNT],
     guards: [Guard; Lane::COUNT],
     memory: MemoryBound,
 }
@@ -46,6 +48,7 @@ impl Admission {
             models: models.iter().map(|&bound| (bound, 0)).collect(),
             settled: Default::default(),
             paces: Default::default(),
+            worked: [false; Lane::COUNT],
             guards: Default::default(),
             memory: MemoryBound::default(),
         }
@@ -146,7 +149,13 @@ impl Admission {
     /// A job of the lane was answered with vectors: `latency` since it was delivered, `service` since its first
     /// batch.
     pub fn answered(&mut self, lane: Lane, latency: Duration, service: Duration) {
+        self.worked[lane as usize] = true;
         self.paces[lane as usize].settled(latency, service);
+    }
+
+    /// A slice of a job of the lane was computed, and the job has gone on elsewhere.
+    pub fn sliced(&mut self, lane: Lane) {
+        self.worked[lane as usize] = true;
     }
 
     /// So many jobs of the lane are in flight now: the latency guard is judged anew.
@@ -222,10 +231,11 @@ impl Admission {
     }
 
     /// Seconds that a job of the lane takes, one after the other, where at most so many are in flight: the slower of how fast they
-    /// go and how long each is at work. `None` before the first is answered.
+    /// go and how long each is at work, until it is answered or goes on elsewhere. `None` before the first has.
     pub fn seconds_per_job(&self, lane: Lane, places: usize, now: Moment) -> Option<f64> {
-        let at_work = self.service_time(lane)?.as_secs_f64() / places.max(1) as f64;
-        Some(self.settled[lane as usize].seconds_for(1, now).max(at_work))
+        let gone = self.settled[lane as usize].seconds_for(1, now);
+        let at_work = self.service_time(lane).unwrap_or_default().as_secs_f64() / places.max(1) as f64;
+        self.worked[lane as usize].then(|| gone.max(at_work))
     }
 
     /// When a retry may find room: the jobs that must go before it, at the rate at which such jobs go, and as long again

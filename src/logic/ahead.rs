@@ -22,6 +22,8 @@ const MEMORY_SHARE: u64 = 4;
 const WORK_ALONE: Duration = Duration::from_secs(60);
 /// And in company: what one worker holds no other can begin.
 const WORK_SHARED: Duration = Duration::from_secs(2);
+/// Nor more than one of so many parts of the longest wait here: a broker that is known to have little patience must not be tried.
+const WAIT_SHARE: u32 = 4;
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(250);
 /// After a session that was lost in the midst of one.
@@ -98,12 +100,13 @@ impl Logic {
         if !is_full || !somebody_has_several {
             return;
         }
-        // Nothing is known of the pace before the first answer.
+        // Nothing is known of the pace before the first answer or slice.
         let places = self.setup.limits.max_inflight;
         let Some(seconds) = self.admission.seconds_per_job(Lane::Bulk, places, now) else {
             return;
         };
-        let within_time = self.ahead.work_max().as_secs_f64() / seconds;
+        let work_max = self.ahead.work_max().min(self.held_max / WAIT_SHARE);
+        let within_time = work_max.as_secs_f64() / seconds;
         let most = (within_time as usize).min(JOBS_MAX);
         let jobs = most.saturating_sub(held);
         let free = self.admission.memory().map_or(u64::MAX, |seen| {

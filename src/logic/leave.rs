@@ -63,6 +63,9 @@ impl Logic {
                 self.count_in_flight();
             }
             let sliced = outcome == Outcome::MovedOn && job.begun.is_some();
+            if sliced {
+                self.admission.sliced(job.lane);
+            }
             self.admission
                 .release(job.lane, &job.ticket, settled || sliced, now);
         }

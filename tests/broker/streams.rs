@@ -311,6 +311,43 @@ async fn deaths_are_charged_to_what_was_at_work() {
     }
 }
 
+/// Goal: a job that ends each process is given up as well where it cannot go on in a message of its own. Method: the queue for that is
+/// deleted, and the process killed whenever the job is at work.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_its_queue_a_deadly_job_is_given_up() {
+    let Some(bench) = bench("grim") else { return };
+    let mut maker = bench.serve("");
+    maker.signal(libc::SIGTERM);
+    maker.exit(SOON);
+    let mut caller = Caller::connect(&bench).await;
+    let resumed = caller.names.resumed.clone();
+    let deleted = caller
+        .channel
+        .queue_delete(resumed.as_str().into(), QueueDeleteOptions::default());
+    deleted.await.unwrap();
+    let mut service = bench.serve("max_attempts = 2\nmax_inflight = 1\nbroker.declare = false");
+    let text = "one two three four five six seven eight nine ten ".repeat(30);
+    let deadly = caller.send(&json!({"input": vec![text.as_str(); 400]})).await;
+    let waiting = caller.send(&json!({"input": "waits"})).await;
+    for _ in 0..2 {
+        kill_at_work(&mut service, &deadly).await;
+        service.again();
+        service.ready();
+    }
+    for _ in 0..2 {
+        let reply = caller.reply().await;
+        if reply.correlation_id() == Some(waiting.as_str()) {
+            reply.vectors();
+            continue;
+        }
+        assert_eq!(reply.error(), ("internal", 500, None));
+        let message = reply.json["error"]["message"].as_str().unwrap();
+        assert!(message.starts_with("2 attempts ended"), "{message}");
+    }
+    let dead = caller.take(&caller.names.dead).await;
+    assert_eq!(header(&dead.properties, "x-attempt").as_deref(), Some("2"));
+}
+
 /// Goal: that a job merely waited when a process died takes none of its attempts. Method: with two attempts, a job waits behind
 /// another at the first death and is itself at work at the second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -286,6 +286,41 @@ fn both_files_of_a_tokenizer_must_agree() {
         ),
         &format!("{file}: add_prefix_space is"),
     );
+    // What a class takes where a key is absent, and the class that a family has where none is named.
+    let changed = |name: &str, from: &str, to: &str, config: Option<&str>| {
+        let folder = copy(name);
+        let path = folder.path().join("tokenizer.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{name}: {from}");
+        std::fs::write(&path, text.replace(from, to)).unwrap();
+        match config {
+            Some(config) => std::fs::write(folder.path().join(file), config).unwrap(),
+            None => std::fs::remove_file(folder.path().join(file)).unwrap(),
+        }
+        error(folder.path()).to_string()
+    };
+    let lowercase = ("\"lowercase\": true", "\"lowercase\": false");
+    let accents = ("\"strip_accents\": null", "\"strip_accents\": false");
+    let space = ("\"add_prefix_space\": false", "\"add_prefix_space\": true");
+    for (name, (from, to), config, key) in [
+        ("cls", lowercase, None, "do_lower_case is \"true\""),
+        (
+            "mpnet",
+            lowercase,
+            Some("{\"model_max_length\": 64}"),
+            "do_lower_case is \"true\"",
+        ),
+        (
+            "cls",
+            accents,
+            Some("{\"tokenizer_class\": \"BertTokenizer\"}"),
+            "strip_accents is \"true\"",
+        ),
+        ("roberta", space, None, "add_prefix_space is \"false\""),
+    ] {
+        let text = changed(name, from, to, config);
+        assert!(text.contains(&format!("{file}: {key}")), "{name}: {text}");
+    }
     // Where nothing else says which side.
     let folder = copy("cls");
     std::fs::remove_file(folder.path().join(file)).unwrap();
@@ -342,4 +377,24 @@ fn weights_are_read_in_the_numbers_they_are_stored_in() {
     let text = error(store(&narrow).path()).to_string();
     let said = format!("tensor {name} is stored as I8, supported: F64, F32, F16, BF16");
     assert!(text.ends_with(&said), "{text}");
+}
+
+// Goal: equal fingerprints mean comparable vectors. Method: one number of a Dense module is another.
+#[test]
+fn the_fingerprint_is_of_all_weights() {
+    let (one, other) = (copy("sqrt-dense"), copy("sqrt-dense"));
+    let file = other.path().join("2_Dense/model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 0x80;
+    std::fs::write(&file, &bytes).unwrap();
+    let (one, other) = (load(one.path()), load(other.path()));
+    assert_ne!(one.fingerprint(40), other.fingerprint(40));
+    let files = ["model", "2_Dense/model", "3_Dense/model"];
+    let folder = copy("sqrt-dense");
+    let sizes = files.map(|file| {
+        let file = folder.path().join(format!("{file}.safetensors"));
+        std::fs::metadata(file).unwrap().len()
+    });
+    assert_eq!(one.info().weights_bytes, sizes.iter().sum::<u64>());
 }

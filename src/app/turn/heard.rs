@@ -210,8 +210,11 @@ impl Loop {
             // Without one each may have been tried. A whole batch is: that costs a job one life, and never the last.
             let own = blackbox::own().filter(|_| held.is_named());
             let tried = own.and_then(|own| own.was_at_work(&held.id));
-            let tried = tried.unwrap_or(true);
-            held.attempt = (1 + u32::from(tried)).min(self.parts.logic.limits().max_attempts);
+            // Where no job goes on in a message of its own, the broker's count is all that ends one that ends each process.
+            if self.resumable || tried != Some(true) {
+                let tried = tried.unwrap_or(true);
+                held.attempt = (1 + u32::from(tried)).min(self.parts.logic.limits().max_attempts);
+            }
         }
         let marked = checkpoint.is_some_and(|checkpoint| checkpoint.alone);
         let suspect = marked || redelivered && !innocent;

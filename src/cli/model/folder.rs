@@ -62,17 +62,18 @@ impl Layout {
             let kind = module["type"]
                 .as_str()
                 .context("modules.json has a module without a type")?;
-            let folder = module["path"].as_str().unwrap_or_default().trim_end_matches('/');
-            let inside = Path::new(folder)
-                .components()
-                .all(|part| matches!(part, Component::Normal(_)));
-            ensure!(
-                inside,
-                "modules.json names the folder {folder:?}, which is not inside the model"
-            );
+            let path = module["path"].as_str().unwrap_or_default();
+            let mut folder = Vec::new();
+            for part in Path::new(path).components() {
+                match part {
+                    Component::Normal(part) => folder.push(part.to_string_lossy()),
+                    Component::CurDir => {}
+                    _ => bail!("modules.json names the folder {path:?}, which is not inside the model"),
+                }
+            }
             found.push((
                 kind.rsplit('.').next().unwrap_or(kind).to_owned(),
-                folder.to_owned(),
+                folder.join("/"),
             ));
         }
         ensure!(

@@ -10,6 +10,8 @@ use tokio::sync::mpsc;
 
 /// Longest line that is sent; the broker takes messages of 16 MiB from version 4.0 on.
 const LINE_BYTES_MAX: u64 = 8 << 20;
+/// Longest line as JSON has it: there a control character takes six bytes.
+const LINE_JSON_MAX: usize = 15 << 20;
 /// A job is cut here even if it has fewer lines than it may have: the service works a streamed job off in slices of
 /// 128 KiB, and one slice needs no way through its queue of jobs that go on.
 const JOB_BYTES_MAX: usize = 128 << 10;
@@ -82,6 +84,16 @@ pub fn read(files: Vec<PathBuf>, lines_max: usize, sieve: Option<Sieve>) -> mpsc
     told
 }
 
+/// Bytes of a text as a string of JSON, at most.
+fn json_bytes(text: &str) -> usize {
+    let escaped = |byte: u8| match byte {
+        0..0x20 => 6,
+        b'"' | b'\\' => 2,
+        _ => 1,
+    };
+    text.bytes().map(escaped).sum::<usize>() + 2
+}
+
 /// Cuts what is read into batches.
 struct Cutter<F> {
     lines_max: usize,
@@ -152,6 +164,12 @@ impl<F: FnMut(Read) -> bool> Cutter<F> {
             }
             match String::from_utf8(bytes) {
                 Ok(text) if text.is_empty() => self.batch.empty += 1,
+                Ok(text) if json_bytes(&text) > LINE_JSON_MAX => {
+                    let problem = format!("longer than {LINE_JSON_MAX} bytes as JSON");
+                    if !self.cannot_read(place, problem) {
+                        return false;
+                    }
+                }
                 Ok(text) => {
                     if !self.take(file, number, text) {
                         return false;
@@ -279,6 +297,27 @@ mod tests {
             batches[1].unreadable,
             [("f:4".to_owned(), "not UTF-8".to_owned())]
         );
+    }
+
+    /// Goal: what the broker would not take is told and left out. Method: control characters, which JSON writes with six bytes each.
+    #[test]
+    fn a_line_is_as_long_as_its_json() {
+        for text in ["", "plain", "q\"b\\t\t\u{1}\0\u{7f}é北"] {
+            let json = serde_json::to_string(text).unwrap();
+            assert!(
+                (json.len()..=json.len() + 5 * text.len()).contains(&json_bytes(text)),
+                "{text:?}"
+            );
+        }
+        assert_eq!(
+            json_bytes("\0\u{1f}"),
+            serde_json::to_string("\0\u{1f}").unwrap().len()
+        );
+        let bytes = [b"a\n".to_vec(), vec![0; 3 << 20], b"\nb".to_vec()].concat();
+        let batches = cut(&bytes, 64);
+        let texts: Vec<_> = batches[0].lines.iter().map(|l| (l.number, &l.text[..])).collect();
+        assert_eq!(texts, [(1, "a"), (3, "b")]);
+        assert_eq!(batches[0].unreadable[0].0, "f:2");
     }
 
     /// Goal: memory is bounded by bytes too. Method: a line over the limit, between lines under it, and

@@ -25,9 +25,18 @@ const BERTS: [&str; 3] = ["Bert", "DistilBert", "MPNet"];
 /// Classes that set the space in front of a text.
 const SPACED: [&str; 3] = ["Roberta", "Qwen2", "GPT2"];
 
+/// The class that a tokenizer is of where nothing names one, by `model_type`.
+const CLASSES: [(&str, &str); 5] = [
+    ("bert", "BertTokenizer"),
+    ("distilbert", "BertTokenizer"),
+    ("nomic_bert", "BertTokenizer"),
+    ("mpnet", "MPNetTokenizer"),
+    ("roberta", "RobertaTokenizer"),
+];
+
 /// Refuses a tokenizer whose two files do not agree, and one that cuts long texts at their beginning. `text` is that of the
 /// `tokenizer.json`, `file`.
-pub fn check(dir: &Path, file: &Path, text: &str) -> Result<(), LoadError> {
+pub fn check(dir: &Path, file: &Path, text: &str, model_type: &str) -> Result<(), LoadError> {
     /// The parts of `tokenizer.json` that are looked at; the vocabulary is passed over.
     #[derive(Deserialize)]
     struct Parts {
@@ -54,41 +63,42 @@ pub fn check(dir: &Path, file: &Path, text: &str) -> Result<(), LoadError> {
     if config.split_special_tokens {
         return Err(refuse(&path, "split_special_tokens", true, "false"));
     }
-    let class = config.tokenizer_class.as_deref().unwrap_or_default();
+    let usual = CLASSES.iter().find(|(kind, _)| *kind == model_type);
+    let class = config.tokenizer_class.as_deref();
+    let class = class.or(usual.map(|(_, class)| *class)).unwrap_or_default();
     let class = class.trim_end_matches("Fast").trim_end_matches("Tokenizer");
     let normalizer = &parts.normalizer;
     if BERTS.contains(&class) && normalizer["type"] == "BertNormalizer" {
-        let pairs = [
-            // What such a class takes where the key is absent.
+        // What such a class takes where a key is absent; without a word on accents they go where capitals go.
+        let lower = config.do_lower_case.unwrap_or(true);
+        let known = |key: &str| normalizer[key].as_bool();
+        let lowers = known("lowercase").unwrap_or(true);
+        let strips = known("strip_accents").unwrap_or(lowers);
+        let chinese = known("handle_chinese_chars").unwrap_or(true);
+        for (key, value, known, other) in [
+            ("do_lower_case", lower, lowers, "lowercase"),
             (
-                "do_lower_case",
-                Some(config.do_lower_case.unwrap_or(true)),
-                "lowercase",
+                "strip_accents",
+                config.strip_accents.unwrap_or(lower),
+                strips,
+                "strip_accents",
             ),
-            ("strip_accents", config.strip_accents, "strip_accents"),
             (
                 "tokenize_chinese_chars",
-                config.tokenize_chinese_chars,
+                config.tokenize_chinese_chars.unwrap_or(true),
+                chinese,
                 "handle_chinese_chars",
             ),
-        ];
-        for (key, value, other) in pairs {
-            if let (Some(value), Some(known)) = (value, normalizer[other].as_bool())
-                && value != known
-            {
+        ] {
+            if value != known {
                 let supported = format!("{known}, as normalizer.{other} in tokenizer.json");
                 return Err(refuse(&path, key, value, &supported));
             }
         }
-        // Null there means as lowercase says.
-        if let (Some(strips), Value::Null) = (config.strip_accents, &normalizer["strip_accents"])
-            && normalizer["lowercase"] != strips
-        {
-            let supported = "null, as normalizer.strip_accents in tokenizer.json";
-            return Err(refuse(&path, "strip_accents", strips, supported));
-        }
     }
-    if let (true, Some(space)) = (SPACED.contains(&class), config.add_prefix_space)
+    // The one class of these that has a word of its own where the key is absent.
+    let space = config.add_prefix_space.or((class == "Roberta").then_some(false));
+    if let (true, Some(space)) = (SPACED.contains(&class), space)
         && let Some(known) = prefix_space(&parts.pre_tokenizer)
         && space != known
     {

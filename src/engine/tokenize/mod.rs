@@ -87,6 +87,7 @@ impl Tokenize {
     /// Loads `tokenizer.json`.
     pub fn load(
         dir: &Path,
+        model_type: &str,
         limit: &MaxTokens,
         lower_case: bool,
         vocabulary: usize,
@@ -98,7 +99,7 @@ impl Tokenize {
             file: file.clone(),
             why: error.to_string(),
         };
-        agree::check(dir, &file, &text)?;
+        agree::check(dir, &file, &text, model_type)?;
         // The file's own settings are those of its last training run, not of this service.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(failed)?;
