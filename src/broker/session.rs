@@ -75,7 +75,7 @@ pub(super) async fn open(setup: &Setup, number: u64, nodes: &mut Nodes) -> Resul
     if !resumable {
         warn!(
             queue = names.resumed,
-            "there is none: no job is tried again, and a streamed one makes no checkpoints"
+            "there is none: no job is tried again but after the death of a process, and a streamed one makes no checkpoints"
         );
     }
     let probe_queue = format!("{}.probe.{}.{number}", setup.config.prefix, setup.name);

@@ -338,7 +338,8 @@ fn both_files_of_a_tokenizer_must_agree() {
 #[test]
 fn weights_are_read_in_the_numbers_they_are_stored_in() {
     use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
-    let store = |change: &dyn Fn(&str, &[u8]) -> (Dtype, Vec<u8>)| {
+    type Change<'a> = &'a dyn Fn(&str, &[u8]) -> (Dtype, Vec<u8>);
+    let store = |change: Change<'_>| {
         let folder = copy("cls");
         let file = folder.path().join("model.safetensors");
         let bytes = std::fs::read(&file).unwrap();

@@ -211,10 +211,11 @@ impl Loop {
             let own = blackbox::own().filter(|_| held.is_named());
             let tried = own.and_then(|own| own.was_at_work(&held.id));
             // Where no job goes on in a message of its own, the broker's count is all that ends one that ends each process.
-            if self.resumable || tried != Some(true) {
-                let tried = tried.unwrap_or(true);
-                held.attempt = (1 + u32::from(tried)).min(self.parts.logic.limits().max_attempts);
-            }
+            let most = self.parts.logic.limits().max_attempts;
+            held.attempt = match tried {
+                Some(true) if !self.resumable => held.attempt.min(most + 1),
+                _ => (1 + u32::from(tried.unwrap_or(true))).min(most),
+            };
         }
         let marked = checkpoint.is_some_and(|checkpoint| checkpoint.alone);
         let suspect = marked || redelivered && !innocent;

@@ -20,18 +20,25 @@ struct Config {
     split_special_tokens: bool,
 }
 
+/// `config.json`, which names the class where the other does not.
+#[derive(Deserialize, Default)]
+struct Model {
+    tokenizer_class: Option<String>,
+}
+
 /// Classes that set the normalizer of BERT.
 const BERTS: [&str; 3] = ["Bert", "DistilBert", "MPNet"];
 /// Classes that set the space in front of a text.
 const SPACED: [&str; 3] = ["Roberta", "Qwen2", "GPT2"];
 
 /// The class that a tokenizer is of where nothing names one, by `model_type`.
-const CLASSES: [(&str, &str); 5] = [
+const CLASSES: [(&str, &str); 6] = [
     ("bert", "BertTokenizer"),
     ("distilbert", "BertTokenizer"),
     ("nomic_bert", "BertTokenizer"),
     ("mpnet", "MPNetTokenizer"),
     ("roberta", "RobertaTokenizer"),
+    ("qwen3", "Qwen2Tokenizer"),
 ];
 
 /// Refuses a tokenizer whose two files do not agree, and one that cuts long texts at their beginning. `text` is that of the
@@ -64,8 +71,21 @@ pub fn check(dir: &Path, file: &Path, text: &str, model_type: &str) -> Result<()
         return Err(refuse(&path, "split_special_tokens", true, "false"));
     }
     let usual = CLASSES.iter().find(|(kind, _)| *kind == model_type);
-    let class = config.tokenizer_class.as_deref();
-    let class = class.or(usual.map(|(_, class)| *class)).unwrap_or_default();
+    let said = || -> Result<Model, LoadError> {
+        let path = dir.join("config.json");
+        match path.exists() {
+            true => parse(&path, &read(&path)?),
+            false => Ok(Model::default()),
+        }
+    };
+    let class = match config.tokenizer_class {
+        Some(class) => Some(class),
+        None => said()?.tokenizer_class,
+    };
+    let class = class
+        .as_deref()
+        .or(usual.map(|(_, class)| *class))
+        .unwrap_or_default();
     let class = class.trim_end_matches("Fast").trim_end_matches("Tokenizer");
     let normalizer = &parts.normalizer;
     if BERTS.contains(&class) && normalizer["type"] == "BertNormalizer" {
@@ -96,9 +116,9 @@ pub fn check(dir: &Path, file: &Path, text: &str, model_type: &str) -> Result<()
             }
         }
     }
-    // The one class of these that has a word of its own where the key is absent.
-    let space = config.add_prefix_space.or((class == "Roberta").then_some(false));
-    if let (true, Some(space)) = (SPACED.contains(&class), space)
+    // Where the key is absent, all of these classes put none there.
+    let space = config.add_prefix_space.unwrap_or(false);
+    if SPACED.contains(&class)
         && let Some(known) = prefix_space(&parts.pre_tokenizer)
         && space != known
     {
