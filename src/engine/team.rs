@@ -396,7 +396,7 @@ mod tests {
             .map(|seed| {
                 let (team, through) = (team.clone(), through.clone());
                 thread::spawn(move || {
-                    let state = std::cell::Cell::new(seed * 0x9E37_79B9_7F4A_7C15);
+                    let state = std::cell::Cell::new(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
                     let chance = || {
                         let mut next = state.get();
                         let chance = random(&mut next).is_multiple_of(50);

@@ -4,7 +4,7 @@ use crate::args::ConfigFlags;
 use crate::cli::{configuration, print, table};
 use crate::clock::{Clock, millis};
 use crate::config::{Config, Device, Precision};
-use crate::engine::{LoadOptions, Model, pooling};
+use crate::engine::{LoadOptions, Model, device, pooling};
 use anyhow::{Context, bail, ensure};
 use indicatif::HumanBytes;
 use serde_json::json;
@@ -149,7 +149,13 @@ fn people(name: &str, dir: &Path, trial: &Trial) -> String {
                 prompts
             },
         ),
-        row("device", info.device.name()),
+        row(
+            "device",
+            match device::Device::fallen_back() {
+                Some(why) => format!("{}: {why}", info.device.name()),
+                None => info.device.name(),
+            },
+        ),
         row("precision", info.precision.name().to_owned()),
         row(
             "weights",
@@ -182,6 +188,7 @@ fn machine(name: &str, dir: &Path, trial: &Trial) -> serde_json::Value {
         "normalize": info.normalize,
         "prompts": info.prompts,
         "device": info.device.name(),
+        "device_fallback": device::Device::fallen_back(),
         "precision": info.precision.name(),
         "weights_bytes": info.weights_bytes,
         "weights_sha256": info.weights_sha256,
