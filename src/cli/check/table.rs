@@ -140,7 +140,9 @@ checks! {
         "The service only looks for its queues then, and waits until they are there.";
     TOPOLOGY_RESUMED, "topology.resumed", Part,
         "queues for jobs that go on that are missing though `broker.declare` is false",
-        "Without them there are no checkpoints and no second attempts.";
+        "Without them there are no checkpoints and no second attempts; only a job with an id that was at work when a \
+         process died is tried again where it is, until the broker has counted `max_attempts` deliveries, also those \
+         over which it waited.";
     TOPOLOGY_EXCHANGE, "topology.exchange", NoWork,
         "the exchange of events that is missing though `broker.declare` is false",
         "Heartbeats and backpressure are told there.";
