@@ -547,3 +547,59 @@ fn a_look_ahead_knows_the_pace_and_its_company() {
     }
     assert!(looks(&service.pass(20_000)).is_empty());
 }
+
+/// A reply queue's name cost its publisher the connection. The last word of a job that had no attempts left was sent to it
+/// again at each delivery, each with another copy in the dead-letter queue, until the broker had counted a thousand.
+#[test]
+fn a_last_word_is_not_tried_for_ever() {
+    let told = |attempt: u32| {
+        let mut service = Service::ready(setup());
+        let job = JobKey(1000);
+        service.step(Event::Delivered {
+            job,
+            lane: Lane::Resumed,
+            arrival: Ok(ticket(1)),
+            answerable: true,
+            attempt,
+            suspect: true,
+            fetched: false,
+        });
+        let actions = service.step(Event::DeadLettered { job });
+        let refused =
+            |action: &Action| matches!(action, Action::Refuse { job: refused, .. } if *refused == job);
+        assert_ne!(
+            actions.iter().any(refused),
+            actions.contains(&Action::Ack { job }),
+            "{actions:?}"
+        );
+        actions.iter().any(refused)
+    };
+    let most = limits().max_attempts;
+    assert!(told(most + 1) && told(most + 3));
+    assert!(!told(most + 4) && !told(u32::MAX));
+}
+
+/// A reply queue took no refusal either: the letter said that, and no longer what was wrong with the job.
+#[test]
+fn a_refusal_that_nobody_takes_is_told_in_the_letter() {
+    let mut service = Service::ready(setup());
+    let job = JobKey(1000);
+    service.deliver_as(
+        job,
+        Lane::Interactive,
+        Err(Refusal::invalid("input", "input is missing")),
+    );
+    let outcome = Confirmation::Rejected;
+    let actions = service.step(Event::Confirmed { job, outcome });
+    let letter = actions.iter().find_map(|action| match action {
+        Action::DeadLetter { refusal, .. } => Some(refusal),
+        _ => None,
+    });
+    let letter = letter.unwrap();
+    assert_eq!(letter.error, ErrorType::InvalidRequest);
+    assert_eq!(letter.param.as_deref(), Some("input"));
+    assert_eq!(
+        letter.message,
+        "input is missing; and the reply queue rejected the answer"
+    );
+}

@@ -348,7 +348,8 @@ fn number(headers: &FieldTable, name: &str) -> Number {
         AMQPValue::LongInt(n) => i128::from(*n),
         AMQPValue::LongUInt(n) => i128::from(*n),
         AMQPValue::LongLongInt(n) => i128::from(*n),
-        AMQPValue::Timestamp(n) => i128::from(*n),
+        // AMQP's own kind of time counts seconds.
+        AMQPValue::Timestamp(n) => i128::from(*n) * 1000,
         AMQPValue::Float(x) if x.is_finite() => *x as i128,
         AMQPValue::Double(x) if x.is_finite() => *x as i128,
         AMQPValue::LongString(text) => {

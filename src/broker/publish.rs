@@ -11,7 +11,7 @@ use crate::job::reply::{
     APP_ID, Answer, HEADER_ATTEMPT, HEADER_FINGERPRINT, TYPE_CHUNK, TYPE_DONE, TYPE_ERROR, TYPE_PROGRESS,
     TYPE_RESULT, error_json,
 };
-use crate::job::request::DIRECT_REPLY_TO;
+use crate::job::reply_to::DIRECT_REPLY_TO;
 use crate::job::trace::{HEADER_TRACEPARENT, TraceParent};
 use crate::job::{JobKey, Lane, Refusal};
 use futures_util::stream::{FuturesUnordered, StreamExt};

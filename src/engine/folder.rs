@@ -170,6 +170,8 @@ impl Folder {
         }
         if let Some(name) = &settings.default_prompt_name
             && !settings.prompts.contains_key(name)
+            // Every model has these two, as empty ones, since version 5 of sentence-transformers.
+            && !["query", "document"].contains(&name.as_str())
         {
             return Err(refuse(&file, "default_prompt_name", name, "a name from prompts"));
         }
@@ -180,14 +182,22 @@ impl Folder {
             normalize: normalize.is_some(),
             max_seq_length: sentence.max_seq_length,
             lower_case: sentence.do_lower_case,
-            prompts: settings.prompts,
-            default_prompt: settings.default_prompt_name,
+            default_prompt: settings
+                .default_prompt_name
+                .filter(|name| settings.prompts.contains_key(name)),
+            prompts: settings
+                .prompts
+                .into_iter()
+                .map(|(name, prompt)| (name, prompt.unwrap_or_default()))
+                .collect(),
         })
     }
 }
 
 #[derive(Deserialize)]
 struct Module {
+    /// Only told.
+    #[serde(default)]
     idx: usize,
     #[serde(default)]
     path: String,
@@ -329,8 +339,9 @@ struct Settings {
     model_type: Option<String>,
     /// Whoever loads it in Python gets vectors of so many numbers.
     truncate_dim: Option<usize>,
+    /// None is an empty one there, too.
     #[serde(default)]
-    prompts: BTreeMap<String, String>,
+    prompts: BTreeMap<String, Option<String>>,
     default_prompt_name: Option<String>,
 }
 

@@ -1,5 +1,6 @@
 //! A model: a sentence-transformers folder, checked, loaded and ready to be shared by engine threads.
 
+use super::auto;
 use super::device::{ChoiceError, Device, Precision};
 use super::encoder::Chain;
 use super::family::{self, Sizes};
@@ -232,16 +233,26 @@ impl Model {
         let (_, family) = family::read(&file, &folder::read(&file)?)?;
         let sizes = family.sizes();
         max_tokens(&folder, sizes)?;
-        let width = sizes.width * folder.pooling.modes.len();
         let weights_bytes = open_weights(&folder)?.bytes();
         Ok(Outline {
-            dimensions: folder.dense.iter().try_fold(width, check_dense)?,
+            dimensions: dimensions(&folder, sizes)?,
             normalize: folder.normalize,
             prompts: folder.prompts,
             default_prompt: folder.default_prompt,
             device,
             weights_bytes,
         })
+    }
+
+    /// How many numbers its vectors have, without reading tokenizer or weights.
+    ///
+    /// # Errors
+    /// As [`Model::outline`].
+    pub fn dimensions(dir: &Path) -> Result<usize, LoadError> {
+        let folder = Folder::open(dir)?;
+        let file = folder.transformer.join("config.json");
+        let (_, family) = family::read(&file, &folder::read(&file)?)?;
+        dimensions(&folder, family.sizes())
     }
 
     /// Loads a sentence-transformers folder. `step` is told of all progress.
@@ -260,6 +271,7 @@ impl Model {
         let text = folder::read(&file)?;
         let (architecture, family) = family::read(&file, &text)?;
         let sizes = family.sizes();
+        let precisions = auto::to_try(precisions, sizes.width);
         let max_tokens = max_tokens(&folder, sizes)?;
         let dense = dense_chain(&folder, sizes, place.as_ref())?;
         let weights = open_weights(&folder)?;
@@ -338,8 +350,7 @@ impl Model {
             folder.lower_case,
             sizes.vocabulary,
         )?;
-        let width = sizes.width * folder.pooling.modes.len();
-        folder.dense.iter().try_fold(width, check_dense).map(drop)
+        dimensions(&folder, sizes).map(drop)
     }
 
     /// What it is.
@@ -474,6 +485,12 @@ fn max_tokens(folder: &Folder, sizes: Sizes) -> Result<MaxTokens, LoadError> {
 }
 
 /// Loads the Dense modules, for the CPU or a `place` on a device, and checks that each takes what the one before it gives.
+/// How many numbers a vector has after all modules.
+fn dimensions(folder: &Folder, sizes: Sizes) -> Result<usize, LoadError> {
+    let width = sizes.width * folder.pooling.modes.len();
+    folder.dense.iter().try_fold(width, check_dense)
+}
+
 fn dense_chain(folder: &Folder, sizes: Sizes, place: Option<&Place>) -> Result<Vec<Arc<Dense>>, LoadError> {
     let mut width = sizes.width * folder.pooling.modes.len();
     let mut chain = Vec::new();

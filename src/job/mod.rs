@@ -8,6 +8,7 @@ pub mod heartbeat;
 mod input;
 pub mod received;
 pub mod reply;
+pub mod reply_to;
 pub mod request;
 pub mod sentence;
 pub mod trace;

@@ -2,6 +2,7 @@
 //! the field. Whatever the bytes are, this returns; it allocates no more than a few times their length.
 
 use super::input::Input;
+use super::reply_to::DIRECT_REPLY_TO;
 use super::trace::TraceParent;
 use super::{ErrorType, Refusal};
 use serde::{Deserialize, Serialize};
@@ -43,9 +44,6 @@ impl Properties {
             .or(Some(name))
     }
 }
-
-/// What the names of RabbitMQ's direct reply-to begin with.
-pub const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to.";
 
 /// A header that should be a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -474,7 +472,7 @@ mod tests {
         };
         assert_eq!(caller("team.search.replies"), Some("team.search.replies".into()));
         assert_eq!(caller("amq.gen-x.y"), Some("amq.gen-x.y".into()));
-        let direct = "amq.rabbitmq.reply-to.g1h2AA5yZXBseUA4NDQ2MDcAAApQAAAAAGcB";
+        let direct = "amq.rabbitmq.reply-to.g1h2AA5yZXBseUA4NDQ2MDcxMgAAAAkAAAAAaxBIOQ==";
         assert_eq!(caller(&format!("{direct}.abc==")), Some(direct.into()));
         assert_eq!(Properties::default().caller(), None);
     }

@@ -50,6 +50,7 @@ impl Logic {
         }
         job.entered = now;
         job.phase = Phase::Replying { vectors: false };
+        job.failure = (job.source == Source::Queue).then(|| refusal.clone());
         actions.push(Action::Refuse { job: key, refusal });
     }
 
@@ -102,7 +103,8 @@ impl Logic {
                 return self.fail(key, onward::not_taken(outcome), now, actions);
             }
             (Confirmation::Unconfirmed | Confirmation::Rejected, _) => {
-                return self.dead_letter(key, onward::not_taken(outcome), now, actions);
+                let refusal = onward::untold(job.failure.take(), outcome);
+                return self.dead_letter(key, refusal, now, actions);
             }
             (Confirmation::Returned, false) => End::RefusalReturned,
             (Confirmation::Routed, false) => End::Refused,

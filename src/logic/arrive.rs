@@ -28,6 +28,9 @@ pub(super) const NO_TICKET: Ticket = Ticket {
     stream: None,
 };
 
+/// In how many deliveries after its last attempt a job's sender is told: that word itself may be what ends them.
+const LAST_WORDS_MAX: u32 = 3;
+
 impl Logic {
     pub(super) fn delivered(
         &mut self,
@@ -79,7 +82,8 @@ impl Logic {
         let (ticket, refusal) = match arrival {
             Ok(ticket) if ticket.deadline.is_some_and(|deadline| deadline <= now) => (ticket, Some(late())),
             Ok(ticket) if apart || attempt > self.setup.limits.max_attempts => {
-                let mut job = Job::new(lane, ticket, answerable, source, now);
+                let told = attempt <= self.setup.limits.max_attempts.saturating_add(LAST_WORDS_MAX);
+                let mut job = Job::new(lane, ticket, answerable && told, source, now);
                 (job.attempt, job.fetched) = (attempt, fetched);
                 self.jobs.insert(key, job);
                 if apart {

@@ -213,3 +213,16 @@ pub(super) fn not_taken(outcome: Confirmation) -> Refusal {
     };
     Refusal::new(ErrorType::Internal, message)
 }
+
+/// A refusal that its sender has not heard: the letter says both.
+pub(super) fn untold(refusal: Option<Refusal>, outcome: Confirmation) -> Refusal {
+    let why = not_taken(outcome);
+    match refusal {
+        Some(refusal) => Refusal {
+            message: format!("{}; and {}", refusal.message, why.message),
+            retry_after_ms: None,
+            ..refusal
+        },
+        None => why,
+    }
+}

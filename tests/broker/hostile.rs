@@ -67,6 +67,8 @@ async fn long_properties_come_back() {
         "\0",
         "..",
         "amq.rabbitmq.reply-to.garbage",
+        "amq.rabbitmq.reply-to.a.b",
+        "amq.rabbitmq.reply-to.g1h2AA5yZXBseUA4NDQ2MDcAAApQAAAAAGcB.abc==",
         "amq.rabbitmq.reply-to",
     ] {
         let properties = lapin::BasicProperties::default().with_reply_to(to.into());
@@ -74,9 +76,13 @@ async fn long_properties_come_back() {
             // The broker itself refuses this to senders that do not listen on it.
             continue;
         }
-        caller.publish(&queue, br#"{"input":"a"}"#, properties).await;
+        caller
+            .publish(&queue, br#"{"input":"a"}"#, properties.clone())
+            .await;
+        caller.publish(&queue, b"{}", properties).await;
     }
     caller.settles_at(&queue, (0, 1)).await;
     caller.ask(&json!({"input": "still here"})).await.vectors();
+    assert!(!service.log().contains("lost the broker"), "{}", service.log());
     assert!(service.exited().is_none());
 }

@@ -149,7 +149,9 @@ async fn a_full_reply_queue_dead_letters() {
     let properties = BasicProperties::default().with_reply_to(full.as_str().into());
     caller.publish(&full, b"taken", BasicProperties::default()).await;
     let properties = properties.with_message_id("nobody takes me".into());
-    caller.publish(&queue, br#"{"input":"a"}"#, properties).await;
+    caller
+        .publish(&queue, br#"{"input":"a"}"#, properties.clone())
+        .await;
     let clock = embeddings::clock::Clock::start();
     while !service.log().contains("failed, to be tried again") {
         assert!(clock.now().since(embeddings::clock::Moment::ZERO) < crate::service::SOON);
@@ -170,6 +172,19 @@ async fn a_full_reply_queue_dead_letters() {
     assert_eq!(header(&dead.properties, "x-attempt").as_deref(), Some("2"));
     assert_eq!(header(&dead.properties, "x-original-queue"), Some(queue.clone()));
     assert!(service.log().contains("failed, to be tried again"));
+    // What was wrong with the job stays known, though its sender did not hear it.
+    caller
+        .publish(&queue, br#"{"input":"a","dimensions":0}"#, properties)
+        .await;
+    let dead = caller.take(&caller.names.dead).await;
+    let said = |name| header(&dead.properties, name).unwrap_or_default();
+    assert_eq!(said("x-error-type"), "invalid_request");
+    assert_eq!(said("x-error-param"), "dimensions");
+    assert!(
+        said("x-error-message").contains("rejected"),
+        "{}",
+        said("x-error-message")
+    );
     for queue in [&queue, &caller.names.resumed] {
         caller.settles_at(queue, (0, 1)).await;
     }

@@ -440,6 +440,21 @@ fn two_pulls_at_once_fetch_it_once() {
 }
 
 #[test]
+fn a_taken_name_is_refused_before_the_weights_are_fetched() {
+    let (hub, home) = (Hub::start(), Home::new());
+    std::fs::create_dir_all(home.models().join("tiny-model")).unwrap();
+    let refused = home.pull(&hub.endpoint, &[ID]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        stderr(&refused).contains("is installed already"),
+        "{}",
+        stderr(&refused)
+    );
+    assert!(hub.asked(WEIGHTS).is_empty());
+    assert!(home.pull(&hub.endpoint, &[ID, "--replace"]).status.success());
+}
+
+#[test]
 fn the_second_pull_needs_no_network() {
     let (hub, home) = (Hub::start(), Home::new());
     assert!(home.pull(&hub.endpoint, &[ID]).status.success());

@@ -69,6 +69,51 @@ fn modules_are_taken_as_they_are_set_or_refused() {
     );
 }
 
+// Goal: prompts that the reference takes for empty ones are. Method: a prompt of no text, and the two names that each model has there.
+#[test]
+fn prompts_may_be_none() {
+    let file = "config_sentence_transformers.json";
+    let info = |text: &str| {
+        let folder = copy("cls");
+        std::fs::write(folder.path().join(file), text).unwrap();
+        let model = Model::load(folder.path(), &LoadOptions::default(), &mut |_| ()).unwrap();
+        (model.info().prompts.clone(), model.info().default_prompt.clone())
+    };
+    let (prompts, default) =
+        info(r#"{"prompts": {"query": null, "document": "d: "}, "default_prompt_name": "document"}"#);
+    assert_eq!(
+        (prompts["query"].as_str(), prompts["document"].as_str()),
+        ("", "d: ")
+    );
+    assert_eq!(default.as_deref(), Some("document"));
+    let (prompts, default) = info(r#"{"prompts": {}, "default_prompt_name": "query"}"#);
+    assert!(prompts.is_empty() && default.is_none());
+    says(
+        &with(
+            "cls",
+            file,
+            r#"{"prompts": {}, "default_prompt_name": "question"}"#,
+        ),
+        "config_sentence_transformers.json: default_prompt_name is \"question\"",
+    );
+}
+
+// Goal: a vector's numbers are known without loading it. Method: several poolings, Dense modules, a family that names its width otherwise.
+#[test]
+fn dimensions_are_those_of_the_vectors() {
+    for name in ["joined", "distilbert", "sqrt-dense", "nomic", "cls"] {
+        let folder = copy(name);
+        let model = Model::load(folder.path(), &LoadOptions::default(), &mut |_| ()).unwrap();
+        assert_eq!(
+            Model::dimensions(folder.path()).unwrap(),
+            model.info().dimensions,
+            "{name}"
+        );
+        let facts = embeddings::cli::model::inspect(folder.path()).unwrap();
+        assert_eq!(facts.dimensions, Some(model.info().dimensions), "{name}");
+    }
+}
+
 // Goal: a folder written long ago is read as the reference reads it now: no switch on means the mean, no activation tanh.
 #[test]
 fn older_modules_mean_what_the_reference_takes_them_for() {

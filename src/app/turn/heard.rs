@@ -8,7 +8,7 @@ use crate::clock::{Clock, Moment};
 use crate::http::Call;
 use crate::job::checkpoint::Checkpoint;
 use crate::job::request::{Number, Properties};
-use crate::job::{Lane, Refusal};
+use crate::job::{Lane, Refusal, reply_to};
 use crate::logic::event::{CallerId, Confirmation, Event};
 use crate::logic::ledger::Stage;
 use crate::telemetry::blackbox;
@@ -176,17 +176,15 @@ impl Loop {
         self.quiet = false;
         let now = self.parts.clock.now();
         let (job, lane) = (arrival.key, arrival.lane);
-        let answerable = arrival.properties.reply_to.is_some();
+        let unanswerable = reply_to::fault(arrival.properties.reply_to.as_deref());
         let request = std::mem::replace(&mut arrival.request, Err(Refusal::invalid("", "")));
-        let missing = || Refusal::invalid("reply_to", "reply_to is missing, there is no place for an answer");
         let planned = request.and_then(|request| {
             let plan = self.parts.catalogue.plan(&request, Way::Broker)?;
             Ok((plan, request))
         });
-        let planned = if answerable {
-            planned
-        } else {
-            planned.and(Err(missing()))
+        let planned = match unanswerable {
+            None => planned,
+            Some(fault) => planned.and_then(|_| Err(Refusal::invalid("reply_to", fault))),
         };
         let deadline = self.deadline(&arrival.properties, now);
         let bytes = arrival.bytes;
@@ -237,7 +235,7 @@ impl Loop {
             job,
             lane,
             arrival,
-            answerable,
+            answerable: unanswerable.is_none(),
             attempt,
             suspect,
             fetched,
@@ -252,7 +250,8 @@ impl Loop {
         let now_ms = Clock::unix_ms();
         let sent_ms = match (properties.sent_at_ms, properties.timestamp_s) {
             (Number::Value(ms), _) => ms,
-            (_, Some(seconds)) => seconds.saturating_mul(1000),
+            // It may have been sent at the end of that second.
+            (_, Some(seconds)) => seconds.saturating_mul(1000).saturating_add(999),
             _ => now_ms,
         };
         // A sender whose clock is ahead gets its whole budget, no more.

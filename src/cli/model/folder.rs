@@ -1,7 +1,7 @@
 //! A sentence-transformers folder seen from outside: which files it needs, and whether they look sound.
-//! Nothing is loaded; that is the engine's part.
+//! No weights are loaded; that is the engine's part.
 
-use crate::engine::SENTENCE_CONFIGS;
+use crate::engine::{Model, SENTENCE_CONFIGS};
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,7 +42,7 @@ pub struct Layout {
 pub struct Facts {
     /// `model_type` of the transformer, such as `bert`.
     pub architecture: String,
-    /// Components of a vector, if the configuration says so.
+    /// Numbers of a vector, if the engine knows the model.
     pub dimensions: Option<usize>,
     /// Bytes of the files it needs.
     pub bytes: u64,
@@ -193,16 +193,9 @@ pub fn inspect(dir: &Path) -> anyhow::Result<Facts> {
         .as_str()
         .context("config.json names no model_type")?
         .to_owned();
-    let mut dimensions = config["hidden_size"].as_u64();
     for (kind, folder) in &layout.modules {
-        match kind.as_str() {
-            "Dense" => {
-                let dense: Value = serde_json::from_str(&read(&Path::new(folder).join("config.json"))?)
-                    .with_context(|| format!("{folder}/config.json is not JSON"))?;
-                dimensions = dense["out_features"].as_u64();
-            }
-            "Pooling" => drop(read(&Path::new(folder).join("config.json"))?),
-            _ => {}
+        if matches!(kind.as_str(), "Dense" | "Pooling") {
+            read(&Path::new(folder).join("config.json"))?;
         }
     }
     ensure!(
@@ -228,7 +221,7 @@ pub fn inspect(dir: &Path) -> anyhow::Result<Facts> {
     }
     Ok(Facts {
         architecture,
-        dimensions: dimensions.and_then(|n| usize::try_from(n).ok()),
+        dimensions: Model::dimensions(dir).ok(),
         bytes,
         files,
     })

@@ -39,6 +39,12 @@ pub fn run(
     let hub = Hub::new(&config.dirs.cache, id, revision)?;
     // Two commands at once would fetch the same twice; the second finds all of it there.
     let _lock = hub.cache.lock()?;
+    let target = models.join(name);
+    let source_of = |listing: &Listing| Source {
+        from: id.to_owned(),
+        commit: Some(listing.commit.clone()),
+    };
+    let is_there = |listing: &Listing| Source::read(&target).as_ref() == Some(&source_of(listing));
     let listing = obtain(
         &hub,
         id,
@@ -46,18 +52,18 @@ pub fn run(
         &config.dirs.cache,
         &models,
         wanted_sha256.as_deref(),
+        &|listing| match is_there(listing) {
+            true => Ok(()),
+            false => install::place(&models, name, replace).map(drop),
+        },
     )?;
     let folder = hub.cache.folder(&listing.commit);
     hub.cache
         .remember(revision, &listing)
         .context("failed to write to the cache")?;
 
-    let source = Source {
-        from: id.to_owned(),
-        commit: Some(listing.commit.clone()),
-    };
-    let target = models.join(name);
-    if !replace && Source::read(&target).as_ref() == Some(&source) {
+    let source = source_of(&listing);
+    if !replace && is_there(&listing) {
         check_all(&target, &listing, wanted_sha256.as_deref())
             .with_context(|| format!("{name} is installed already, and damaged; --replace replaces it"))?;
         let answer = format!(
@@ -105,7 +111,7 @@ fn checksum(text: &str) -> anyhow::Result<String> {
 }
 
 /// Has all files that the model needs in the cache, checked: from an earlier pull where that is sure to be the same,
-/// from the Hub, or from an earlier pull because the Hub cannot be asked.
+/// from the Hub, or from an earlier pull because the Hub cannot be asked. `vacant` is asked for its place before anything is fetched.
 fn obtain(
     hub: &Hub,
     id: &str,
@@ -113,6 +119,7 @@ fn obtain(
     cache: &Path,
     models: &Path,
     wanted_sha256: Option<&str>,
+    vacant: &dyn Fn(&Listing) -> anyhow::Result<()>,
 ) -> anyhow::Result<Listing> {
     let remembered = hub.cache.remembered(revision);
     let check = |listing: &Listing| check_all(&hub.cache.folder(&listing.commit), listing, wanted_sha256);
@@ -127,6 +134,7 @@ fn obtain(
         }
         match hub.listing() {
             Ok(listing) => {
+                vacant(&listing)?;
                 return fetch_all(hub, listing, wanted_sha256, &|cached, installed| {
                     room(cache, cached, models, installed)
                 });
