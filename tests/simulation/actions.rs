@@ -188,7 +188,8 @@ impl Oracle {
                 seen.last_word = true;
             }
             Action::DeadLetter { job, refusal } => {
-                if refusal.error == ErrorType::Overloaded {
+                // One that was refused keeps its reason where its reply queue does not take that.
+                if refusal.error == ErrorType::Overloaded && !self.jobs[job].last_word {
                     self.overloaded_is_true(*job);
                 }
                 self.withdrawn_now = true;
