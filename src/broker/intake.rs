@@ -380,6 +380,7 @@ mod tests {
             (AMQPValue::LongLongInt(-1), Number::Wrong),
             (AMQPValue::LongString(" 70 ".into()), Number::Value(70)),
             (AMQPValue::LongString("soon".into()), Number::Wrong),
+            (AMQPValue::Timestamp(7), Number::Value(7000)),
             (AMQPValue::Double(1.5), Number::Value(1)),
             (AMQPValue::Double(f64::NAN), Number::Wrong),
             (AMQPValue::Boolean(true), Number::Wrong),

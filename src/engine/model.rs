@@ -484,13 +484,13 @@ fn max_tokens(folder: &Folder, sizes: Sizes) -> Result<MaxTokens, LoadError> {
     }
 }
 
-/// Loads the Dense modules, for the CPU or a `place` on a device, and checks that each takes what the one before it gives.
 /// How many numbers a vector has after all modules.
 fn dimensions(folder: &Folder, sizes: Sizes) -> Result<usize, LoadError> {
     let width = sizes.width * folder.pooling.modes.len();
     folder.dense.iter().try_fold(width, check_dense)
 }
 
+/// Loads the Dense modules, for the CPU or a `place` on a device, and checks that each takes what the one before it gives.
 fn dense_chain(folder: &Folder, sizes: Sizes, place: Option<&Place>) -> Result<Vec<Arc<Dense>>, LoadError> {
     let mut width = sizes.width * folder.pooling.modes.len();
     let mut chain = Vec::new();

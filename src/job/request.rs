@@ -43,6 +43,17 @@ impl Properties {
             .filter(|_| name.starts_with(DIRECT_REPLY_TO))
             .or(Some(name))
     }
+
+    /// When its sender sent it, at the latest, in milliseconds since the Unix epoch; if that is known.
+    pub fn sent_ms(&self) -> Option<u64> {
+        match self.sent_at_ms {
+            Number::Value(ms) => Some(ms),
+            // It may have been sent at the end of that second.
+            Number::Absent | Number::Wrong => {
+                Some(self.timestamp_s?.saturating_mul(1000).saturating_add(999))
+            }
+        }
+    }
 }
 
 /// A header that should be a number.
@@ -475,6 +486,22 @@ mod tests {
         let direct = "amq.rabbitmq.reply-to.g1h2AA5yZXBseUA4NDQ2MDcxMgAAAAkAAAAAaxBIOQ==";
         assert_eq!(caller(&format!("{direct}.abc==")), Some(direct.into()));
         assert_eq!(Properties::default().caller(), None);
+    }
+
+    #[test]
+    fn no_more_of_a_budget_is_spent_than_is_known() {
+        let sent = |sent_at_ms, timestamp_s| {
+            let properties = Properties {
+                sent_at_ms,
+                timestamp_s,
+                ..Default::default()
+            };
+            properties.sent_ms()
+        };
+        assert_eq!(sent(Number::Value(5), Some(7)), Some(5));
+        assert_eq!(sent(Number::Absent, Some(7)), Some(7999));
+        assert_eq!(sent(Number::Absent, Some(u64::MAX)), Some(u64::MAX));
+        assert_eq!(sent(Number::Absent, None), None);
     }
 
     #[test]

@@ -219,9 +219,8 @@ pub(super) fn untold(refusal: Option<Refusal>, outcome: Confirmation) -> Refusal
     let why = not_taken(outcome);
     match refusal {
         Some(refusal) => Refusal {
-            message: format!("{}; and {}", refusal.message, why.message),
-            retry_after_ms: None,
-            ..refusal
+            param: refusal.param,
+            ..Refusal::new(refusal.error, format!("{}; and {}", refusal.message, why.message))
         },
         None => why,
     }

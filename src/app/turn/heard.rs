@@ -248,12 +248,7 @@ impl Loop {
             return None;
         };
         let now_ms = Clock::unix_ms();
-        let sent_ms = match (properties.sent_at_ms, properties.timestamp_s) {
-            (Number::Value(ms), _) => ms,
-            // It may have been sent at the end of that second.
-            (_, Some(seconds)) => seconds.saturating_mul(1000).saturating_add(999),
-            _ => now_ms,
-        };
+        let sent_ms = properties.sent_ms().unwrap_or(now_ms);
         // A sender whose clock is ahead gets its whole budget, no more.
         let spent = Duration::from_millis(now_ms.saturating_sub(sent_ms));
         Some(now + Duration::from_millis(budget_ms).saturating_sub(spent))
