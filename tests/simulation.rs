@@ -53,6 +53,7 @@ fn run(seed: u64, total: &mut Counts) {
     total.loads += counts.loads;
     total.unloads += counts.unloads;
     total.cuts += counts.cuts;
+    total.cuts_within += counts.cuts_within;
     total.shortened += counts.shortened;
     total.fetched += counts.fetched;
     total.too_long += counts.too_long;
@@ -90,6 +91,7 @@ fn simulation_of_known_seeds() {
     assert!(total.settled > 1000 && total.pets > 100 && total.canaries > 50);
     assert!(total.loads.min(total.unloads) > 100 || from_env("SEED").is_some());
     assert!(total.fetched.min(total.shortened) > 100 || from_env("SEED").is_some());
+    assert!(total.cuts_within > 5 || from_env("SEED").is_some());
     assert!(total.cuts.min(total.too_long) > 20 || from_env("SEED").is_some());
     assert!(total.moved.min(total.sent_back) > 100 || from_env("SEED").is_some());
     assert!(total.pressed.iter().all(|&count| count > 20) || from_env("SEED").is_some());

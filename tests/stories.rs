@@ -603,3 +603,61 @@ fn a_refusal_that_nobody_takes_is_told_in_the_letter() {
         "input is missing; and the reply queue rejected the answer"
     );
 }
+
+fn slices_end(actions: &[Action], job: JobKey) -> Vec<usize> {
+    let cut = actions.iter().filter_map(|action| match action {
+        Action::Cut { job: of, inputs } if *of == job => Some(*inputs),
+        _ => None,
+    });
+    cut.collect()
+}
+
+/// A streamed job of `inputs` texts in chunks of a hundred, of which the engine holds the first two batches: 51 texts each.
+fn streaming(inputs: usize) -> (Service, JobKey, VecDeque<BatchId>) {
+    let mut service = Service::ready(setup());
+    service.step(Event::BrokerUp { resumable: true });
+    let mut slice = ticket(inputs);
+    slice.stream = Some(Streaming {
+        chunk: 100,
+        last: true,
+        done: 0,
+    });
+    let job = service.deliver(Lane::Bulk, slice);
+    let begun = batches_of(&service.tokenize(job, inputs));
+    assert_eq!(begun.len(), 2);
+    (service, job, begun.into_iter().map(|(batch, _)| batch).collect())
+}
+
+/// A stop went on to compute all of a slice, until its time was over and systemd's patience with it: one attempt was charged, and
+/// all of the slice was computed again.
+#[test]
+fn a_stop_leaves_what_is_not_begun_to_the_next_worker() {
+    let (mut service, job, mut begun) = streaming(400);
+    assert_eq!(slices_end(&service.step(Event::Drain), job), [200]);
+    // A quarter of the time to drain.
+    assert!(slices_end(&service.pass(1200), job).is_empty());
+    assert_eq!(slices_end(&service.pass(100), job), [102]);
+    assert!(service.compute(begun.pop_front().unwrap(), 51).is_empty());
+    let last = service.compute(begun.pop_front().unwrap(), 51);
+    for (first, inputs) in [(0, 100), (100, 2)] {
+        let chunk = Action::Chunk { job, first, inputs };
+        assert!(last.contains(&chunk), "{last:?}");
+    }
+    let outcome = Confirmation::Routed;
+    service.step(Event::Confirmed { job, outcome });
+    let onward = Onward::NextSlice;
+    let moving = service.step(Event::Confirmed { job, outcome });
+    assert!(moving.contains(&Action::Move { job, onward }), "{moving:?}");
+    service.step(Event::Confirmed { job, outcome });
+    assert!(service.step(Event::Acked { job }).contains(&Action::Drained));
+}
+
+/// One chunk of long texts, on a slow model, was held until the broker's patience was over, by one worker after another.
+#[test]
+fn a_chunk_that_takes_long_ends_with_the_inputs_that_are_begun() {
+    let (mut service, job, _) = streaming(200);
+    let limit = Duration::from_secs(120);
+    service.step(Event::HeldTooLong { limit });
+    assert!(slices_end(&service.pass(19_900), job).is_empty());
+    assert_eq!(slices_end(&service.pass(200), job), [102]);
+}

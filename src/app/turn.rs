@@ -361,7 +361,7 @@ impl Loop {
             Action::Cut { job, inputs } => {
                 let held = self.desk.get_mut(&job)?;
                 held.cut(inputs);
-                info!(job = %held.id, trace_id = held.trace_id(), inputs, "a slow slice ends early");
+                info!(job = %held.id, trace_id = held.trace_id(), inputs, "a slice ends early");
             }
             Action::Finish { job } => {
                 let unix_ms = Clock::unix_ms();

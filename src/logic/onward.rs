@@ -6,7 +6,7 @@
 use super::Logic;
 use super::event::{Action, Confirmation, Onward};
 use super::ledger::Stage;
-use super::settle::{End, Phase, Source};
+use super::settle::{Cut, End, Phase, Source};
 use crate::clock::Moment;
 use crate::job::{ErrorType, JobKey, Lane, Refusal};
 use std::time::Duration;
@@ -17,6 +17,10 @@ pub(super) const HELD_MAX: Duration = Duration::from_secs(600);
 const LIMIT_SHARE: u32 = 3;
 /// The longest wait is so many times the time that a slice is given.
 const SLICE_SHARE: u32 = 10;
+/// The longest wait is so many times the time that a chunk is given.
+const CHUNK_SHARE: u32 = 2;
+/// The time to drain is so many times the time that a chunk is given then.
+const STOP_SHARE: u32 = 4;
 /// A plain job that is at work is held for longer than the longest wait by one of so many parts of that, which is the time that
 /// one has at least which waited for long. Four ninths of the broker's limit are less than the half that a delivery may be held.
 const WORK_SHARE: u32 = 3;
@@ -58,24 +62,39 @@ impl Logic {
     }
 
     /// Slices that are at work for long end with the chunks that are begun: a slow model must neither hold a delivery for
-    /// half of the broker's patience, nor lose much by a death.
+    /// half of the broker's patience, nor lose much by a death. A chunk that takes long by itself ends with the inputs that are
+    /// begun. Whoever stops waits for neither: what is left is the next worker's.
     pub(super) fn cut_slices(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        if !self.resumable || self.health.is_draining() {
+        if !self.resumable {
             return;
         }
-        let slice_max = self.held_max / SLICE_SHARE;
-        for key in self.jobs.long_slices(slice_max, now) {
+        let (behind_chunk, within_chunk) = if !self.health.is_draining() {
+            (self.held_max / SLICE_SHARE, self.held_max / CHUNK_SHARE)
+        } else if self.health.is_connected() && self.health.blocked_since().is_none() {
+            (Duration::ZERO, self.setup.limits.drain / STOP_SHARE)
+        } else {
+            return;
+        };
+        self.cut_those(Cut::BehindChunk, behind_chunk, now, actions);
+        self.cut_those(Cut::WithinChunk, within_chunk, now, actions);
+    }
+
+    fn cut_those(&mut self, cut: Cut, at_work: Duration, now: Moment, actions: &mut Vec<Action>) {
+        for key in self.jobs.long_slices(cut, at_work, now) {
             let Some(job) = self.jobs.get_mut(key) else {
                 continue;
             };
             let (line, caller) = (job.line(), job.ticket.caller);
-            let Some(removed) = job.cut() else { continue };
+            let Some(left_out) = job.cut(cut) else { continue };
             let (inputs, undrawn) = (job.tokens.len(), job.undrawn);
-            self.health.ledger.withdraw(Stage::Batched, removed);
+            self.health.ledger.withdraw(Stage::Batched, left_out.inputs);
             if undrawn == 0 {
                 self.lanes.remove(line, caller, key);
             }
             actions.push(Action::Cut { job: key, inputs });
+            if let Some(chunk) = left_out.completed {
+                self.send_chunk(key, chunk, now, actions);
+            }
             self.settle_computed(key, now, actions);
         }
     }
@@ -129,9 +148,21 @@ impl Logic {
     pub(super) fn chunk(&mut self, key: JobKey, input: usize, now: Moment, actions: &mut Vec<Action>) {
         let Some(job) = self.jobs.get_mut(key) else { return };
         let Some(stream) = &mut job.stream else { return };
-        let Some((first, inputs)) = stream.computed(input, job.tokens.len()) else {
-            return;
-        };
+        if let Some(chunk) = stream.computed(input, job.tokens.len()) {
+            self.send_chunk(key, chunk, now, actions);
+        }
+    }
+
+    /// A chunk is computed, which is so many inputs from the first.
+    fn send_chunk(
+        &mut self,
+        key: JobKey,
+        (first, inputs): (usize, usize),
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        let Some(stream) = &mut job.stream else { return };
         if job.failure.is_some() || stream.returned {
             return;
         }

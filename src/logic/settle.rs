@@ -135,6 +135,24 @@ pub struct Job {
     pub stream: Option<Stream>,
 }
 
+/// Where a slice ends that is to end early: no further input goes into a batch but those before that place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cut {
+    /// With the last chunk that is begun.
+    BehindChunk,
+    /// With the last input that is begun, which makes its chunk a shorter one.
+    WithinChunk,
+}
+
+/// What an early end leaves out of a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// How many inputs.
+    pub inputs: usize,
+    /// The chunk that has all its inputs computed now that it is shorter: its first input, and how many it has.
+    pub completed: Option<(usize, usize)>,
+}
+
 /// The chunks of a slice.
 #[derive(Clone, Debug)]
 pub struct Stream {
@@ -148,7 +166,7 @@ pub struct Stream {
     /// Nobody takes them any more.
     pub returned: bool,
     /// The slice was to be longer.
-    cut: bool,
+    cut: Option<Cut>,
     /// Inputs of the whole job before the slice.
     done: usize,
 }
@@ -163,7 +181,7 @@ impl Stream {
             left: left.collect(),
             unconfirmed: 0,
             returned: false,
-            cut: false,
+            cut: None,
             done: streaming.done,
         }
     }
@@ -276,25 +294,36 @@ impl Job {
         }
     }
 
-    /// Ends its slice with the last chunk of which an input is in a batch, or has been: how many inputs are left out. `None` if
-    /// nothing is to be left out, or it was cut before.
-    pub fn cut(&mut self) -> Option<usize> {
-        let stream = self.stream.as_mut().filter(|stream| !stream.cut)?;
-        stream.cut = true;
+    /// Ends its slice early. `None` if nothing is to be left out, or it was cut so before.
+    pub fn cut(&mut self, cut: Cut) -> Option<LeftOut> {
+        let stream = self.stream.as_mut().filter(|stream| stream.cut < Some(cut))?;
+        stream.cut = Some(cut);
         let begun = self.drawn.iter().rposition(|&drawn| drawn)? + 1;
-        let left = begun.div_ceil(stream.chunk) * stream.chunk;
-        let removed = self
-            .tokens
-            .len()
-            .checked_sub(left)
-            .filter(|&removed| removed > 0)?;
-        stream.left.truncate(left / stream.chunk);
+        let chunks = begun.div_ceil(stream.chunk);
+        let before = self.tokens.len();
+        let behind_chunk = before.min(chunks * stream.chunk);
+        let left = match cut {
+            Cut::BehindChunk => behind_chunk,
+            Cut::WithinChunk => begun,
+        };
+        if left == before {
+            return None;
+        }
+        stream.left.truncate(chunks);
+        // None of those that are left out was drawn.
+        let shorter = behind_chunk - left;
+        let last = &mut stream.left[chunks - 1];
+        *last -= shorter;
+        let first = (chunks - 1) * stream.chunk;
+        let completed = (shorter > 0 && *last == 0).then(|| (first, left - first));
         stream.last = false;
         self.tokens.truncate(left);
         self.drawn.truncate(left);
-        // None of those behind was drawn.
-        self.undrawn -= removed;
-        Some(removed)
+        self.undrawn -= before - left;
+        Some(LeftOut {
+            inputs: before - left,
+            completed,
+        })
     }
 
     /// Whether its computation has begun and is not finished. One whose last chunks are on their way is.
@@ -317,7 +346,7 @@ impl Job {
             // As its sender counts.
             let before = self.stream.as_ref().map_or(0, |stream| stream.done);
             let message = format!("input {}: {message}", before.saturating_add(input));
-            self.failure = Some(Refusal::new(crate::job::ErrorType::Internal, message));
+            self.failure = Some(Refusal::new(crate::job::ErrorType::Internal, message).on("input"));
         }
     }
 }
@@ -365,12 +394,13 @@ impl Jobs {
         begun.filter(|job| job.is_being_computed())
     }
 
-    /// Those of them that came from a queue and have had a slice at work for so long, with inputs that are in no batch yet.
-    pub fn long_slices(&self, slice_max: Duration, now: Moment) -> Vec<JobKey> {
+    /// Those of them that came from a queue and have had a slice at work for so long, with inputs that are in no batch yet, and
+    /// were not cut so before.
+    pub fn long_slices(&self, cut: Cut, slice_max: Duration, now: Moment) -> Vec<JobKey> {
         let long = |key: &&JobKey| {
             self.jobs.get(key).is_some_and(|job| {
                 let due = job.begun.is_some_and(|begun| now.since(begun) >= slice_max);
-                let streams = job.stream.as_ref().is_some_and(|stream| !stream.cut);
+                let streams = job.stream.as_ref().is_some_and(|stream| stream.cut < Some(cut));
                 due && streams && job.undrawn > 0 && job.failure.is_none() && job.source == Source::Queue
             })
         };
@@ -449,5 +479,103 @@ impl Jobs {
     /// Whether none is here.
     pub fn is_empty(&self) -> bool {
         self.jobs.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logic::event::{CallerId, ModelId};
+    use proptest::prelude::*;
+
+    fn streamed(chunk: usize, inputs: usize) -> Job {
+        let ticket = Ticket {
+            model: ModelId(0),
+            caller: CallerId(0),
+            inputs,
+            bytes: inputs,
+            deadline: None,
+            stream: Some(Streaming {
+                chunk,
+                last: true,
+                done: 0,
+            }),
+        };
+        let mut job = Job::new(Lane::Bulk, ticket, true, Source::Queue, Moment::ZERO);
+        job.tokenized(vec![1; inputs]);
+        job
+    }
+
+    /// An input is computed; the chunk that this completes.
+    fn compute(job: &mut Job, input: usize) -> Option<(usize, usize)> {
+        job.computed(Ok(()), input);
+        let inputs = job.tokens.len();
+        job.stream.as_mut().unwrap().computed(input, inputs)
+    }
+
+    #[test]
+    fn a_chunk_that_is_cut_behind_what_is_computed_is_complete() {
+        let mut job = streamed(4, 8);
+        for input in 0..2 {
+            job.draw(input, Moment::ZERO);
+            assert_eq!(compute(&mut job, input), None);
+        }
+        let left_out = |inputs, completed| Some(LeftOut { inputs, completed });
+        assert_eq!(job.cut(Cut::BehindChunk), left_out(4, None));
+        assert_eq!(job.cut(Cut::BehindChunk), None);
+        assert_eq!(job.cut(Cut::WithinChunk), left_out(2, Some((0, 2))));
+        assert_eq!(job.cut(Cut::WithinChunk), None);
+        assert!(job.is_at_rest());
+    }
+
+    proptest! {
+        /// Goal: wherever a slice is cut, every input that is left in it is in exactly one chunk, in order; nothing that is
+        /// begun is left out; and what was the last slice is no longer.
+        #[test]
+        fn chunks_hold_what_a_cut_leaves(
+            chunk in 1usize..9,
+            inputs in 1usize..40,
+            order in proptest::collection::vec((0usize..4, 0usize..5), 0..80),
+            cuts in proptest::collection::vec((0usize..80, any::<bool>()), 0..3),
+        ) {
+            let mut job = streamed(chunk, inputs);
+            let mut drawn = Vec::new();
+            let mut chunks = Vec::new();
+            let mut cut_at = None;
+            for turn in 0..order.len() + 2 * inputs {
+                let (ahead, act) = order.get(turn).copied().unwrap_or((0, turn % 2));
+                for &(_, within) in cuts.iter().filter(|(at, _)| *at == turn) {
+                    let begun = job.drawn.iter().rposition(|&drawn| drawn).map(|last| last + 1);
+                    let cut = if within { Cut::WithinChunk } else { Cut::BehindChunk };
+                    if let Some(left_out) = job.cut(cut) {
+                        prop_assert!(left_out.inputs > 0);
+                        prop_assert!(Some(job.tokens.len()) >= begun);
+                        prop_assert!(!within || Some(job.tokens.len()) == begun);
+                        chunks.extend(left_out.completed);
+                        cut_at = Some(job.tokens.len());
+                    }
+                }
+                // Not always the first of those that wait: batches take texts of like length.
+                let next = job.undrawn_inputs().nth(ahead).or(job.undrawn_inputs().next());
+                match (act, next) {
+                    (1.., Some(input)) => {
+                        job.draw(input, Moment::ZERO);
+                        drawn.push(input);
+                    }
+                    _ => {
+                        let done = (!drawn.is_empty()).then(|| drawn.remove(ahead % drawn.len()));
+                        chunks.extend(done.and_then(|input| compute(&mut job, input)));
+                    }
+                }
+            }
+            for input in drawn {
+                chunks.extend(compute(&mut job, input));
+            }
+            prop_assert!(job.is_at_rest());
+            chunks.sort_unstable();
+            let held: Vec<usize> = chunks.iter().flat_map(|&(first, inputs)| first..first + inputs).collect();
+            prop_assert_eq!(held, (0..cut_at.unwrap_or(inputs)).collect::<Vec<_>>());
+            prop_assert_eq!(job.stream.unwrap().last, cut_at.is_none());
+        }
     }
 }

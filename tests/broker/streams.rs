@@ -246,6 +246,13 @@ async fn without_its_queue_a_stream_makes_no_checkpoints() {
 
 /// Kills the service once this job is at work, and no other.
 async fn kill_at_work(service: &mut Service, job: &str) {
+    at_work(service, job).await;
+    service.signal(libc::SIGKILL);
+    service.exit(SOON);
+}
+
+/// Waits until the job, and no other, is at work.
+async fn at_work(service: &Service, job: &str) {
     let clock = Clock::start();
     loop {
         let suspects = service.black_box().suspects.ids;
@@ -255,8 +262,6 @@ async fn kill_at_work(service: &mut Service, job: &str) {
         assert!(clock.now().since(Moment::ZERO) < SOON, "{job} is not at work");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    service.signal(libc::SIGKILL);
-    service.exit(SOON);
 }
 
 /// Goal: a job that is at work whenever its process dies is given up after `max_attempts` deaths, and its sender is told;
@@ -402,7 +407,7 @@ async fn a_broker_s_short_patience_is_learned() {
     let mut stream = Stream::default();
     stream.whole(&mut caller, INPUTS).await;
     let log = service.log();
-    assert!(log.contains("a slow slice ends early"), "{log}");
+    assert!(log.contains("a slice ends early"), "{log}");
 
     let frozen = Frozen::threads(service.pid(), "engine-");
     let plain = json!({"input": vec![&text; 600]});
@@ -414,4 +419,33 @@ async fn a_broker_s_short_patience_is_learned() {
     assert_eq!(reply.vectors().len(), 1);
     let log = service.log();
     assert_eq!(log.matches("lets no delivery be held").count(), 1, "{log}");
+}
+
+/// Goal: a stop amid a chunk that takes longer than the time to drain costs its job no attempt, and nothing is computed twice: what is
+/// begun is sent, and the next worker goes on behind it. Method: one chunk for all of a job, on one thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_amid_a_long_chunk_is_no_attempt() {
+    const INPUTS: usize = 2048;
+    let Some(bench) = bench("stopped") else { return };
+    let mut service = bench.serve("batch_inputs = 2048\ndrain_ms = 4000\n[engine]\nthreads = 1");
+    let mut caller = Caller::connect(&bench).await;
+    let text = "many words make long work, and more of them make more ".repeat(20);
+    let job = caller
+        .send(&json!({"input": vec![&text; INPUTS], "stream": true}))
+        .await;
+    at_work(&service, &job).await;
+    service.signal(libc::SIGTERM);
+    assert_eq!(service.exit(SOON).0, Some(0));
+    let log = service.log();
+    assert!(!log.contains("drain_timeout"), "{log}");
+    let mut stream = Stream::default();
+    while stream.vectors.is_empty() {
+        stream.take(caller.reply().await, INPUTS - 1);
+    }
+    service.again();
+    while stream.end.is_none() {
+        stream.take(caller.reply().await, INPUTS - 1);
+    }
+    stream.whole(&mut caller, INPUTS).await;
+    assert_eq!((stream.repeats, stream.attempts), (0, 1));
 }

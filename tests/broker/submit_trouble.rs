@@ -207,3 +207,37 @@ async fn patience_has_an_end() {
     assert!(stderr.contains(&format!("{count} there before")), "{stderr}");
     assert!(indices(&std::fs::read(&out).unwrap()).into_iter().eq(0..3000));
 }
+
+/// Goal: a file that could not be read and can be now is embedded by naming it last; named where it was, it would shift what is there,
+/// which is refused. A file that can no longer be read is told as what it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_can_be_read_again_is_named_last() {
+    let Some(bench) = bench("again") else { return };
+    let _service = bench.serve("");
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let submit = |names: [&str; 3]| {
+        let files = names.map(|name| dir.path().join(name));
+        let mut submit = command(&bench, &bench.node.url);
+        submit.args(["--resume", "--output"]).arg(&out).args(files);
+        ended(submit.spawn().unwrap())
+    };
+    file_of(dir.path(), "first", 50);
+    file_of(dir.path(), "third", 50);
+    let (code, stderr) = submit(["first", "second", "third"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    let written = std::fs::read(&out).unwrap();
+
+    file_of(dir.path(), "second", 50);
+    let (code, stderr) = submit(["first", "second", "third"]);
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("the input has changed"), "{stderr}");
+    let (code, stderr) = submit(["gone", "third", "second"]);
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("gone: cannot be opened"), "{stderr}");
+    assert!(std::fs::read(&out).unwrap() == written);
+
+    let (code, stderr) = submit(["first", "third", "second"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(indices(&std::fs::read(&out).unwrap()).into_iter().eq(0..150));
+}

@@ -78,16 +78,17 @@ impl Oracle {
                 seen.unconfirmed += 1;
             }
             Action::Cut { job, inputs } => {
-                assert!(self.resumable && self.draining.is_none());
-                let slice_max = self.held_max / 10;
+                let patience = self.patience_with_slices();
                 let seen = self.job(*job, action);
-                assert!(seen.place == Place::Working && seen.lane != Lane::Probe && !seen.cut);
-                assert!(seen.begun_at.is_some_and(|begun| now.since(begun) >= slice_max));
-                assert_eq!(Some(*inputs), seen.can_be_cut(), "cut in the wrong place");
+                assert!(seen.place == Place::Working && seen.lane != Lane::Probe);
+                let at_work = seen.begun_at.map(|begun| now.since(begun));
+                let mut patience = patience.into_iter();
+                let cut = patience
+                    .find(|(cut, most)| at_work >= Some(*most) && seen.can_be_cut(*cut) == Some(*inputs));
+                seen.cut = Some(cut.expect("cut too soon, or elsewhere").0);
                 seen.tokens.truncate(*inputs);
                 seen.started.truncate(*inputs);
                 seen.good.truncate(*inputs);
-                seen.cut = true;
                 seen.stream = seen.stream.map(|(chunk, _)| (chunk, false));
             }
             Action::Finish { job } => {

@@ -185,11 +185,8 @@ impl World {
                 };
                 message.deliveries += 1;
                 let rest = message.tokens.len() - message.done;
-                message.slice = if message.chunk.is_some() && resumable {
-                    rest.min(SLICE)
-                } else {
-                    rest
-                };
+                let sliced = message.chunk.filter(|_| resumable);
+                message.slice = sliced.map_or(rest, |chunk| rest.min(SLICE.max(chunk)));
                 let stream = message.chunk.map(|chunk| Streaming {
                     chunk,
                     last: message.slice == rest,

@@ -262,7 +262,12 @@ impl Oracle {
             Event::Drain => {
                 self.draining.get_or_insert(now);
             }
-            Event::Reloaded(limits) => self.setup.limits = *limits,
+            Event::Reloaded(limits) => {
+                self.setup.limits = *limits;
+                // Before anything ends in this turn for having taken too long.
+                let fill = self.fill();
+                self.book.look(&fill, &self.setup.limits);
+            }
             Event::MemorySeen(memory) => self.book.memory_seen(*memory),
         }
         if self.round_now {

@@ -3,6 +3,7 @@
 use embeddings::clock::Moment;
 use embeddings::job::Lane;
 use embeddings::logic::event::{ModelId, Outcome, Ticket};
+use embeddings::logic::settle::Cut;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -86,7 +87,7 @@ pub struct Seen {
     /// Whether chunks of a slice went before.
     pub slice: bool,
     /// Its slice ends early.
-    pub cut: bool,
+    pub cut: Option<Cut>,
     /// Its model could not be loaded.
     pub load_failed: bool,
 }
@@ -131,15 +132,21 @@ impl Seen {
             tried: false,
             load_failed: false,
             slice: false,
-            cut: false,
+            cut: None,
         }
     }
 
-    /// Where its slice ends if nothing further of it is begun, if that is before its end.
-    pub fn can_be_cut(&self) -> Option<usize> {
+    /// Where its slice ends if no further chunk of it is begun, or no further input, if that is before its end.
+    pub fn can_be_cut(&self, cut: Cut) -> Option<usize> {
+        if self.cut >= Some(cut) {
+            return None;
+        }
         let (chunk, _) = self.stream?;
         let begun = self.started.iter().rposition(|started| *started)? + 1;
-        let left = begun.div_ceil(chunk) * chunk;
+        let left = match cut {
+            Cut::BehindChunk => begun.div_ceil(chunk) * chunk,
+            Cut::WithinChunk => begun,
+        };
         (left < self.started.len()).then_some(left)
     }
 

@@ -5,11 +5,13 @@ use super::*;
 impl World {
     pub(super) fn draw_message(&mut self) -> Message {
         let rng = &mut self.rng;
-        let chunk = rng.one_in(4).then(|| rng.range(1, 5) as usize);
-        let inputs = if rng.one_in(if chunk.is_some() { 4 } else { 20 }) {
-            rng.range(1, 60)
-        } else {
-            rng.range(1, 4)
+        let most = if rng.one_in(3) { 30 } else { 5 };
+        let chunk = rng.one_in(4).then(|| rng.range(1, most) as usize);
+        let inputs = match chunk {
+            Some(5..) => rng.range(20, 80),
+            Some(_) if rng.one_in(4) => rng.range(1, 60),
+            None if rng.one_in(20) => rng.range(1, 60),
+            _ => rng.range(1, 4),
         };
         let longest = if rng.one_in(30) { 900 } else { 120 };
         let lane = if rng.one_in(3) {

@@ -8,6 +8,8 @@ use embeddings::logic::Logic;
 use embeddings::logic::event::{Action, Worker};
 use embeddings::logic::health::{KillReason, Verdict};
 use embeddings::logic::ledger::Stage;
+use embeddings::logic::settle::Cut;
+use std::time::Duration;
 
 impl Oracle {
     /// What the last step should have moved on has moved on.
@@ -37,15 +39,15 @@ impl Oracle {
             if seen.place == Place::Working && seen.at_rest() {
                 panic!("{key:?} is computed and not answered");
             }
-            let slow = seen
-                .begun_at
-                .is_some_and(|begun| now.since(begun) >= self.held_max / 10);
-            let cuttable = slow && !seen.cut && seen.undrawn() > 0 && seen.can_be_cut().is_some();
-            let queued = self.resumable && seen.lane != Lane::Probe && self.draining.is_none();
-            assert!(
-                !(cuttable && queued),
-                "{key:?} holds its delivery for a slow slice"
-            );
+            let at_work = seen.begun_at.map(|begun| now.since(begun));
+            for (cut, most) in self.patience_with_slices() {
+                let slow = seen.lane != Lane::Probe && at_work >= Some(most);
+                let cuttable = seen.undrawn() > 0 && seen.can_be_cut(cut).is_some();
+                assert!(
+                    !(slow && cuttable),
+                    "{key:?} holds its delivery for a slow slice: {cut:?}"
+                );
+            }
             let too_long = seen.place == Place::Working && seen.is_too_long(self.held_max, now);
             assert!(!too_long, "{key:?} holds its delivery for too long");
             assert!(!seen.to_tokenize, "{key:?} has its model and is not tokenized");
@@ -58,6 +60,19 @@ impl Oracle {
                 assert!(!late, "{key:?} waits although its deadline has passed");
             }
         }
+    }
+
+    /// How long slices may be at work before they end early, one way and the other.
+    pub fn patience_with_slices(&self) -> Vec<(Cut, Duration)> {
+        let (behind_chunk, within_chunk) = match self.draining {
+            None => (self.held_max / 10, self.held_max / 2),
+            Some(_) if self.connected && !self.blocked => (Duration::ZERO, self.setup.limits.drain / 4),
+            Some(_) => return Vec::new(),
+        };
+        if !self.resumable {
+            return Vec::new();
+        }
+        vec![(Cut::BehindChunk, behind_chunk), (Cut::WithinChunk, within_chunk)]
     }
 
     /// Why the process must end now; empty if it must not.

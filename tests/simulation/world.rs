@@ -194,6 +194,8 @@ pub struct Counts {
     pub loads: u64,
     pub unloads: u64,
     pub cuts: u64,
+    /// Those that left a chunk shorter.
+    pub cuts_within: u64,
     /// Slices that ended before an input that was wrong.
     pub shortened: u64,
     /// Messages that were fetched beyond what the consumer may hold.
@@ -685,7 +687,10 @@ impl World {
             Action::Cut { job, inputs } => {
                 self.counts.cuts += 1;
                 if let Some(Letter::Client(number)) = self.deliveries.get(&job).map(|it| it.letter) {
-                    self.messages[number].slice = inputs;
+                    let message = &mut self.messages[number];
+                    message.slice = inputs;
+                    let shorter = message.chunk.is_some_and(|chunk| !inputs.is_multiple_of(chunk));
+                    self.counts.cuts_within += u64::from(shorter);
                 }
             }
             Action::Tokenize { job } => {

@@ -484,9 +484,10 @@ fn may_retry(error: &ReceivedError) -> bool {
     passing.iter().any(|passing| passing.name() == error.r#type)
 }
 
-/// Whether other texts might be taken: too long, nothing that the tokenizer knows, too many of them.
+/// Whether other texts might be taken: too long, nothing that the tokenizer knows, too many of them, one whose vector is no vector.
 fn finds_fault_with_a_text(error: &ReceivedError) -> bool {
     let faults = [
+        ErrorType::Internal,
         ErrorType::InvalidRequest,
         ErrorType::InputTooLong,
         ErrorType::TooManyInputs,

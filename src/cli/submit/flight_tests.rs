@@ -278,7 +278,13 @@ proptest! {
 /// Method: a service that takes no message with a bad text in it, nor one of more than fifty.
 #[test]
 fn a_bad_line_fails_alone() {
-    for bad in [vec![], vec![0], vec![99], vec![17, 18, 63]] {
+    let none: &[u64] = &[];
+    for (bad, kind_of_error, code) in [
+        (none, "invalid_request", 400),
+        (&[0], "input_too_long", 413),
+        (&[99], "internal", 500),
+        (&[17, 18, 63], "invalid_request", 400),
+    ] {
         let mut flight = flight(1);
         flight.offer(batch(0, 100), at(0));
         let mut sent = 0;
@@ -291,7 +297,7 @@ fn a_bad_line_fails_alone() {
             let (kind, body) = match fault {
                 true => {
                     let error =
-                        json!({"code": 400, "type": "invalid_request", "message": "m", "param": "input"});
+                        json!({"code": code, "type": kind_of_error, "message": "m", "param": "input"});
                     (TYPE_ERROR, json!({"error": error}))
                 }
                 false => (TYPE_RESULT, vectors(&sending, 0..texts.len())),

@@ -207,7 +207,10 @@ impl<F: FnMut(Read) -> bool> Cutter<F> {
                 }
             }
             Sifted::Refused(why) => {
-                (self.sink)(Read::Refused(why));
+                // A file that could not be read may be why.
+                if self.hand_on() {
+                    (self.sink)(Read::Refused(why));
+                }
                 return false;
             }
             // What is left is of no interest.

@@ -27,7 +27,8 @@ impl Mend {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".mend-{:08x}", rand::random::<u32>()));
         let beside = PathBuf::from(name);
-        let new = File::create_new(&beside)?;
+        let new = File::create_new(&beside)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", beside.display())))?;
         let mend = Mend {
             old,
             at_record,
