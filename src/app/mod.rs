@@ -304,6 +304,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
             confirm_patience: confirm_patience.clone(),
             resume: resume.clone(),
             hasher: RandomState::new(),
+            direct: Arc::default(),
             name: format!("embeddings@{host}.{}", std::process::id()),
         };
         let (to_broker, commands) = mpsc::channel::<Command>(4 * (waiting_max + EVENTS));

@@ -10,6 +10,7 @@ pub mod client;
 mod connect;
 mod copies;
 pub mod dead;
+mod direct;
 pub mod hear;
 mod intake;
 pub mod probe;
@@ -18,6 +19,7 @@ mod session;
 mod topology;
 mod ways;
 
+pub use direct::Direct;
 pub use intake::{Arrival, Receipt};
 pub use publish::{Content, Publication, ReplyBody};
 pub use topology::PAUSES;
@@ -126,6 +128,16 @@ fn is_not_found(error: &lapin::Error) -> bool {
     /// AMQP 0-9-1, reply code `not-found`.
     const NOT_FOUND: u16 = 404;
     matches!(error.kind(), lapin::ErrorKind::ProtocolError(error) if error.get_id() == NOT_FOUND)
+}
+
+/// Whether the broker ended a connection for a fault that it takes for its own.
+fn is_internal(error: &BrokerError) -> bool {
+    /// AMQP 0-9-1, reply code `internal-error`.
+    const INTERNAL_ERROR: u16 = 541;
+    let BrokerError::Lapin { source, .. } = error else {
+        return false;
+    };
+    matches!(source.kind(), lapin::ErrorKind::ProtocolError(error) if error.get_id() == INTERNAL_ERROR)
 }
 
 /// What the broker task tells.
@@ -281,6 +293,8 @@ pub struct Setup {
     pub resume: Arc<AtomicBool>,
     /// What bodies are told apart by, over all sessions.
     pub hasher: RandomState,
+    /// Names of direct reply-to that may have ended a session.
+    pub direct: Arc<Direct>,
     /// Name of this connection, as shown by the broker's tools.
     pub name: String,
 }
@@ -356,6 +370,7 @@ pub fn start(
                     let end = session.run(&events, &mut commands).await;
                     let Err(cause) = end else { return };
                     warn!(session = number, cause = %cause, "lost the broker");
+                    setup.direct.session_ended(&cause);
                     if clock.now().since(opened) >= STABLE {
                         attempts = 0;
                     }

@@ -5,7 +5,7 @@ use super::copies::{dead_properties, moved_properties, text, whole};
 use super::intake::Receipt;
 use super::session::settle;
 use super::ways::Ways;
-use super::{BrokerError, BrokerEvent, Published, Span};
+use super::{BrokerError, BrokerEvent, Published, Setup};
 use crate::job::checkpoint::Checkpoint;
 use crate::job::reply::{
     APP_ID, Answer, HEADER_ATTEMPT, HEADER_FINGERPRINT, TYPE_CHUNK, TYPE_DONE, TYPE_ERROR, TYPE_PROGRESS,
@@ -177,10 +177,9 @@ pub(super) struct Press {
     /// Name of the dead-letter queue.
     pub dead: Arc<str>,
     pub blocked: Blocked,
-    /// How long a queue may take to confirm, while others do, before it is given up.
-    pub patience: Span,
     /// Queues of ours that take nothing at present.
     pub full: Full,
+    pub setup: Setup,
 }
 
 /// Queues of ours that have refused what they were given, and have taken nothing since: each is told of once, however many
@@ -309,10 +308,15 @@ impl Press {
         body: &[u8],
         properties: BasicProperties,
     ) -> Result<Published, BrokerError> {
+        let direct = &self.setup.direct;
+        if direct.begins(queue) {
+            let apart = direct.publish(&self.setup, &self.blocked, queue, body, properties);
+            return Ok(apart.await);
+        }
         loop {
             let mut passage = self.ways.to(queue).await?;
             let channel = passage.channel.clone();
-            let patience = self.patience.get().min(CONFIRM_MAX);
+            let patience = self.setup.confirm_patience.get().min(CONFIRM_MAX);
             let mut confirms = self.ways.confirms();
             let sent = send(&channel, &self.blocked, queue, body, properties.clone(), None);
             tokio::pin!(sent);
@@ -320,6 +324,9 @@ impl Press {
                 tokio::select! {
                     outcome = &mut sent => {
                         self.ways.confirmed(queue);
+                        if outcome.is_ok() {
+                            direct.answered(queue);
+                        }
                         return outcome;
                     }
                     // It lay behind another message. What the broker has of it may yet arrive as well.

@@ -248,8 +248,8 @@ impl Session {
             ways: ways.clone(),
             dead: Arc::from(self.names.dead.as_str()),
             blocked: self.blocked.clone(),
-            patience: self.setup.confirm_patience.clone(),
             full: publish::Full::default(),
+            setup: self.setup.clone(),
         };
         tasks.spawn(publish::run(press, queue, events.clone()));
         let (notices, queue) = mpsc::channel(announce::NOTICES);

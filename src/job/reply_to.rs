@@ -18,8 +18,9 @@ pub fn fault(reply_to: Option<&str>) -> Option<&'static str> {
 }
 
 /// Whether RabbitMQ can read what follows [`DIRECT_REPLY_TO`]: whoever publishes to a name that it cannot read loses the
-/// connection (seen on 3.10.8), and every other job's session with it. One of another cluster's node looks like one of its own. It is `PID.KEY`, the first in base64: a process in
-/// Erlang's external term format (NEW_PID_EXT), its node named `reply@NUMBER` (`pid_recomposition.erl`).
+/// connection (seen on 3.10.8), and every other job's session with it. One of another cluster's node looks like one of its
+/// own. It is `PID.KEY`, the first in base64: a process in Erlang's external term format (NEW_PID_EXT), its node named
+/// `reply@NUMBER` (`pid_recomposition.erl`).
 fn is_direct_token(token: &str) -> bool {
     const IDS_BYTES: usize = 12;
     let Some((pid, key)) = token.split_once('.') else {

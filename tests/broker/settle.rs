@@ -2,6 +2,9 @@
 
 use crate::caller::{Caller, header, headers};
 use crate::service::bench;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::StreamExt as _;
 use lapin::BasicProperties;
 use lapin::options::{
     BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicRejectOptions, QueueDeclareOptions,
@@ -9,6 +12,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
+use std::collections::BTreeSet;
 
 /// Goal: an answer that nobody can take costs nothing but a line in the log; the job is acked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -92,27 +96,29 @@ async fn a_job_without_a_sender_is_dead_lettered() {
     }
 }
 
+/// What comes to the caller's direct reply-to.
+async fn direct_answers(caller: &Caller) -> lapin::Consumer {
+    let (name, options) = (
+        "amq.rabbitmq.reply-to",
+        BasicConsumeOptions {
+            no_ack: true,
+            ..Default::default()
+        },
+    );
+    let subscribed =
+        caller
+            .channel
+            .basic_consume(name.into(), "direct".into(), options, FieldTable::default());
+    subscribed.await.unwrap()
+}
+
 /// Goal: RabbitMQ's direct reply-to works, and its answers do not count as returned.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn direct_reply_to_works() {
-    use futures_util::StreamExt;
     let Some(bench) = bench("direct") else { return };
     let service = bench.serve("");
     let caller = Caller::connect(&bench).await;
-    let options = BasicConsumeOptions {
-        no_ack: true,
-        ..Default::default()
-    };
-    let mut answers = caller
-        .channel
-        .basic_consume(
-            "amq.rabbitmq.reply-to".into(),
-            "direct".into(),
-            options,
-            FieldTable::default(),
-        )
-        .await
-        .unwrap();
+    let mut answers = direct_answers(&caller).await;
     for (n, body) in [br#"{"input":"a"}"#.as_slice(), b"not json"].iter().enumerate() {
         let properties = BasicProperties::default()
             .with_reply_to("amq.rabbitmq.reply-to".into())
@@ -125,6 +131,47 @@ async fn direct_reply_to_works() {
     }
     caller.settles_at(&caller.names.interactive, (0, 1)).await;
     assert!(!service.log().contains("nobody waits"), "{}", service.log());
+}
+
+/// Goal: a direct reply-to of a node that the cluster does not have costs one session, however many jobs name it, and callers whose
+/// answers were under way just then get them. Method: jobs as a shovel brings them from another cluster, good ones and refused
+/// ones, among those of a caller who is here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_foreign_direct_reply_to_costs_one_session() {
+    const CALLS: usize = 120;
+    let Some(bench) = bench("foreign") else { return };
+    let service = bench.serve("");
+    let caller = Caller::connect(&bench).await;
+    let mut answers = direct_answers(&caller).await;
+    let queue = caller.names.interactive.clone();
+    let node = [&[131, 88, 119, 7], b"reply@7".as_slice(), &[0; 12]].concat();
+    let foreign = format!("amq.rabbitmq.reply-to.{}.key", STANDARD.encode(node));
+    let bodies = [br#"{"input":"a"}"#.as_slice(), b"not json"];
+    for n in 0..CALLS {
+        let here = BasicProperties::default()
+            .with_reply_to("amq.rabbitmq.reply-to".into())
+            .with_correlation_id(n.to_string().into());
+        caller.publish(&queue, bodies[n % 2], here).await;
+        if n % 20 == 10 {
+            let elsewhere = BasicProperties::default().with_reply_to(foreign.as_str().into());
+            caller.publish(&queue, bodies[n / 20 % 2], elsewhere).await;
+        }
+    }
+    let mut missing: BTreeSet<String> = (0..CALLS).map(|n| n.to_string()).collect();
+    while !missing.is_empty() {
+        let next = tokio::time::timeout(crate::service::SOON, answers.next());
+        let answer = next.await.expect("an answer is missing").unwrap().unwrap();
+        missing.remove(answer.properties.correlation_id().as_ref().unwrap().as_str());
+    }
+    caller.settles_at(&queue, (0, 1)).await;
+    caller.settles_at(&caller.names.resumed, (0, 1)).await;
+    let log = service.log();
+    assert_eq!(log.matches("lost the broker").count(), 1, "{log}");
+    assert_eq!(
+        log.matches("the broker knows no such direct reply-to").count(),
+        6,
+        "{log}"
+    );
 }
 
 /// Goal: a reply queue that takes no more must not lose the job: it is dead-lettered.
