@@ -125,6 +125,31 @@ fn a_pull_installs_what_the_model_needs_and_only_that() {
     }
 }
 
+/// The weights of a Dense module have the same name, and come first in the Hub's list.
+#[test]
+fn a_checksum_is_for_the_transformer_s_weights() {
+    let mut files = model(10);
+    let modules = json!([
+        {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+    ]);
+    files.insert("modules.json".into(), modules.to_string().into_bytes());
+    let dense = json!({"in_features": 384, "out_features": 8, "activation_function": "torch.nn.modules.linear.Identity"});
+    files.insert("2_Dense/config.json".into(), dense.to_string().into_bytes());
+    files.insert("2_Dense/model.safetensors".into(), weights(3, 0));
+    let (hub, home) = (Hub::with(files), Home::new());
+    let output = home.pull(&hub.endpoint, &[ID, "--sha256", &sha256(&weights(3, 0))]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("--sha256 asks for"),
+        "{}",
+        stderr(&output)
+    );
+    let output = home.pull(&hub.endpoint, &[ID, "--sha256", &sha256(&hub.weights())]);
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
 #[test]
 fn modules_in_folders_and_weights_in_parts_come_along() {
     let mut files = model(10);
@@ -157,6 +182,10 @@ fn modules_in_folders_and_weights_in_parts_come_along() {
         files.insert(format!("0_Transformer/{name}"), weights(1000, 7));
     }
     let (hub, home) = (Hub::with(files), Home::new());
+    let output = home.pull(&hub.endpoint, &[ID, "--sha256", &sha256(&weights(3, 0))]);
+    let why = "--sha256 is for 0_Transformer/model.safetensors, which this model has not";
+    assert!(stderr(&output).contains(why), "{}", stderr(&output));
+    assert!(hub.asked(parts[0]).is_empty() && hub.asked(parts[1]).is_empty());
     let output = home.pull(&hub.endpoint, &[ID]);
     assert!(output.status.success(), "{}", stderr(&output));
     let expected = [

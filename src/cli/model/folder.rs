@@ -14,7 +14,7 @@ use std::path::{Component, Path};
 const HEADER_MAX: u64 = 100_000_000;
 
 /// Files beside the weights that a module's folder may need.
-const SMALL_FILES: [&str; 12] = [
+const SMALL_FILES: [&str; 11] = [
     // So that it is refused.
     "adapter_config.json",
     "config.json",
@@ -27,8 +27,12 @@ const SMALL_FILES: [&str; 12] = [
     "merges.txt",
     "sentencepiece.bpe.model",
     "spiece.model",
-    "model.safetensors.index.json",
 ];
+
+/// The weights of a module, where they are one file.
+pub const WEIGHTS: &str = "model.safetensors";
+/// What names their files, where they are several.
+const INDEX: &str = "model.safetensors.index.json";
 
 /// The modules that `modules.json` names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +93,11 @@ impl Layout {
         found.map_or("", |(_, folder)| folder.as_str())
     }
 
+    /// The transformer's weights, where they are one file.
+    pub fn weights(&self) -> String {
+        within(self.transformer(), WEIGHTS)
+    }
+
     /// Of all files of a model, those that it needs.
     pub fn pick(&self, all: &[String]) -> Vec<String> {
         let wanted = |file: &String| {
@@ -99,15 +108,10 @@ impl Layout {
             if !self.modules.iter().any(|(_, module)| module == folder) {
                 return false;
             }
-            let whole = if folder.is_empty() {
-                "model.safetensors".to_owned()
-            } else {
-                format!("{folder}/model.safetensors")
-            };
-            let in_parts = !all.contains(&whole);
+            let in_parts = !all.contains(&within(folder, WEIGHTS));
             match name {
-                "model.safetensors" => true,
-                "model.safetensors.index.json" => in_parts,
+                WEIGHTS => true,
+                INDEX => in_parts,
                 name if name.ends_with(".safetensors") => in_parts,
                 name => SMALL_FILES.contains(&name) || SENTENCE_CONFIGS.contains(&name),
             }
@@ -125,16 +129,32 @@ impl Layout {
                 let (own, name) = file.rsplit_once('/').unwrap_or(("", file));
                 own == folder && name.ends_with(".safetensors")
             };
+            if !matches!(kind.as_str(), "Transformer" | "Dense") {
+                continue;
+            }
+            let place = match folder.as_str() {
+                "" => String::new(),
+                folder => format!(" in {folder}"),
+            };
             ensure!(
-                !matches!(kind.as_str(), "Transformer" | "Dense") || files.iter().any(there),
-                "its module {kind}{} has no *.safetensors: other formats of weights are not read",
-                match folder.as_str() {
-                    "" => String::new(),
-                    folder => format!(" in {folder}"),
-                }
+                files.iter().any(there),
+                "its module {kind}{place} has no *.safetensors: other formats of weights are not read"
+            );
+            let read = [WEIGHTS, INDEX].map(|name| within(folder, name));
+            ensure!(
+                read.iter().any(|name| files.contains(name)),
+                "its module {kind}{place} has neither {WEIGHTS} nor {INDEX}: weights of other names are not read"
             );
         }
         Ok(())
+    }
+}
+
+/// A file of a module's folder, relative to the model.
+fn within(folder: &str, name: &str) -> String {
+    match folder {
+        "" => name.to_owned(),
+        folder => format!("{folder}/{name}"),
     }
 }
 
@@ -210,6 +230,12 @@ pub fn inspect(dir: &Path) -> anyhow::Result<Facts> {
     layout
         .check_weights(&files)
         .with_context(|| dir.display().to_string())?;
+    for index in files.iter().filter(|file| file.ends_with(INDEX)) {
+        let named = parts(index, &read(Path::new(index))?).with_context(|| dir.display().to_string())?;
+        if let Some(part) = named.iter().find(|part| !all.contains(part)) {
+            bail!("{}: its {index} names {part}, which is not there", dir.display());
+        }
+    }
     for file in weights {
         whole(&dir.join(file)).with_context(|| dir.join(file).display().to_string())?;
     }
@@ -319,6 +345,39 @@ mod tests {
             "model.safetensors.index.json",
         ]);
         assert_eq!(layout.pick(&parts), parts);
+    }
+
+    /// A copy that was cut off was installed, and replaced one that was whole.
+    #[test]
+    fn weights_that_are_not_all_there_are_refused() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cls");
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = Vec::new();
+        list(&golden, "", &mut files).unwrap();
+        for file in files {
+            let to = dir.path().join(&file);
+            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+            std::fs::copy(golden.join(&file), to).unwrap();
+        }
+        assert!(inspect(dir.path()).is_ok());
+        let refused = || format!("{:#}", inspect(dir.path()).unwrap_err());
+        let first = dir.path().join("model-00001-of-00002.safetensors");
+        std::fs::rename(dir.path().join(WEIGHTS), &first).unwrap();
+        assert!(
+            refused().contains("has neither model.safetensors nor"),
+            "{}",
+            refused()
+        );
+        let named = [
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+        ];
+        let index = serde_json::json!({"weight_map": {"a": named[0], "b": named[1]}});
+        std::fs::write(dir.path().join(INDEX), index.to_string()).unwrap();
+        let why = "model.safetensors.index.json names model-00002-of-00002.safetensors, which is not there";
+        assert!(refused().contains(why), "{}", refused());
+        std::fs::copy(&first, dir.path().join(named[1])).unwrap();
+        assert!(inspect(dir.path()).is_ok());
     }
 
     #[test]

@@ -11,12 +11,15 @@ use super::wire::{Fault, Slice, Wire, content_range, escaped};
 use anyhow::{Context, ensure};
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path};
 
 /// Longest listing that is read: one of a hundred thousand files has half of it.
 const LISTING_BYTES_MAX: u64 = 64 << 20;
 /// Tries of a question before it is given up; each costs the patience of someone who waits.
 const QUESTIONS: u32 = 4;
+/// Bytes of a block as stat(2) counts them.
+const BLOCK_BYTES: u64 = 512;
 
 /// One model on the Hub, at one revision.
 pub struct Hub {
@@ -200,7 +203,9 @@ impl Hub {
                     }
                 }
             }
-            let there = fs::metadata(self.cache.part_path(commit, file)).map_or(0, |of| of.len().min(size));
+            // What it takes on the disk: its pieces are written at once, so that most of it may be a hole.
+            let there = fs::metadata(self.cache.part_path(commit, file));
+            let there = there.map_or(0, |of| (of.blocks() * BLOCK_BYTES).min(size));
             lacking += size - there;
             absent.push(&*file);
         }

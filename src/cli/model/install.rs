@@ -65,9 +65,7 @@ pub fn install(
         )
     })?;
     // One at a time, so that nobody takes away or overtakes what another is about to put there.
-    let lock = fs::File::open(models).with_context(|| format!("failed to open {}", models.display()))?;
-    lock.lock()
-        .with_context(|| format!("failed to lock {}", models.display()))?;
+    let _lock = lock(models)?;
     place(models, name, replace)?;
     clean(models, name);
     let pid = std::process::id();
@@ -138,9 +136,20 @@ pub fn remove(models: &Path, name: &str) -> anyhow::Result<()> {
         models.join(name),
         models.join(format!(".{name}.{}.old", std::process::id())),
     );
+    let _lock = lock(models)?;
+    clean(models, name);
     fs::rename(&target, &old)
         .and_then(|()| fs::remove_dir_all(&old))
         .with_context(|| format!("failed to remove {}", target.display()))
+}
+
+/// One command at a time, until the file is dropped.
+fn lock(models: &Path) -> anyhow::Result<fs::File> {
+    let folder = fs::File::open(models).with_context(|| format!("failed to open {}", models.display()))?;
+    folder
+        .lock()
+        .with_context(|| format!("failed to lock {}", models.display()))?;
+    Ok(folder)
 }
 
 /// Removes what a process that died in the middle left behind for this name.

@@ -1,7 +1,7 @@
 //! `embeddings model pull`: a model from the Hugging Face Hub, resumable, checked, installed whole or not at all.
 
 use super::cache::Listing;
-use super::folder::{self, Layout};
+use super::folder::{self, Layout, WEIGHTS};
 use super::hub::Hub;
 use super::install::{self, Source};
 use super::remote::{Remote, sha256, verify};
@@ -13,9 +13,6 @@ use crate::cli::{configuration, print};
 use anyhow::{Context, bail, ensure};
 use std::path::Path;
 use std::process::ExitCode;
-
-/// The file whose checksum `--sha256` names.
-const WEIGHTS: &str = "model.safetensors";
 
 /// Runs the command.
 ///
@@ -193,8 +190,9 @@ fn fetch_all(
     }
     layout.check_weights(&names(&listing))?;
     // Where the Hub knows the checksum, a wrong one is refused before a byte of the weights is fetched.
-    let weights = listing.files.iter().find(|file| is_weights(file));
-    if let (Some(wanted), Some(known)) = (wanted_sha256, weights.and_then(|file| file.sha256.as_deref())) {
+    if let Some(wanted) = wanted_sha256
+        && let Some(known) = &weights(&layout, &listing)?.sha256
+    {
         refuse_unless(wanted, known)?;
     }
     let all = listing
@@ -202,9 +200,7 @@ fn fetch_all(
         .iter()
         .fold(0u64, |sum, file| sum.saturating_add(file.size.unwrap_or(0)));
     hub.fetch(&commit, &mut listing.files, &|bytes| room(bytes, all))?;
-    if wanted_sha256.is_some() {
-        check_weights(&dir, &listing, wanted_sha256)?;
-    }
+    check_weights(&dir, &listing, wanted_sha256)?;
     Ok(listing)
 }
 
@@ -220,13 +216,15 @@ fn check_weights(folder: &Path, listing: &Listing, wanted_sha256: Option<&str>) 
     let Some(wanted) = wanted_sha256 else {
         return Ok(());
     };
-    let weights = listing.files.iter().find(|file| is_weights(file));
-    let weights = weights.with_context(|| format!("--sha256 is for {WEIGHTS}, which this model has not"))?;
-    refuse_unless(wanted, &sha256(&folder.join(&weights.name))?)
+    let layout = Layout::parse(&std::fs::read_to_string(folder.join("modules.json"))?)?;
+    refuse_unless(wanted, &sha256(&folder.join(&weights(&layout, listing)?.name))?)
 }
 
-fn is_weights(file: &Remote) -> bool {
-    file.name.rsplit('/').next() == Some(WEIGHTS)
+/// The transformer's weights, which are what `--sha256` is for: a Dense module has a file of the same name.
+fn weights<'a>(layout: &Layout, listing: &'a Listing) -> anyhow::Result<&'a Remote> {
+    let name = layout.weights();
+    let found = listing.files.iter().find(|file| file.name == name);
+    found.with_context(|| format!("--sha256 is for {name}, which this model has not"))
 }
 
 fn refuse_unless(wanted: &str, found: &str) -> anyhow::Result<()> {
