@@ -661,3 +661,22 @@ fn a_chunk_that_takes_long_ends_with_the_inputs_that_are_begun() {
     assert!(slices_end(&service.pass(19_900), job).is_empty());
     assert_eq!(slices_end(&service.pass(200), job), [102]);
 }
+
+/// A small job that went on stood first in line, worth no batch while the engine computed another: who called meanwhile waited for that
+/// whole batch, and not for a layer.
+#[test]
+fn nobody_waits_behind_a_small_job_that_goes_on() {
+    let mut service = Service::ready(setup());
+    service.step(Event::BrokerUp { resumable: true });
+    let bulk = service.deliver(Lane::Bulk, ticket(60));
+    assert_eq!(
+        batches_of(&service.tokenize(bulk, 60)).len(),
+        1,
+        "the rest is no full batch"
+    );
+    let resumed = service.deliver(Lane::Resumed, ticket(1));
+    assert!(batches_of(&service.tokenize(resumed, 1)).is_empty());
+    let call = service.deliver(Lane::Interactive, ticket(1));
+    let started = service.tokenize(call, 1);
+    assert!(started.iter().any(|action| starts(action, call)), "{started:?}");
+}

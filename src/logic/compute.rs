@@ -56,23 +56,9 @@ impl Logic {
 
     pub(super) fn fill_engines(&mut self, now: Moment, actions: &mut Vec<Action>) {
         self.start_parts(now, actions);
-        loop {
-            let room = self.batcher.has_room();
-            let urgent = !room && self.batcher.can_be_overtaken() && self.lanes.urgent_lead();
-            if self.lanes.is_empty() || !(room || urgent) {
-                return;
-            }
-            let Some(draw) = self.draw(urgent) else { return };
+        while let Some((draw, haste, place)) = self.next_draw() {
             let waiting: usize = draw.window.iter().map(|item| item.tokens).sum();
             let budget = self.setup.batch_tokens;
-            let haste = if draw.canary || draw.lead == Lane::Interactive {
-                Haste::Urgent
-            } else {
-                Haste::Patient
-            };
-            let Some(place) = self.batcher.place(waiting, budget, haste) else {
-                return;
-            };
             let share = self.batcher.share(waiting, budget);
             let items: Vec<Item> = batch::compose(&draw.window, share)
                 .into_iter()
@@ -101,6 +87,26 @@ impl Logic {
             self.start_batch((place, haste), draw.model, items, false, now, actions);
             self.count_in_flight();
         }
+    }
+
+    /// What is drawn next, and where it goes. Where the first in line is worth no batch yet, as a small job that goes on is not while
+    /// its engine computes another, those that may go between two layers need not wait for it.
+    fn next_draw(&self) -> Option<(Draw, Haste, Place)> {
+        let in_order = self.batcher.has_room().then(|| self.placed(false)).flatten();
+        let overtake = || self.batcher.can_be_overtaken() && self.lanes.urgent_lead();
+        in_order.or_else(|| overtake().then(|| self.placed(true)).flatten())
+    }
+
+    fn placed(&self, overtake: bool) -> Option<(Draw, Haste, Place)> {
+        let draw = self.draw(overtake)?;
+        let waiting: usize = draw.window.iter().map(|item| item.tokens).sum();
+        let haste = if draw.canary || draw.lead == Lane::Interactive {
+            Haste::Urgent
+        } else {
+            Haste::Patient
+        };
+        let place = self.batcher.place(waiting, self.setup.batch_tokens, haste)?;
+        Some((draw, haste, place))
     }
 
     /// The inputs among which the next batch is chosen: of the model of the first job in line, and of no
