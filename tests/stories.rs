@@ -658,7 +658,7 @@ fn a_chunk_that_takes_long_ends_with_the_inputs_that_are_begun() {
     let (mut service, job, _) = streaming(200);
     let limit = Duration::from_secs(120);
     service.step(Event::HeldTooLong { limit });
-    assert!(slices_end(&service.pass(19_900), job).is_empty());
+    assert!(slices_end(&service.pass(9_900), job).is_empty());
     assert_eq!(slices_end(&service.pass(200), job), [102]);
 }
 

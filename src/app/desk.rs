@@ -214,7 +214,9 @@ impl Held {
             self.checkpoint.lineage = rand::random::<u64>().max(1);
         }
         let stream = plan.chunk.map(|chunk| {
-            if resumable && self.attempt > 1 {
+            // Behind what failed attempts count from one again, so this is a failure that is not known of yet.
+            let new = self.checkpoint.done >= self.checkpoint.trouble;
+            if resumable && self.attempt > 1 && new {
                 let before = slice(&self.texts, chunk, self.attempt - 1);
                 let end = self.checkpoint.done.saturating_add(before);
                 self.checkpoint.trouble = self.checkpoint.trouble.max(end);
@@ -513,43 +515,5 @@ fn slice(texts: &[String], chunk: usize, attempt: u32) -> usize {
 pub type Desk = HashMap<JobKey, Held>;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Goal: what is told of attempts neither falls behind the slice that was tried again, nor counts one that is not made.
-    #[test]
-    fn attempts_are_told_as_they_were_made() {
-        let mut held = Held::blank(Lane::Resumed, "job".into(), Moment::ZERO);
-        (held.attempt, held.checkpoint.trouble) = (2, 1);
-        held.sequences = vec![Sequence {
-            ids: Arc::from([1]),
-            truncated: false,
-            prompt_tokens: 0,
-        }];
-        let behind = held.behind();
-        assert_eq!((behind.done, behind.attempt, behind.most), (1, 1, 2));
-        let mut next = Held::blank(Lane::Resumed, "job".into(), Moment::ZERO);
-        (next.attempt, next.checkpoint) = (behind.attempt, behind);
-        assert_eq!(next.attempts(), 2);
-        next.attempt = 3;
-        assert_eq!(next.attempts(), 3);
-        // It comes after its third death where three attempts are allowed.
-        (next.attempt, next.spent) = (4, true);
-        assert_eq!(next.attempts(), 3);
-    }
-
-    #[test]
-    fn slices_are_whole_chunks() {
-        let texts = |count: usize, bytes: usize| vec!["x".repeat(bytes); count];
-        assert_eq!(slice(&texts(6000, 10), 32, 1), 512);
-        assert_eq!(slice(&texts(6000, 10), 100, 1), 500);
-        assert_eq!(slice(&texts(6000, 1024), 32, 1), 128);
-        assert_eq!(slice(&texts(6000, 1 << 20), 32, 1), 32);
-        assert_eq!(slice(&texts(6000, 10), 2000, 1), 2000);
-        assert_eq!(slice(&texts(7, 10), 32, 1), 7);
-        let shrinking: Vec<usize> = (1..6)
-            .map(|attempt| slice(&texts(6000, 10), 32, attempt))
-            .collect();
-        assert_eq!(shrinking, [512, 128, 32, 32, 32]);
-    }
-}
+#[path = "desk_tests.rs"]
+mod tests;

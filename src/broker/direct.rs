@@ -82,12 +82,12 @@ impl Direct {
         let sent = async {
             let opening = session::connect(&setup.config, &name);
             let connection = match tokio::time::timeout(OPEN_MAX, opening).await {
-                Ok(connection) => connection?,
+                Ok(connection) => session::Unless::taken_over(connection?),
                 Err(_) => return Ok(Published::Unconfirmed),
             };
             let channel = session::confirming(&connection).await?;
             let sent = publish::send(&channel, blocked, queue, body, properties, Some(CONFIRM_MAX)).await;
-            let _ = tokio::time::timeout(CLOSE_MAX, connection.close(200, "bye".into())).await;
+            let _ = tokio::time::timeout(CLOSE_MAX, connection.take_over().close(200, "bye".into())).await;
             sent
         };
         match sent.await {

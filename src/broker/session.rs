@@ -151,14 +151,14 @@ async fn subscribe(
 /// Closes a connection that no session takes over. Dropping one does not: while the broker owes an answer on one of its
 /// channels, the client library keeps it, heartbeats and all. A subscription that is answered later would then be
 /// delivered to where nobody reads, and hold up to a prefetch of jobs for ever.
-struct Unless(Option<Connection>);
+pub(super) struct Unless(Option<Connection>);
 
 impl Unless {
-    fn taken_over(connection: Connection) -> Unless {
+    pub(super) fn taken_over(connection: Connection) -> Unless {
         Unless(Some(connection))
     }
 
-    fn take_over(mut self) -> Connection {
+    pub(super) fn take_over(mut self) -> Connection {
         self.0.take().expect("taken once, by value")
     }
 }

@@ -208,6 +208,13 @@ pub struct Draw {
     pub window: Vec<Item>,
 }
 
+impl Draw {
+    /// How many tokens wait in it.
+    pub fn tokens(&self) -> usize {
+        self.window.iter().map(|item| item.tokens).sum()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

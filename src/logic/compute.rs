@@ -57,9 +57,7 @@ impl Logic {
     pub(super) fn fill_engines(&mut self, now: Moment, actions: &mut Vec<Action>) {
         self.start_parts(now, actions);
         while let Some((draw, haste, place)) = self.next_draw() {
-            let waiting: usize = draw.window.iter().map(|item| item.tokens).sum();
-            let budget = self.setup.batch_tokens;
-            let share = self.batcher.share(waiting, budget);
+            let share = self.batcher.share(draw.tokens(), self.setup.batch_tokens);
             let items: Vec<Item> = batch::compose(&draw.window, share)
                 .into_iter()
                 .map(|place| draw.window[place])
@@ -99,13 +97,14 @@ impl Logic {
 
     fn placed(&self, overtake: bool) -> Option<(Draw, Haste, Place)> {
         let draw = self.draw(overtake)?;
-        let waiting: usize = draw.window.iter().map(|item| item.tokens).sum();
         let haste = if draw.canary || draw.lead == Lane::Interactive {
             Haste::Urgent
         } else {
             Haste::Patient
         };
-        let place = self.batcher.place(waiting, self.setup.batch_tokens, haste)?;
+        let place = self
+            .batcher
+            .place(draw.tokens(), self.setup.batch_tokens, haste)?;
         Some((draw, haste, place))
     }
 

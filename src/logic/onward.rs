@@ -17,8 +17,9 @@ pub(super) const HELD_MAX: Duration = Duration::from_secs(600);
 const LIMIT_SHARE: u32 = 3;
 /// The longest wait is so many times the time that a slice is given.
 const SLICE_SHARE: u32 = 10;
-/// The longest wait is so many times the time that a chunk is given.
-const CHUNK_SHARE: u32 = 2;
+/// The longest wait is so many times the time that a chunk is given: with that wait before it, a delivery is held for less than half of
+/// the broker's limit, and a sixth of the wait is left for what is begun.
+const CHUNK_SHARE: u32 = 4;
 /// The time to drain is so many times the time that a chunk is given then.
 const STOP_SHARE: u32 = 4;
 /// A plain job that is at work is held for longer than the longest wait by one of so many parts of that, which is the time that

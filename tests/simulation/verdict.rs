@@ -65,7 +65,7 @@ impl Oracle {
     /// How long slices may be at work before they end early, one way and the other.
     pub fn patience_with_slices(&self) -> Vec<(Cut, Duration)> {
         let (behind_chunk, within_chunk) = match self.draining {
-            None => (self.held_max / 10, self.held_max / 2),
+            None => (self.held_max / 10, self.held_max / 4),
             Some(_) if self.connected && !self.blocked => (Duration::ZERO, self.setup.limits.drain / 4),
             Some(_) => return Vec::new(),
         };
