@@ -1,7 +1,8 @@
 //! Contract 3.2, 3.4 and 3.5: where messages end up, and what the broker's objects look like.
 
 use crate::caller::{Caller, header, headers};
-use crate::service::bench;
+use crate::private::wait_for;
+use crate::service::{SOON, bench};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt as _;
@@ -34,7 +35,7 @@ async fn a_returned_reply_is_acked() {
     let queues = [caller.names.interactive.clone(), caller.names.bulk.clone()];
     service.signal(libc::SIGTERM);
     let mut service = service;
-    assert_eq!(service.exit(crate::service::SOON).0, Some(0));
+    assert_eq!(service.exit(SOON).0, Some(0));
     for queue in queues {
         caller.settles_at(&queue, (0, 0)).await;
     }
@@ -124,7 +125,7 @@ async fn direct_reply_to_works() {
             .with_reply_to("amq.rabbitmq.reply-to".into())
             .with_correlation_id(format!("{n}").into());
         caller.publish(&caller.names.interactive, body, properties).await;
-        let next = tokio::time::timeout(crate::service::SOON, answers.next());
+        let next = tokio::time::timeout(SOON, answers.next());
         let answer = next.await.unwrap().unwrap().unwrap();
         let id = answer.properties.correlation_id().as_ref().unwrap().to_string();
         assert_eq!(id, n.to_string());
@@ -159,19 +160,23 @@ async fn a_foreign_direct_reply_to_costs_one_session() {
     }
     let mut missing: BTreeSet<String> = (0..CALLS).map(|n| n.to_string()).collect();
     while !missing.is_empty() {
-        let next = tokio::time::timeout(crate::service::SOON, answers.next());
+        let next = tokio::time::timeout(SOON, answers.next());
         let answer = next.await.expect("an answer is missing").unwrap().unwrap();
         missing.remove(answer.properties.correlation_id().as_ref().unwrap().as_str());
     }
+    // What waits for its turn to be tried is in no queue.
+    let told = || {
+        service
+            .log()
+            .matches("the broker knows no such direct reply-to")
+            .count()
+    };
+    wait_for(SOON, "each foreign name is tried", || told() == 6);
     caller.settles_at(&queue, (0, 1)).await;
     caller.settles_at(&caller.names.resumed, (0, 1)).await;
     let log = service.log();
     assert_eq!(log.matches("lost the broker").count(), 1, "{log}");
-    assert_eq!(
-        log.matches("the broker knows no such direct reply-to").count(),
-        6,
-        "{log}"
-    );
+    assert_eq!(told(), 6, "{log}");
 }
 
 /// Goal: a reply queue that takes no more must not lose the job: it is dead-lettered.
@@ -201,7 +206,7 @@ async fn a_full_reply_queue_dead_letters() {
         .await;
     let clock = embeddings::clock::Clock::start();
     while !service.log().contains("failed, to be tried again") {
-        assert!(clock.now().since(embeddings::clock::Moment::ZERO) < crate::service::SOON);
+        assert!(clock.now().since(embeddings::clock::Moment::ZERO) < SOON);
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     let status = service.status(&["--json"]);
@@ -244,7 +249,7 @@ async fn the_topology_stands() {
     let Some(bench) = bench("topology") else { return };
     let mut maker = bench.serve("");
     maker.signal(libc::SIGTERM);
-    assert_eq!(maker.exit(crate::service::SOON).0, Some(0));
+    assert_eq!(maker.exit(SOON).0, Some(0));
     let mut caller = Caller::connect(&bench).await;
     let listed = bench
         .node
@@ -354,7 +359,7 @@ async fn a_missing_topology_is_waited_for() {
             break;
         }
         let waited = clock.now().since(embeddings::clock::Moment::ZERO);
-        assert!(waited < crate::service::SOON, "the queue has not come back");
+        assert!(waited < SOON, "the queue has not come back");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     assert!(service.exited().is_none());
