@@ -5,6 +5,7 @@
 mod support;
 
 use embeddings::clock::Moment;
+use embeddings::job::chunks::Chunks;
 use embeddings::job::{ErrorType, JobKey, Lane, Refusal};
 use embeddings::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Onward, Outcome, Streaming};
 use embeddings::logic::health::KillReason;
@@ -359,9 +360,8 @@ fn an_input_that_fails_is_named_as_its_sender_counts() {
     service.step(Event::BrokerUp { resumable: true });
     let mut slice = ticket(4);
     slice.stream = Some(Streaming {
-        chunk: 4,
+        chunks: Chunks::new(4, 1024),
         last: true,
-        done: 1024,
     });
     let job = service.deliver(Lane::Resumed, slice);
     let batch = batch_of(&service.tokenize(job, 4));
@@ -482,9 +482,8 @@ fn a_look_ahead_learns_the_pace_from_slices() {
     let (mut service, first) = full_of_one_callers(&|_| (), &|service| {
         let mut slice = ticket(4);
         slice.stream = Some(Streaming {
-            chunk: 4,
+            chunks: Chunks::new(4, 0),
             last: false,
-            done: 0,
         });
         service.deliver(Lane::Bulk, slice)
     });
@@ -618,9 +617,8 @@ fn streaming(inputs: usize) -> (Service, JobKey, VecDeque<BatchId>) {
     service.step(Event::BrokerUp { resumable: true });
     let mut slice = ticket(inputs);
     slice.stream = Some(Streaming {
-        chunk: 100,
+        chunks: Chunks::new(100, 0),
         last: true,
-        done: 0,
     });
     let job = service.deliver(Lane::Bulk, slice);
     let begun = batches_of(&service.tokenize(job, inputs));

@@ -8,12 +8,13 @@ use crate::clock::Moment;
 use crate::engine::{Sequence, pooling};
 use crate::http;
 use crate::job::checkpoint::Checkpoint;
+use crate::job::chunks::Chunks;
 use crate::job::reply::{Answer, Done};
 use crate::job::request::Request;
 use crate::job::trace::TraceParent;
 use crate::job::{JobKey, Lane, Names, Refusal};
 use crate::logic::event::{CallerId, Onward, Streaming};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -29,6 +30,8 @@ const SLICE_BYTES: usize = 128 << 10;
 pub struct Pace {
     /// Inputs of this slice whose chunks are confirmed.
     pub confirmed: usize,
+    /// Inputs of each chunk that is not, in the order in which they went out.
+    pub unconfirmed: VecDeque<usize>,
     /// When it was told so last.
     pub told: Option<Moment>,
 }
@@ -216,19 +219,19 @@ impl Held {
         let stream = plan.chunk.map(|chunk| {
             // Behind what failed attempts count from one again, so this is a failure that is not known of yet.
             let new = self.checkpoint.done >= self.checkpoint.trouble;
+            let chunks = Chunks::new(chunk, self.checkpoint.done);
             if resumable && self.attempt > 1 && new {
-                let before = slice(&self.texts, chunk, self.attempt - 1);
+                let before = slice(&self.texts, chunks, self.attempt - 1);
                 let end = self.checkpoint.done.saturating_add(before);
                 self.checkpoint.trouble = self.checkpoint.trouble.max(end);
             }
             self.cuttable = resumable;
             if resumable {
-                self.rest = self.texts.split_off(slice(&self.texts, chunk, self.attempt));
+                self.rest = self.texts.split_off(slice(&self.texts, chunks, self.attempt));
             }
             Streaming {
-                chunk,
+                chunks,
                 last: self.rest.is_empty(),
-                done: self.checkpoint.done,
             }
         });
         self.request = Some(request);
@@ -251,10 +254,10 @@ impl Held {
         self.digest.is_some()
     }
 
-    /// Inputs of a chunk, if the job can go on behind each.
-    pub fn goes_on_behind(&self) -> Option<usize> {
+    /// The chunks of the slice, if the job can go on behind each.
+    pub fn goes_on_behind(&self) -> Option<Chunks> {
         let chunk = self.plan.as_ref()?.chunk?;
-        self.cuttable.then_some(chunk.max(1))
+        self.cuttable.then(|| Chunks::new(chunk, self.checkpoint.done))
     }
 
     /// The slice ends after so many inputs.
@@ -345,6 +348,7 @@ impl Held {
         inputs: Range<usize>,
         catalogue: &Catalogue,
     ) -> Option<Box<Publication>> {
+        self.pace.unconfirmed.push_back(inputs.len());
         let (answer, fingerprint) = self.take(inputs, catalogue)?;
         self.reply(key, ReplyBody::Chunk(answer, fingerprint))
     }
@@ -500,15 +504,15 @@ pub fn pause(attempt: u32) -> Duration {
 
 /// How many of the texts make a slice: whole chunks, and at least one. After each attempt that failed it is a quarter,
 /// so that a job gets on even where processes die faster than they work off a whole one.
-fn slice(texts: &[String], chunk: usize, attempt: u32) -> usize {
+fn slice(texts: &[String], chunks: Chunks, attempt: u32) -> usize {
     let shrunk = 2 * attempt.saturating_sub(1).min(8);
     let mut bytes = 0;
     let fitting = texts.iter().take(SLICE_INPUTS >> shrunk).take_while(|text| {
         bytes += text.len();
         bytes <= SLICE_BYTES >> shrunk
     });
-    let whole = fitting.count() / chunk * chunk;
-    whole.max(chunk).min(texts.len())
+    let whole = chunks.whole(fitting.count());
+    whole.max(chunks.first(1)).min(texts.len())
 }
 
 /// All jobs that are here.

@@ -27,14 +27,19 @@ fn attempts_are_told_as_they_were_made() {
 #[test]
 fn slices_are_whole_chunks() {
     let texts = |count: usize, bytes: usize| vec!["x".repeat(bytes); count];
-    assert_eq!(slice(&texts(6000, 10), 32, 1), 512);
-    assert_eq!(slice(&texts(6000, 10), 100, 1), 500);
-    assert_eq!(slice(&texts(6000, 1024), 32, 1), 128);
-    assert_eq!(slice(&texts(6000, 1 << 20), 32, 1), 32);
-    assert_eq!(slice(&texts(6000, 10), 2000, 1), 2000);
-    assert_eq!(slice(&texts(7, 10), 32, 1), 7);
+    let slice = |texts: &[String], chunk, before, attempt| slice(texts, Chunks::new(chunk, before), attempt);
+    assert_eq!(slice(&texts(6000, 10), 32, 0, 1), 512);
+    assert_eq!(slice(&texts(6000, 10), 100, 0, 1), 500);
+    assert_eq!(slice(&texts(6000, 1024), 32, 0, 1), 128);
+    assert_eq!(slice(&texts(6000, 1 << 20), 32, 0, 1), 32);
+    assert_eq!(slice(&texts(6000, 10), 2000, 0, 1), 2000);
+    assert_eq!(slice(&texts(7, 10), 32, 0, 1), 7);
+    // Behind one that was cut within a chunk.
+    assert_eq!(slice(&texts(6000, 10), 32, 37, 1), 27 + 480);
+    assert_eq!(slice(&texts(6000, 1 << 20), 32, 37, 1), 27);
+    assert_eq!(slice(&texts(7, 10), 32, 37, 1), 7);
     let shrinking: Vec<usize> = (1..6)
-        .map(|attempt| slice(&texts(6000, 10), 32, attempt))
+        .map(|attempt| slice(&texts(6000, 10), 32, 0, attempt))
         .collect();
     assert_eq!(shrinking, [512, 128, 32, 32, 32]);
 }

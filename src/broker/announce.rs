@@ -1,14 +1,13 @@
 //! Notices out: to the exchange of events, for whoever binds a queue there. They may get lost, and must cost
 //! nothing: no confirm is awaited, and no job or session suffers from an exchange that does not take them.
 
-use super::publish::Blocked;
+use super::blocked::Blocked;
 use super::{BrokerError, session, topology, within};
 use crate::job::Names;
 use crate::job::reply::APP_ID;
 use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Channel, Connection};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -43,7 +42,7 @@ pub(super) async fn run(
 ) -> Result<(), BrokerError> {
     while let Some(notice) = queue.recv().await {
         // A broker that blocks publishing would only be sent old news afterwards.
-        if blocked.load(Ordering::Relaxed) {
+        if blocked.is_set() {
             continue;
         }
         let Err(fault) = send(&channel, &names.events, notice).await else {

@@ -2,7 +2,8 @@
 //! uses it. Every await on the broker has a deadline, and nothing reconnects behind the caller's back: when a
 //! connection is lost its channel of notes says so and ends, and the caller opens another.
 
-use super::publish::{self, Blocked};
+use super::blocked::Blocked;
+use super::publish;
 use super::{BrokerError, OPEN_MAX, Published, is_not_found, session, within};
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
@@ -15,7 +16,6 @@ use lapin::options::{BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection, Consumer, Event};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -127,7 +127,7 @@ impl Client {
 
     /// Whether the broker says that it takes no messages (memory or disk alarm).
     pub fn is_blocked(&self) -> bool {
-        self.blocked.load(Ordering::Relaxed)
+        self.blocked.is_set()
     }
 
     /// How many services consume the queue; `None` if there is no such queue.
@@ -206,8 +206,8 @@ async fn watch(events: impl futures_util::Stream<Item = Event>, blocked: Blocked
     tokio::pin!(events);
     while let Some(event) = events.next().await {
         match event {
-            Event::ConnectionBlocked(_) => blocked.store(true, Ordering::Relaxed),
-            Event::ConnectionUnblocked => blocked.store(false, Ordering::Relaxed),
+            Event::ConnectionBlocked(_) => blocked.set(true),
+            Event::ConnectionUnblocked => blocked.set(false),
             _ => {}
         }
     }

@@ -13,8 +13,9 @@
 //! A process that dies anywhere on the way leaves its letters to the broker, which gives them back: a letter may
 //! be doubled by that, never lost. Why letters are copied at all stands in `docs/design/0012`.
 
+use super::blocked::Blocked;
 use super::copies::copied;
-use super::publish::{self, Blocked};
+use super::publish;
 use super::{BrokerError, Published, session, topology, within};
 use crate::clock::Clock;
 use crate::config::BrokerConfig;

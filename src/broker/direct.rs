@@ -4,7 +4,8 @@
 //! shovelled from another cluster has it; and nothing in the name says so. What was under way to such names when the broker
 //! ended a connection for a fault of its own is suspected: the next goes out on a connection that is opened for it alone.
 
-use super::publish::{self, Blocked, CONFIRM_MAX};
+use super::blocked::Blocked;
+use super::publish::{self, CONFIRM_MAX};
 use super::{BrokerError, Published, Setup, is_internal, session};
 use crate::job::reply_to::DIRECT_REPLY_TO;
 use lapin::BasicProperties;

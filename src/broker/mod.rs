@@ -6,6 +6,7 @@
 //! old session is ever used in a new one. lapin's own recovery stays off: see `docs/design`.
 
 mod announce;
+mod blocked;
 pub mod client;
 mod connect;
 mod copies;

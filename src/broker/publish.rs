@@ -1,6 +1,7 @@
 //! Answers out: encoded, published `mandatory`, and confirmed by the broker; and the acknowledgement that follows from
 //! the confirm of a job's last word, and never comes before it.
 
+use super::blocked::Blocked;
 use super::copies::{dead_properties, moved_properties, text, whole};
 use super::intake::Receipt;
 use super::session::settle;
@@ -19,7 +20,6 @@ use lapin::options::BasicPublishOptions;
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation};
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -104,9 +104,6 @@ pub enum ReplyBody {
     /// A refusal.
     Refusal(Refusal),
 }
-
-/// The broker's saying that it takes no messages, shared by all that must be patient then.
-pub(super) type Blocked = Arc<AtomicBool>;
 
 impl Content {
     /// Whether nothing is left to decide once it is in a queue: then the delivery is acknowledged at once.
@@ -317,10 +314,10 @@ impl Press {
             let mut passage = self.ways.to(queue).await?;
             let channel = passage.channel.clone();
             let patience = self.setup.confirm_patience.get().min(CONFIRM_MAX);
-            let mut confirms = self.ways.confirms();
             let sent = send(&channel, &self.blocked, queue, body, properties.clone(), None);
             tokio::pin!(sent);
             loop {
+                let (confirms, changes) = (self.ways.confirms(), self.blocked.changes());
                 tokio::select! {
                     outcome = &mut sent => {
                         self.ways.confirmed(queue);
@@ -336,10 +333,10 @@ impl Press {
                     },
                     () = tokio::time::sleep(patience) => {}
                 }
-                let confirmed = self.ways.confirms();
-                if confirmed == confirms || self.blocked.load(Ordering::Relaxed) {
-                    confirms = confirmed;
-                } else if self.ways.leave(&passage, queue).await {
+                if self.ways.confirms() == confirms || self.blocked.was_set_since(changes) {
+                    continue;
+                }
+                if self.ways.leave(&passage, queue).await {
                     warn!(
                         queue,
                         waited_ms = patience.as_millis() as u64,
@@ -418,16 +415,12 @@ pub(super) async fn send(
             .await?
             .await
     };
-    tokio::pin!(confirmed);
-    let confirmed = loop {
-        let Some(patience) = patience else {
-            break confirmed.await;
-        };
-        match tokio::time::timeout(patience, &mut confirmed).await {
-            Ok(result) => break result,
-            Err(_) if blocked.load(Ordering::Relaxed) => {}
-            Err(_) => return Ok(Published::Unconfirmed),
-        }
+    let confirmed = match patience {
+        None => confirmed.await,
+        Some(patience) => tokio::select! {
+            confirmed = confirmed => confirmed,
+            () = blocked.clear_for(patience) => return Ok(Published::Unconfirmed),
+        },
     };
     Ok(match confirmed.map_err(BrokerError::lapin("publishing"))? {
         Confirmation::Ack(None) => Published::Routed,

@@ -1,10 +1,11 @@
 //! One session with the broker: two connections and all that runs on them, from opening to the first fault.
 
 use super::announce::{self, Notice};
+use super::blocked::Blocked;
 use super::connect::Nodes;
 pub(super) use super::connect::connect;
 use super::intake::{self, Look, Origin, Receipt};
-use super::publish::{self, Blocked, Press};
+use super::publish::{self, Press};
 use super::ways::Ways;
 use super::{ACK_MAX, BrokerError, BrokerEvent, Command, Published, Setup, Span, topology, within};
 use crate::job::{JobKey, Lane, Names};
@@ -437,11 +438,11 @@ async fn watch(
     while let Some(event) = listener.next().await {
         let event = match event {
             Event::ConnectionBlocked(reason) => {
-                blocked.store(true, Ordering::Relaxed);
+                blocked.set(true);
                 BrokerEvent::Blocked { reason }
             }
             Event::ConnectionUnblocked => {
-                blocked.store(false, Ordering::Relaxed);
+                blocked.set(false);
                 BrokerEvent::Unblocked
             }
             Event::Error(error) => return Err(BrokerError::lapin("connection")(error)),

@@ -5,7 +5,7 @@
 //! are spread over several channels by the queue they go to; the queue that was found to hold up its channel
 //! goes to one apart, where it can only harm its like; and the channel that it held up is left for a new one.
 
-use super::publish::Blocked;
+use super::blocked::Blocked;
 use super::{BrokerError, session};
 use crate::clock::{Clock, Moment};
 use lapin::{Channel, Connection};
@@ -113,11 +113,12 @@ impl Ways {
     /// A new channel. While the broker blocks us the library writes nothing, and an opening would wait in vain.
     async fn channel(&self) -> Result<Channel, BrokerError> {
         loop {
-            while self.blocked.load(Ordering::Relaxed) {
+            while self.blocked.is_set() {
                 tokio::time::sleep(BLOCKED_PAUSE).await;
             }
+            let changes = self.blocked.changes();
             match session::confirming(&self.connection).await {
-                Err(BrokerError::Timeout { .. }) if self.blocked.load(Ordering::Relaxed) => {}
+                Err(BrokerError::Timeout { .. }) if self.blocked.was_set_since(changes) => {}
                 opened => return opened,
             }
         }

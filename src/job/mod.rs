@@ -4,6 +4,7 @@
 
 pub mod backpressure;
 pub mod checkpoint;
+pub mod chunks;
 pub mod heartbeat;
 mod input;
 pub mod received;

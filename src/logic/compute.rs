@@ -193,7 +193,12 @@ impl Logic {
         self.tally.inputs += running.items.len() as u64;
         self.tally.tokens += running.items.iter().map(|item| item.tokens as u64).sum::<u64>();
         let failed = results.iter().filter(|result| result.is_err()).count();
-        let lead = running.items[0].job;
+        let new = |job: &JobKey| {
+            self.jobs
+                .get(*job)
+                .is_some_and(|job| job.attempt == 1 && !job.alone)
+        };
+        let lead = Some(running.items[0].job).filter(new);
         // Before anything of this batch is believed: another canary in it may be about to complete a round.
         let canary = |item: &Item| self.jobs.get(item.job).is_some_and(|job| job.lane == Lane::Probe);
         let wrong = |(item, result): (&Item, &Result<(), String>)| result.is_err() && canary(item);

@@ -5,6 +5,7 @@ use super::health::KillReason;
 use super::pressure::{Change, Memory};
 use crate::clock::Moment;
 use crate::config::Limits;
+use crate::job::chunks::Chunks;
 use crate::job::{JobKey, Lane, Refusal};
 use std::time::Duration;
 
@@ -58,12 +59,10 @@ pub struct Ticket {
 /// behind it goes on as another message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Streaming {
-    /// Inputs of one chunk, at least 1.
-    pub chunk: usize,
+    /// Its chunks.
+    pub chunks: Chunks,
     /// Whether this slice is the last.
     pub last: bool,
-    /// Inputs of the whole job that come before this slice.
-    pub done: usize,
 }
 
 /// One input of one job.

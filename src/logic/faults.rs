@@ -3,7 +3,7 @@
 //! A failed input may be poison, and then its job alone pays for it. So after any failure a canary for that
 //! model is due at once: if it fails too, the engine computes wrong. And an engine that fails whole batches
 //! of several jobs in a row, with nothing good in between, is judged without waiting for the canary, which
-//! another engine may have taken.
+//! another engine may have taken. A job that was tried before is no proof: it failed on other engines, too.
 
 use super::event::{EngineId, ModelId};
 use crate::job::JobKey;
@@ -34,12 +34,12 @@ impl Faults {
     }
 
     /// A batch came back with `failed` of its `items` inputs without a vector; `lead` is the job of its first
-    /// input. A part of a batch that failed whole counts for nothing but its good. True if the engine is to blame.
+    /// input, unless it was tried before. A part of a batch that failed whole counts for nothing but its good. True if the engine is to blame.
     pub fn batch_done(
         &mut self,
         engine: EngineId,
         model: ModelId,
-        lead: JobKey,
+        lead: Option<JobKey>,
         failed: usize,
         items: usize,
         part: bool,
@@ -50,9 +50,9 @@ impl Faults {
         let streak = &mut self.engines[engine.0];
         if failed < items {
             *streak = Streak::default();
-        } else if !part && streak.last != Some(lead) {
+        } else if !part && lead.is_some() && streak.last != lead {
             streak.jobs += 1;
-            streak.last = Some(lead);
+            streak.last = lead;
         }
         streak.jobs >= FAILED_JOBS_MAX
     }
@@ -78,9 +78,13 @@ mod tests {
     #[test]
     fn three_jobs_in_a_row_convict_the_engine() {
         let mut faults = Faults::new(1);
-        assert!(!faults.batch_done(ENGINE, MODEL, JobKey(1), 2, 2, false));
-        assert!(!faults.batch_done(ENGINE, MODEL, JobKey(2), 1, 1, false));
-        assert!(faults.batch_done(ENGINE, MODEL, JobKey(3), 4, 4, false));
+        assert!(!faults.batch_done(ENGINE, MODEL, Some(JobKey(1)), 2, 2, false));
+        assert!(!faults.batch_done(ENGINE, MODEL, Some(JobKey(2)), 1, 1, false));
+        // Attempts of one job are as many jobs here, and would have convicted a sound engine.
+        for _ in 0..3 {
+            assert!(!faults.batch_done(ENGINE, MODEL, None, 1, 1, false));
+        }
+        assert!(faults.batch_done(ENGINE, MODEL, Some(JobKey(3)), 4, 4, false));
     }
 
     /// One poisonous job of many batches is no proof against the engine, and neither are failures beside
@@ -89,11 +93,11 @@ mod tests {
     fn one_job_or_one_good_vector_acquits_it() {
         let mut faults = Faults::new(1);
         for _ in 0..10 {
-            assert!(!faults.batch_done(ENGINE, MODEL, JobKey(1), 2, 2, false));
+            assert!(!faults.batch_done(ENGINE, MODEL, Some(JobKey(1)), 2, 2, false));
         }
-        assert!(!faults.batch_done(ENGINE, MODEL, JobKey(2), 2, 2, false));
-        assert!(!faults.batch_done(ENGINE, MODEL, JobKey(3), 3, 4, false));
-        assert!(!faults.batch_done(ENGINE, MODEL, JobKey(4), 4, 4, false));
+        assert!(!faults.batch_done(ENGINE, MODEL, Some(JobKey(2)), 2, 2, false));
+        assert!(!faults.batch_done(ENGINE, MODEL, Some(JobKey(3)), 3, 4, false));
+        assert!(!faults.batch_done(ENGINE, MODEL, Some(JobKey(4)), 4, 4, false));
         assert_eq!(faults.take_check(), Some(MODEL));
         assert!(!faults.wants_check());
     }

@@ -2,6 +2,7 @@
 
 use super::event::{Streaming, Ticket};
 use crate::clock::Moment;
+use crate::job::chunks::Chunks;
 use crate::job::{JobKey, Lane, Refusal};
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -156,7 +157,7 @@ pub struct LeftOut {
 /// The chunks of a slice.
 #[derive(Clone, Debug)]
 pub struct Stream {
-    chunk: usize,
+    chunks: Chunks,
     /// Whether the slice is the last of its job.
     pub last: bool,
     /// Inputs of each chunk that are not computed.
@@ -167,31 +168,39 @@ pub struct Stream {
     pub returned: bool,
     /// The slice was to be longer.
     cut: Option<Cut>,
-    /// Inputs of the whole job before the slice.
-    done: usize,
 }
 
 impl Stream {
     fn new(streaming: Streaming, inputs: usize) -> Stream {
-        let chunk = streaming.chunk.max(1);
-        let left = (0..inputs).step_by(chunk).map(|first| chunk.min(inputs - first));
-        Stream {
-            chunk,
+        let mut stream = Stream {
+            chunks: streaming.chunks,
             last: streaming.last,
-            left: left.collect(),
+            left: Vec::new(),
             unconfirmed: 0,
             returned: false,
             cut: None,
-            done: streaming.done,
-        }
+        };
+        stream.holds(inputs);
+        stream
+    }
+
+    /// The slice has so many inputs, none of which is computed.
+    fn holds(&mut self, inputs: usize) {
+        let chunks = 0..self.chunks.count(inputs);
+        self.left = chunks.map(|chunk| self.extent(chunk, inputs).1).collect();
+    }
+
+    /// A chunk of a slice of so many inputs: its first input, and how many it has.
+    fn extent(&self, chunk: usize, inputs: usize) -> (usize, usize) {
+        let first = self.chunks.first(chunk);
+        (first, self.chunks.first(chunk + 1).min(inputs) - first)
     }
 
     /// An input is computed. Its chunk, if that was the last of it: its first input, and how many it has.
     pub fn computed(&mut self, input: usize, inputs: usize) -> Option<(usize, usize)> {
-        let at = input / self.chunk;
-        self.left[at] -= 1;
-        let first = at * self.chunk;
-        (self.left[at] == 0).then(|| (first, self.chunk.min(inputs - first)))
+        let chunk = self.chunks.holding(input);
+        self.left[chunk] -= 1;
+        (self.left[chunk] == 0).then(|| self.extent(chunk, inputs))
     }
 }
 
@@ -264,7 +273,7 @@ impl Job {
             .as_mut()
             .filter(|_| tokens.len() < self.ticket.inputs && !tokens.is_empty())
         {
-            stream.left.truncate(tokens.len() / stream.chunk);
+            stream.holds(tokens.len());
             stream.last = false;
         }
         self.undrawn = tokens.len();
@@ -299,9 +308,9 @@ impl Job {
         let stream = self.stream.as_mut().filter(|stream| stream.cut < Some(cut))?;
         stream.cut = Some(cut);
         let begun = self.drawn.iter().rposition(|&drawn| drawn)? + 1;
-        let chunks = begun.div_ceil(stream.chunk);
+        let chunks = stream.chunks.count(begun);
         let before = self.tokens.len();
-        let behind_chunk = before.min(chunks * stream.chunk);
+        let behind_chunk = before.min(stream.chunks.first(chunks));
         let left = match cut {
             Cut::BehindChunk => behind_chunk,
             Cut::WithinChunk => begun,
@@ -312,10 +321,9 @@ impl Job {
         stream.left.truncate(chunks);
         // None of those that are left out was drawn.
         let shorter = behind_chunk - left;
-        let last = &mut stream.left[chunks - 1];
-        *last -= shorter;
-        let first = (chunks - 1) * stream.chunk;
-        let completed = (shorter > 0 && *last == 0).then(|| (first, left - first));
+        stream.left[chunks - 1] -= shorter;
+        let completed = shorter > 0 && stream.left[chunks - 1] == 0;
+        let completed = completed.then(|| stream.extent(chunks - 1, left));
         stream.last = false;
         self.tokens.truncate(left);
         self.drawn.truncate(left);
@@ -344,7 +352,7 @@ impl Job {
             && self.failure.is_none()
         {
             // As its sender counts.
-            let before = self.stream.as_ref().map_or(0, |stream| stream.done);
+            let before = self.stream.as_ref().map_or(0, |stream| stream.chunks.before());
             let message = format!("input {}: {message}", before.saturating_add(input));
             self.failure = Some(Refusal::new(crate::job::ErrorType::Internal, message).on("input"));
         }
@@ -488,18 +496,14 @@ mod tests {
     use crate::logic::event::{CallerId, ModelId};
     use proptest::prelude::*;
 
-    fn streamed(chunk: usize, inputs: usize) -> Job {
+    fn streamed(chunks: Chunks, inputs: usize) -> Job {
         let ticket = Ticket {
             model: ModelId(0),
             caller: CallerId(0),
             inputs,
             bytes: inputs,
             deadline: None,
-            stream: Some(Streaming {
-                chunk,
-                last: true,
-                done: 0,
-            }),
+            stream: Some(Streaming { chunks, last: true }),
         };
         let mut job = Job::new(Lane::Bulk, ticket, true, Source::Queue, Moment::ZERO);
         job.tokenized(vec![1; inputs]);
@@ -515,7 +519,7 @@ mod tests {
 
     #[test]
     fn a_chunk_that_is_cut_behind_what_is_computed_is_complete() {
-        let mut job = streamed(4, 8);
+        let mut job = streamed(Chunks::new(4, 0), 8);
         for input in 0..2 {
             job.draw(input, Moment::ZERO);
             assert_eq!(compute(&mut job, input), None);
@@ -528,17 +532,29 @@ mod tests {
         assert!(job.is_at_rest());
     }
 
+    /// A second copy of a job that was cut within a chunk had all its further chunks at other places.
+    #[test]
+    fn a_slice_that_begins_within_a_chunk_ends_it_first() {
+        let mut job = streamed(Chunks::new(4, 6), 8);
+        let chunks = (0..8).filter_map(|input| {
+            job.draw(input, Moment::ZERO);
+            compute(&mut job, input)
+        });
+        assert_eq!(chunks.collect::<Vec<_>>(), [(0, 2), (2, 4), (6, 2)]);
+    }
+
     proptest! {
-        /// Goal: wherever a slice is cut, every input that is left in it is in exactly one chunk, in order; nothing that is
+        /// Goal: wherever a slice begins and is cut, every input that is left in it is in exactly one chunk, in order; nothing that is
         /// begun is left out; and what was the last slice is no longer.
         #[test]
         fn chunks_hold_what_a_cut_leaves(
             chunk in 1usize..9,
+            before in 0usize..20,
             inputs in 1usize..40,
             order in proptest::collection::vec((0usize..4, 0usize..5), 0..80),
             cuts in proptest::collection::vec((0usize..80, any::<bool>()), 0..3),
         ) {
-            let mut job = streamed(chunk, inputs);
+            let mut job = streamed(Chunks::new(chunk, before), inputs);
             let mut drawn = Vec::new();
             let mut chunks = Vec::new();
             let mut cut_at = None;
@@ -575,6 +591,7 @@ mod tests {
             chunks.sort_unstable();
             let held: Vec<usize> = chunks.iter().flat_map(|&(first, inputs)| first..first + inputs).collect();
             prop_assert_eq!(held, (0..cut_at.unwrap_or(inputs)).collect::<Vec<_>>());
+            prop_assert!(chunks.iter().skip(1).all(|(first, _)| (before + first).is_multiple_of(chunk)));
             prop_assert_eq!(job.stream.unwrap().last, cut_at.is_none());
         }
     }

@@ -68,8 +68,9 @@ impl Oracle {
                 let seen = self.job(*job, action);
                 let (chunk, _) = seen.stream.expect("chunks belong to streamed jobs");
                 assert!(seen.place == Place::Working && !seen.returned);
-                assert_eq!(first % chunk, 0);
-                assert_eq!(*inputs, chunk.min(seen.tokens.len() - first));
+                let at = seen.before + first;
+                assert!(*first == 0 || at.is_multiple_of(chunk), "a chunk begins at {at}");
+                assert_eq!(*inputs, (chunk - at % chunk).min(seen.tokens.len() - first));
                 assert!(
                     seen.good[*first..first + inputs].iter().all(|good| *good),
                     "not computed"
@@ -97,7 +98,7 @@ impl Oracle {
                 assert!(last && seen.place == Place::Working && seen.at_rest() && !seen.failed);
                 assert_eq!(
                     seen.chunks.len(),
-                    seen.tokens.len().div_ceil(chunk),
+                    seen.chunks_in_all(chunk),
                     "not all chunks are out"
                 );
                 seen.place = Place::Publishing;
@@ -138,7 +139,7 @@ impl Oracle {
                         assert!(!last && seen.place == Place::Working && seen.at_rest() && !seen.failed);
                         assert_eq!(
                             seen.chunks.len(),
-                            seen.tokens.len().div_ceil(chunk),
+                            seen.chunks_in_all(chunk),
                             "not all chunks are out"
                         );
                         seen.slice = true;

@@ -186,11 +186,14 @@ impl World {
                 message.deliveries += 1;
                 let rest = message.tokens.len() - message.done;
                 let sliced = message.chunk.filter(|_| resumable);
-                message.slice = sliced.map_or(rest, |chunk| rest.min(SLICE.max(chunk)));
+                let end = sliced.map(|chunk| {
+                    let whole = (message.done + SLICE) / chunk * chunk;
+                    whole.max((message.done / chunk + 1) * chunk)
+                });
+                message.slice = end.map_or(rest, |end| rest.min(end - message.done));
                 let stream = message.chunk.map(|chunk| Streaming {
-                    chunk,
+                    chunks: Chunks::new(chunk, message.done),
                     last: message.slice == rest,
-                    done: message.done,
                 });
                 let ticket = Ticket {
                     model: message.model,

@@ -69,6 +69,8 @@ pub struct Seen {
     pub suspect: bool,
     /// Inputs of a chunk and whether the slice is the last, if it is streamed.
     pub stream: Option<(usize, bool)>,
+    /// Inputs of the whole job before its slice.
+    pub before: usize,
     /// Per input, whether its vector came out well.
     pub good: Vec<bool>,
     /// Chunks that are out, and how many of those the broker has not answered for.
@@ -95,6 +97,7 @@ pub struct Seen {
 impl Seen {
     /// What has just come.
     pub fn new(lane: Lane, ticket: Option<&Ticket>, now: Moment) -> Seen {
+        let stream = ticket.and_then(|ticket| ticket.stream);
         Seen {
             lane,
             model: ticket.map_or(ModelId(0), |ticket| ticket.model),
@@ -118,9 +121,8 @@ impl Seen {
             settled: false,
             attempt: 1,
             suspect: false,
-            stream: ticket
-                .and_then(|ticket| ticket.stream)
-                .map(|streaming| (streaming.chunk, streaming.last)),
+            stream: stream.map(|streaming| (streaming.chunks.size(), streaming.last)),
+            before: stream.map_or(0, |streaming| streaming.chunks.before()),
             good: Vec::new(),
             chunks: BTreeSet::new(),
             unconfirmed: 0,
@@ -144,10 +146,16 @@ impl Seen {
         let (chunk, _) = self.stream?;
         let begun = self.started.iter().rposition(|started| *started)? + 1;
         let left = match cut {
-            Cut::BehindChunk => begun.div_ceil(chunk) * chunk,
+            Cut::BehindChunk => (self.before + begun).next_multiple_of(chunk) - self.before,
             Cut::WithinChunk => begun,
         };
         (left < self.started.len()).then_some(left)
+    }
+
+    /// How many chunks the slice makes. They end where those of the whole job do, and where the slice does.
+    pub fn chunks_in_all(&self, chunk: usize) -> usize {
+        let end = self.before + self.tokens.len();
+        end.div_ceil(chunk) - self.before / chunk
     }
 
     pub fn undrawn(&self) -> usize {

@@ -62,12 +62,10 @@ impl World {
                 let resumable = self.resumable;
                 let wrong = self.rng.one_in(20);
                 let message = &mut self.messages[number];
-                if let Some(chunk) = message
-                    .chunk
-                    .filter(|&chunk| wrong && resumable && chunk < message.slice)
-                {
+                let first = message.chunk.map(|chunk| chunk - message.done % chunk);
+                if let Some(first) = first.filter(|&first| wrong && resumable && first < message.slice) {
                     // One behind the first chunk is wrong.
-                    message.slice = chunk;
+                    message.slice = first;
                     self.counts.shortened += 1;
                 }
                 let message = &self.messages[number];

@@ -11,6 +11,7 @@ use super::rng::Rng;
 use callers::Waiting;
 use embeddings::clock::Moment;
 use embeddings::config::Limits;
+use embeddings::job::chunks::Chunks;
 use embeddings::job::{ErrorType, JobKey, Lane, Refusal};
 use embeddings::logic::event::{
     Action, BatchId, CallerId, Confirmation, EngineId, Event, Item, ModelId, Onward, Outcome, Streaming,
@@ -689,7 +690,8 @@ impl World {
                 if let Some(Letter::Client(number)) = self.deliveries.get(&job).map(|it| it.letter) {
                     let message = &mut self.messages[number];
                     message.slice = inputs;
-                    let shorter = message.chunk.is_some_and(|chunk| !inputs.is_multiple_of(chunk));
+                    let end = message.done + inputs;
+                    let shorter = message.chunk.is_some_and(|chunk| !end.is_multiple_of(chunk));
                     self.counts.cuts_within += u64::from(shorter);
                 }
             }

@@ -17,8 +17,8 @@ const EVERY: Duration = Duration::from_secs(1);
 impl Held {
     /// A chunk is confirmed: what is to be told of the job, if it is time to tell.
     fn advance(&mut self, unix_ms: u64, now: Moment) -> Option<Vec<u8>> {
-        let chunk = self.plan.as_ref()?.chunk?;
-        self.pace.confirmed = (self.pace.confirmed + chunk).min(self.sequences.len());
+        // Confirms may come in another order: that is even again with the last of them.
+        self.pace.confirmed += self.pace.unconfirmed.pop_front()?;
         // Of a job that goes on from an earlier slice its sender is told at once: a slice may take less than that.
         let first = self.pace.told.is_none() && self.checkpoint.done > 0;
         let since = self.pace.told.unwrap_or(self.arrived);

@@ -5,6 +5,7 @@ use super::work::Done;
 use crate::app::catalogue::Plan;
 use crate::engine::tokenize::{Slices, Task};
 use crate::engine::{Model, Sequence, TokenizeError};
+use crate::job::chunks::Chunks;
 use crate::job::{ErrorType, JobKey, Refusal};
 use crate::logic::event::Event;
 use std::ops::ControlFlow;
@@ -36,7 +37,7 @@ impl Loop {
             model,
             plan,
             before: held.checkpoint.done,
-            chunk: held.goes_on_behind(),
+            chunks: held.goes_on_behind(),
             texts: held.texts_to_tokenize(),
             sequences: Vec::new(),
         };
@@ -76,8 +77,8 @@ struct Texts {
     plan: Plan,
     /// Inputs of the whole job in front of these.
     before: usize,
-    /// Inputs of a chunk, behind each of which the job can go on; `None` if it cannot.
-    chunk: Option<usize>,
+    /// The chunks, behind each of which the job can go on; `None` if it cannot.
+    chunks: Option<Chunks>,
     texts: Vec<String>,
     sequences: Vec<Sequence>,
 }
@@ -102,7 +103,7 @@ impl Texts {
                     self.sequences.push(sequence);
                 }
                 Err(error) => {
-                    let whole = self.chunk.map_or(0, |chunk| at / chunk * chunk);
+                    let whole = self.chunks.map_or(0, |chunks| chunks.whole(at));
                     if whole > 0 {
                         self.sequences.truncate(whole);
                         return Some(Ok(std::mem::take(&mut self.sequences)));
