@@ -321,11 +321,15 @@ impl Oracle {
         let (_, items) = held.remove(at);
         self.engine_since[engine] = now;
         self.active(Worker::Engine(EngineId(engine)), now);
+        let lead = items[0].job;
+        // One that was tried before may have failed on other engines.
+        let new = |seen: &Seen| seen.attempt == 1 && !seen.suspect;
+        let tried = !self.jobs.get(&lead).is_some_and(new);
         let (jobs, last) = &mut self.failures[engine];
         if results.iter().any(Result::is_ok) {
             (*jobs, *last) = (0, None);
-        } else if !self.part_batches.remove(&batch) && *last != Some(items[0].job) {
-            (*jobs, *last) = (*jobs + 1, Some(items[0].job));
+        } else if !self.part_batches.remove(&batch) && !tried && *last != Some(lead) {
+            (*jobs, *last) = (*jobs + 1, Some(lead));
         }
         self.corrupt |= *jobs >= 3;
         let canary = |item: &Item| {
