@@ -7,7 +7,11 @@ mod support;
 use embeddings::clock::Moment;
 use embeddings::job::chunks::Chunks;
 use embeddings::job::{ErrorType, JobKey, Lane, Refusal};
-use embeddings::logic::event::{Action, BatchId, Confirmation, EngineId, Event, Onward, Outcome, Streaming};
+use embeddings::logic::ModelSetup;
+use embeddings::logic::ahead::JOBS_MAX;
+use embeddings::logic::event::{
+    Action, BatchId, CallerId, Confirmation, EngineId, Event, ModelId, Onward, Outcome, Streaming, Ticket,
+};
 use embeddings::logic::health::KillReason;
 use embeddings::logic::ledger::Stage;
 use std::collections::VecDeque;
@@ -500,6 +504,48 @@ fn a_look_ahead_learns_the_pace_from_slices() {
     service.step(Event::Confirmed { job: first, outcome });
     service.step(Event::Acked { job: first });
     assert!(!looks(&service.pass(300)).is_empty());
+}
+
+/// Jobs of a model that computes one at a time filled the consumer, and the engine had nothing to do while others lay behind them.
+#[test]
+fn a_look_ahead_goes_past_a_models_own_bound() {
+    for (consumers, most) in [(1, JOBS_MAX), (2, 16 + 64)] {
+        let mut setup = setup();
+        let narrow = ModelSetup {
+            max_inflight: Some(1),
+            ..setup.models[0]
+        };
+        setup.models.push(narrow);
+        let mut service = Service::ready(setup);
+        service.step(Event::BrokerUp { resumable: true });
+        service.step(Event::QueueSeen {
+            lane: Lane::Bulk,
+            ready: 500,
+            consumers,
+        });
+        let of = |model, caller| Ticket {
+            model: ModelId(model),
+            caller: CallerId(caller),
+            ..ticket(1)
+        };
+        let first = service.deliver(Lane::Bulk, of(1, 0));
+        for caller in 1..16 {
+            service.deliver(Lane::Bulk, of(1, caller));
+        }
+        assert!(looks(&service.pass(300)).is_empty(), "none is at work");
+        let mut held = 16;
+        service.tokenize(first, 1);
+        // All that is found is of that model as well, until there is no end to be seen.
+        while let Some(&asked) = looks(&service.pass(300)).first() {
+            assert!(asked <= 8, "{asked} where eight can be begun");
+            for _ in 0..asked {
+                held += 1;
+                service.fetch(of(1, held as u64));
+            }
+            service.step(Event::LookedAhead);
+        }
+        assert!((most - 8..=most).contains(&held), "{held} with {consumers}");
+    }
 }
 
 /// What a look at the bulk queue asks for, and that there is none where one would do harm: before anything tells the pace, a

@@ -57,7 +57,12 @@ pub(super) fn moved_properties(
         let origin = original_queue(receipt.lane, &receipt.queue, &kept);
         headers.insert(HEADER_ORIGINAL_QUEUE.into(), origin);
     }
-    copied(&receipt.message.properties, headers).with_message_id(message_id.into())
+    let moved = copied(&receipt.message.properties, headers).with_message_id(message_id.into());
+    // What goes back to its own queue as it came is to its sender's mind still there, and vanishes when that said so.
+    match receipt.message.properties.expiration() {
+        Some(expiration) if checkpoint.is_none() => moved.with_expiration(expiration.clone()),
+        _ => moved,
+    }
 }
 
 /// The queue that a job was sent to. What goes on says so itself; a lane's message cannot have come from elsewhere,

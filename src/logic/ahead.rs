@@ -22,6 +22,8 @@ const MEMORY_SHARE: u64 = 4;
 const WORK_ALONE: Duration = Duration::from_secs(60);
 /// And in company: what one worker holds no other can begin.
 const WORK_SHARED: Duration = Duration::from_secs(2);
+/// Jobs in company that are not counted, since their model has as many at work as it may: their places are no use to others.
+const KEPT_OUT_SHARED: usize = 64;
 /// Nor more than one of so many parts of the longest wait here: a broker that is known to have little patience must not be tried.
 const WAIT_SHARE: u32 = 4;
 /// Between two looks.
@@ -64,6 +66,10 @@ impl Ahead {
     fn work_max(&self) -> Duration {
         if self.alone { WORK_ALONE } else { WORK_SHARED }
     }
+
+    fn kept_out_max(&self) -> usize {
+        if self.alone { JOBS_MAX } else { KEPT_OUT_SHARED }
+    }
 }
 
 impl Logic {
@@ -85,30 +91,38 @@ impl Logic {
         let here = self.jobs.values();
         let here = here.filter(|job| job.lane == Lane::Bulk && job.source == Source::Queue);
         let (mut held, mut consumed, mut memory) = (0, 0, 0u64);
+        // Jobs that wait for others of their model, and leave the engines to other models.
+        let mut kept_out = 0;
+        let places = self.places();
         let mut callers = HashSet::new();
         for job in here {
             held += 1;
             consumed += usize::from(!job.fetched);
             callers.insert(job.ticket.caller);
             if job.waits() {
+                kept_out += usize::from(places.are_taken_of(job.ticket.model));
                 memory = memory.saturating_add(memory_of(job.ticket.bytes, job.ticket.inputs));
             }
         }
         // Somewhat less: some are on their way out.
         let is_full = consumed * 4 >= self.setup.prefetch[Lane::Bulk as usize] * 3;
         let somebody_has_several = held > callers.len();
-        if !is_full || !somebody_has_several {
+        if !is_full || !somebody_has_several && kept_out == 0 {
             return;
         }
-        // Nothing is known of the pace before the first answer or slice.
-        let places = self.setup.limits.max_inflight;
-        let Some(seconds) = self.admission.seconds_per_job(Lane::Bulk, places, now) else {
-            return;
-        };
+        let most_begun = self.setup.limits.max_inflight;
         let work_max = self.ahead.work_max().min(self.held_max / WAIT_SHARE);
-        let within_time = work_max.as_secs_f64() / seconds;
-        let most = (within_time as usize).min(JOBS_MAX);
-        let jobs = most.saturating_sub(held);
+        let within_time = match self.admission.seconds_per_job(Lane::Bulk, most_begun, now) {
+            Some(seconds) => (work_max.as_secs_f64() / seconds) as usize,
+            // Nothing is known of the pace before the first answer or slice.
+            None if kept_out == 0 => return,
+            None => 0,
+        };
+        // The pace is that of the jobs which are not kept out. Of others as many can be begun at once as there are places.
+        let at_once = if kept_out > 0 { most_begun } else { 0 };
+        let most = within_time.max(at_once).min(JOBS_MAX);
+        let counted = held - kept_out.min(self.ahead.kept_out_max());
+        let jobs = most.saturating_sub(counted).min(JOBS_MAX.saturating_sub(held));
         let free = self.admission.memory().map_or(u64::MAX, |seen| {
             seen.bound().saturating_sub(seen.in_use) / MEMORY_SHARE
         });

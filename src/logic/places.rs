@@ -2,7 +2,7 @@
 //! that one of a single text waits for batches and not for jobs of a thousand texts.
 
 use super::Logic;
-use super::event::CallerId;
+use super::event::{CallerId, ModelId};
 use super::settle::Job;
 use crate::job::Lane;
 use std::collections::HashSet;
@@ -49,9 +49,7 @@ impl Places<'_> {
         if job.is_urgent() {
             return true;
         }
-        let model = job.ticket.model.0;
-        let of_model = self.logic.setup.models[model].max_inflight;
-        if self.begun >= most || of_model.is_some_and(|most| self.models[model] >= most) {
+        if self.begun >= most || self.are_taken_of(job.ticket.model) {
             return false;
         }
         if is_bulk(lane) && self.bulk > 0 && self.logic.admission.bulk_pauses().is_some() {
@@ -75,6 +73,12 @@ impl Places<'_> {
     /// that is not. Those that always find one stand first in line.
     pub fn are_taken(&self) -> bool {
         self.unfinished == 0 && self.begun >= self.logic.setup.limits.max_inflight
+    }
+
+    /// Whether a model's jobs wait for others of the same model.
+    pub fn are_taken_of(&self, model: ModelId) -> bool {
+        let most = self.logic.setup.models[model.0].max_inflight;
+        most.is_some_and(|most| self.models[model.0] >= most)
     }
 
     /// It is going to be begun.

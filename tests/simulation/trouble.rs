@@ -102,7 +102,10 @@ impl World {
                 self.step(Event::Reloaded(limits));
             }
             44 => {
-                self.now += self.rng.range(1, 60_000);
+                let asleep = self.rng.range(1, 60_000);
+                self.now += asleep;
+                // What was slow goes on where it was.
+                self.slow_until += asleep;
                 self.disturbed();
             }
             45 if self.rng.one_in(2) => self.loader_stuck = true,

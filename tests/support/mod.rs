@@ -155,6 +155,20 @@ impl Service {
         })
     }
 
+    /// A job of the bulk lane that was asked for.
+    pub fn fetch(&mut self, ticket: Ticket) -> Vec<Action> {
+        self.next += 1;
+        self.step(Event::Delivered {
+            job: JobKey(self.next),
+            lane: Lane::Bulk,
+            arrival: Ok(ticket),
+            answerable: true,
+            attempt: 1,
+            suspect: false,
+            fetched: true,
+        })
+    }
+
     /// The job's inputs have ten tokens each.
     pub fn tokenize(&mut self, job: JobKey, inputs: usize) -> Vec<Action> {
         let result = Ok(vec![10; inputs]);
