@@ -5,6 +5,7 @@ use crate::client::{Answer, Client, Plain, plain_consumer};
 use crate::figures::{Table, median, ms, percentile, short, tell};
 use crate::groups::Groups;
 use crate::{knob, knobs, short_text};
+use embeddings::broker::CONSUMER_PREFETCH_MAX;
 use embeddings::clock::{Clock, Moment};
 use embeddings::logic::rest;
 use serde_json::json;
@@ -13,7 +14,7 @@ use tokio::sync::mpsc;
 
 const CALLERS: usize = 5;
 /// Room for refusals that the service's prefetch has beyond `max_queue`.
-const REFUSE_ROOM: usize = 64;
+const REFUSE_ROOM: usize = 256;
 
 /// Measures, and tells.
 pub async fn run() {
@@ -39,7 +40,7 @@ pub async fn run() {
         &columns,
     );
     let mut told = Vec::new();
-    for max_queue in knobs("QUEUES", &[256, 1936]) {
+    for max_queue in knobs("QUEUES", &[256, 2000]) {
         let measured = flood(max_queue, rounds).await;
         let of = |get: fn(&Round) -> f64| median(&measured.iter().map(get).collect::<Vec<_>>());
         let all: Vec<f64> = measured
@@ -107,7 +108,8 @@ async fn flood(max_queue: usize, rounds: usize) -> Vec<Round> {
     for _ in 0..CALLERS {
         callers.push(Client::connect(bench, clock).await);
     }
-    let prefetch = u16::try_from(max_queue + REFUSE_ROOM).expect("a prefetch");
+    // RabbitMQ honours no more of one consumer.
+    let prefetch = (max_queue + REFUSE_ROOM).min(CONSUMER_PREFETCH_MAX) as u16;
     let interactive = callers[0].names.interactive.clone();
     let plain = format!("{}.plain", bench.prefix);
     callers[0].declare_quorum(&plain).await;
@@ -172,7 +174,7 @@ async fn flood(max_queue: usize, rounds: usize) -> Vec<Round> {
             measured.push(measure);
         }
         // A flood finds engines that have their rest before them.
-        tokio::time::sleep(rest::ALLOWANCE * rest::SHARE).await;
+        tokio::time::sleep(rest::allowance(max_queue) * rest::SHARE).await;
     }
     measured
 }

@@ -19,7 +19,7 @@ mod twins;
 mod window;
 mod wrong;
 
-use crate::broker::{self, BrokerEvent, Command, Prefetch, Span};
+use crate::broker::{self, BrokerEvent, CONSUMER_PREFETCH_MAX, Command, Prefetch, Span};
 use crate::clock::{Clock, Moment, millis};
 use crate::config::{self, Config, Directories, EXIT_CONFIG, Inputs, Limits, Loaded};
 use crate::engine::device;
@@ -52,12 +52,10 @@ const LOAD_STEP_MAX: Duration = Duration::from_secs(60);
 /// Unacknowledged interactive jobs above `max_queue`, so that a flood meets refusals and not a wall: what is refused in the
 /// time in which a refusal is confirmed and its delivery acknowledged.
 const REFUSE_ROOM: usize = 256;
-/// As few as that are left of it where `max_queue` is very large.
-const REFUSE_ROOM_MIN: usize = 64;
-/// Largest prefetch that a quorum queue honours (RabbitMQ, "Quorum queues", consumer prefetch).
-const PREFETCH_MAX: usize = 2000;
+/// Most consumers of the interactive queue.
+const CONSUMERS_MAX: usize = 32;
 /// Largest `max_queue` that can be kept: a job above it must still be delivered, to be refused.
-const MAX_QUEUE_MAX: usize = PREFETCH_MAX - REFUSE_ROOM_MIN;
+const MAX_QUEUE_MAX: usize = CONSUMERS_MAX * CONSUMER_PREFETCH_MAX - REFUSE_ROOM;
 /// Canaries and their answers under way at once.
 const PROBE_PREFETCH: u16 = 8;
 /// Largest request taken. With 2048 inputs this leaves 16 KiB for each; longer ones are cut anyway.
@@ -191,7 +189,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     if limits.max_queue > MAX_QUEUE_MAX {
         warn!(
             max_queue = limits.max_queue,
-            "RabbitMQ hands out no more than {PREFETCH_MAX}; max_queue is taken as {MAX_QUEUE_MAX}"
+            "{CONSUMERS_MAX} consumers hold no more; max_queue is taken as {MAX_QUEUE_MAX}"
         );
         limits.max_queue = MAX_QUEUE_MAX;
     }
@@ -200,7 +198,7 @@ fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyh
     let window = Window::open(clock, host(), config);
     let runtime = runtime()?;
     // After a reload there may be more bulk jobs.
-    let waiting_max: usize = prefetch(limits.max_queue, PREFETCH_MAX)
+    let waiting_max: usize = prefetch(limits.max_queue, CONSUMER_PREFETCH_MAX)
         .iter()
         .map(|&n| usize::from(n))
         .sum();
@@ -415,8 +413,8 @@ fn host() -> String {
 fn prefetch(max_queue: usize, max_inflight: usize) -> [u16; Lane::COUNT] {
     Lane::ALL.map(|lane| match lane {
         Lane::Probe => PROBE_PREFETCH,
-        Lane::Interactive => (max_queue + REFUSE_ROOM).min(PREFETCH_MAX) as u16,
-        Lane::Bulk => (max_inflight * 2).min(PREFETCH_MAX) as u16,
+        Lane::Interactive => (max_queue + REFUSE_ROOM) as u16,
+        Lane::Bulk => (max_inflight * 2).min(CONSUMER_PREFETCH_MAX) as u16,
         // What is delivered is at work: a process that dies charges no other job of this lane.
         Lane::Resumed => 1,
     })

@@ -320,6 +320,10 @@ impl Span {
     }
 }
 
+/// Largest prefetch that a quorum queue honours (RabbitMQ, "Quorum queues", consumer prefetch). Where a lane is to have
+/// more, it has several consumers, each on a channel of its own.
+pub const CONSUMER_PREFETCH_MAX: usize = 2000;
+
 /// Deliveries that may be unacknowledged, per lane in the order of [`Lane::ALL`]. A reload may change it for the connections that
 /// are yet to come: RabbitMQ goes by what held when a consumer began.
 #[derive(Clone, Debug)]

@@ -7,7 +7,10 @@ pub(super) use super::connect::connect;
 use super::intake::{self, Look, Origin, Receipt};
 use super::publish::{self, Press};
 use super::ways::Ways;
-use super::{ACK_MAX, BrokerError, BrokerEvent, Command, Published, Setup, Span, topology, within};
+use super::{
+    ACK_MAX, BrokerError, BrokerEvent, CONSUMER_PREFETCH_MAX, Command, Published, Setup, Span, topology,
+    within,
+};
 use crate::job::{JobKey, Lane, Names};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::options::{
@@ -94,7 +97,9 @@ pub(super) async fn open(setup: &Setup, number: u64, nodes: &mut Nodes) -> Resul
             Lane::Resumed if !resumes => continue,
             Lane::Resumed => names.resumed.as_str(),
         };
-        consumers.push(subscribe(&consuming, lane, queue, prefetch[lane as usize]).await?);
+        for share in shares(prefetch[lane as usize]) {
+            consumers.push(subscribe(&consuming, lane, queue, share).await?);
+        }
     }
     let (setup, blocked) = (setup.clone(), Blocked::default());
     Ok(Session {
@@ -113,6 +118,12 @@ pub(super) async fn open(setup: &Setup, number: u64, nodes: &mut Nodes) -> Resul
         setup,
         blocked,
     })
+}
+
+/// A lane's prefetch, shared out among as few consumers as the queue honours it of.
+fn shares(prefetch: u16) -> impl Iterator<Item = u16> {
+    let consumers = usize::from(prefetch).div_ceil(CONSUMER_PREFETCH_MAX) as u16;
+    (0..consumers).map(move |nth| prefetch / consumers + u16::from(nth < prefetch % consumers))
 }
 
 /// A consumer of ours.
@@ -485,5 +496,20 @@ async fn send_canary(
         // One that the broker does not confirm is missed where canaries are awaited.
         Published::Routed | Published::Unconfirmed => Ok(()),
         Published::Returned | Published::Rejected => Err(BrokerError::QueueGone(queue)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shares;
+
+    #[test]
+    fn a_prefetch_is_shared_out_whole() {
+        let all = |prefetch| shares(prefetch).collect::<Vec<_>>();
+        assert_eq!(all(1), [1]);
+        assert_eq!(all(2000), [2000]);
+        assert_eq!(all(2001), [1001, 1000]);
+        assert_eq!(all(6001), [1501, 1500, 1500, 1500]);
+        assert_eq!(all(64_000), [2000; 32]);
     }
 }

@@ -22,8 +22,13 @@ const PART: usize = 4;
 const JOBS_MIN: usize = 32;
 /// The window is counted in so many slots, of which the oldest is forgotten as a whole.
 const SLOTS: usize = 5;
-/// What is rested at most in one go; a flood of thousands of jobs is delivered in less.
-pub const ALLOWANCE: Duration = Duration::from_millis(500);
+/// What is rested at most in one go, for each job that the lane may hold: a flood of ten times as many is delivered, and nine
+/// of ten refused, in that time.
+const OF_PLACE: Duration = Duration::from_millis(1);
+/// Not less, since callers do not send all at the same moment, ...
+const ALLOWANCE_MIN: Duration = Duration::from_millis(500);
+/// ... and not more, since those who were taken in wait meanwhile.
+const ALLOWANCE_MAX: Duration = Duration::from_millis(2500);
 /// And of all time, one part in so many.
 pub const SHARE: u32 = 20;
 /// A rest is part of what the engines' stage may stand still for before it counts as stalled.
@@ -45,7 +50,7 @@ pub struct Rest {
 impl Default for Rest {
     fn default() -> Rest {
         Rest {
-            left: ALLOWANCE,
+            left: ALLOWANCE_MAX,
             last: None,
             until: Moment::ZERO,
             flow: Flow::default(),
@@ -58,7 +63,7 @@ impl Rest {
     /// `stall`. Until when engines are to rest, if that is longer than before.
     pub fn arrived(&mut self, most: usize, stall: Duration, now: Moment) -> Option<Moment> {
         let gap = self.last.replace(now).map(|last| now.since(last));
-        let allowance = ALLOWANCE.min(stall / OF_STALL);
+        let allowance = allowance(most).min(stall / OF_STALL);
         self.left = allowance.min(self.left + gap.unwrap_or_default() / SHARE);
         self.flow.turn(now).0 += 1;
         if gap.is_none_or(|gap| gap > SPAN) || self.flow.surplus() < JOBS_MIN.max(most / PART) {
@@ -78,6 +83,14 @@ impl Rest {
     pub fn done(&mut self, now: Moment) {
         self.flow.turn(now).1 += 1;
     }
+}
+
+/// What may be rested in one go, where the lane holds at most `most`.
+pub fn allowance(most: usize) -> Duration {
+    let places = u32::try_from(most).unwrap_or(u32::MAX);
+    OF_PLACE
+        .saturating_mul(places)
+        .clamp(ALLOWANCE_MIN, ALLOWANCE_MAX)
 }
 
 /// Jobs that came in and jobs that were done, of late.
@@ -175,22 +188,23 @@ mod tests {
         fn rest_is_bounded(
             gaps in proptest::collection::vec((0u64..40, 0usize..4), 1..600),
             stall_ms in 100u64..5000,
+            most in 64usize..4000,
         ) {
             let stall = Duration::from_millis(stall_ms);
             let (mut rest, mut now, mut rested, mut until) = (Rest::default(), Moment::ZERO, Duration::ZERO, Moment::ZERO);
             let mut begun = Moment::ZERO;
-            for (gap, done) in gaps {
+            for (gap, done) in gaps.into_iter().cycle().take(6000) {
                 // Most come at once.
                 now = now + Duration::from_millis(gap.saturating_sub(30));
                 (0..done / 2).for_each(|_| rest.done(now));
-                if let Some(end) = rest.arrived(64, stall, now) {
+                if let Some(end) = rest.arrived(most, stall, now) {
                     prop_assert!(end > until && end <= now + SPAN);
                     if now >= until {
                         begun = now;
                     }
                     rested += end.since(until.max(now));
                     until = end;
-                    prop_assert!(rested <= ALLOWANCE + now.since(Moment::ZERO) / SHARE, "{rested:?} at {now:?}");
+                    prop_assert!(rested <= allowance(most) + now.since(Moment::ZERO) / SHARE, "{rested:?} at {now:?}");
                     let in_one_go = end.since(begun);
                     prop_assert!(in_one_go <= stall / OF_STALL + in_one_go / SHARE + STEP, "{in_one_go:?} of {stall:?}");
                 }

@@ -22,6 +22,7 @@ struct Flood {
     /// Per caller, when each job that has no answer yet was sent.
     open: Vec<BTreeMap<String, Moment>>,
     clock: Clock,
+    jobs: usize,
     vectors: usize,
     refused: usize,
     /// Longest time from a job's sending to its refusal.
@@ -30,14 +31,14 @@ struct Flood {
 
 impl Flood {
     /// All jobs are sent before the first answer is looked at.
-    async fn send(bench: &Bench) -> Flood {
+    async fn send(bench: &Bench, jobs: usize) -> Flood {
         let clock = Clock::start();
         let mut callers = Vec::new();
         for _ in 0..CALLERS {
             callers.push(Caller::connect(bench).await);
         }
         let sends = callers.iter_mut().map(|caller| async move {
-            let jobs: Vec<_> = (0..JOBS / CALLERS).map(|_| caller.properties()).collect();
+            let jobs: Vec<_> = (0..jobs / CALLERS).map(|_| caller.properties()).collect();
             let open = jobs.iter().map(|(_, id)| (id.clone(), clock.now())).collect();
             let caller = &*caller;
             let sends = jobs.into_iter().map(|(properties, _)| {
@@ -51,6 +52,7 @@ impl Flood {
             callers,
             open,
             clock,
+            jobs,
             vectors: 0,
             refused: 0,
             slowest: Duration::ZERO,
@@ -87,7 +89,7 @@ impl Flood {
     /// Every job has its answer; there comes no second one.
     async fn ends(&mut self) {
         self.answered_but(0).await;
-        assert_eq!(self.vectors + self.refused, JOBS);
+        assert_eq!(self.vectors + self.refused, self.jobs);
         assert!(self.slowest < REFUSED_MAX, "a refusal took {:?}", self.slowest);
         for caller in &mut self.callers {
             let more = caller.reply_within(Duration::from_millis(100)).await;
@@ -101,7 +103,7 @@ impl Flood {
 async fn a_flood_while_the_engine_works() {
     let Some(bench) = bench("floodworks") else { return };
     let _service = bench.serve(&format!("max_queue = {QUEUE}"));
-    let mut flood = Flood::send(&bench).await;
+    let mut flood = Flood::send(&bench, JOBS).await;
     flood.ends().await;
     assert!(flood.vectors >= QUEUE, "{} computed", flood.vectors);
 }
@@ -117,7 +119,7 @@ async fn a_flood_while_the_engine_is_slow() {
     // Some seconds of work for all engines together.
     huge.send(&json!({"input": vec!["many words make long work ".repeat(40); 200]}))
         .await;
-    let mut flood = Flood::send(&bench).await;
+    let mut flood = Flood::send(&bench, JOBS).await;
     flood.ends().await;
     assert!(flood.vectors >= QUEUE - 1, "{} computed", flood.vectors);
     assert!(flood.refused > 0);
@@ -172,12 +174,39 @@ async fn a_flood_while_the_engine_is_stuck() {
     let Some(bench) = bench("floodstuck") else { return };
     let mut service = bench.serve(&format!("max_queue = {QUEUE}"));
     let frozen = Frozen::threads(service.pid(), "engine-");
-    let mut flood = Flood::send(&bench).await;
+    let mut flood = Flood::send(&bench, JOBS).await;
     flood.answered_but(QUEUE).await;
     assert_eq!((flood.vectors, flood.refused), (0, JOBS - QUEUE));
     drop(frozen);
     flood.ends().await;
     assert_eq!(flood.vectors, QUEUE);
+    assert!(service.exited().is_none(), "{}", service.log());
+}
+
+/// Goal: a queue that holds more than RabbitMQ hands out to one consumer is as long as it is configured, and what it has no room for
+/// is refused as soon, over and over. Method: one larger than two consumers hold, all engines stuck; five hundred more, twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_a_large_queue() {
+    const LARGE: usize = 4500;
+    const MORE: usize = 500;
+    let Some(bench) = bench("floodlarge") else { return };
+    let mut service = bench.serve(&format!("max_queue = {LARGE}"));
+    let mut other = Caller::connect(&bench).await;
+    let interactive = other.names.interactive.clone();
+    assert_eq!(other.depth(&interactive).await.1, 3, "consumers");
+    let frozen = Frozen::threads(service.pid(), "engine-");
+    let mut flood = Flood::send(&bench, LARGE + MORE).await;
+    flood.answered_but(LARGE).await;
+    assert_eq!((flood.vectors, flood.refused), (0, MORE));
+    for _ in 0..MORE {
+        other.send(&json!({"input": "a"})).await;
+    }
+    for _ in 0..MORE {
+        assert_eq!(other.reply().await.error(), ("overloaded", 429, None));
+    }
+    drop(frozen);
+    flood.ends().await;
+    assert_eq!(flood.vectors, LARGE);
     assert!(service.exited().is_none(), "{}", service.log());
 }
 
@@ -191,7 +220,7 @@ async fn a_flood_while_the_engine_is_dead() {
     let settings = format!("max_queue = {QUEUE}\nliveness_max_stall_ms = 6000\nwatchdog_interval_ms = 200");
     let mut service = bench.serve(&settings);
     let frozen = Frozen::threads(service.pid(), "engine-");
-    let mut flood = Flood::send(&bench).await;
+    let mut flood = Flood::send(&bench, JOBS).await;
     flood.answered_but(QUEUE).await;
     assert_eq!((flood.vectors, flood.refused), (0, JOBS - QUEUE));
     let (code, after) = service.exit(SOON);

@@ -278,7 +278,7 @@ impl Oracle {
                 );
                 self.rested += until.since(from);
                 self.rest_until = *until;
-                let most = rest::ALLOWANCE + now.since(self.born) / rest::SHARE;
+                let most = rest::allowance(self.setup.limits.max_queue) + now.since(self.born) / rest::SHARE;
                 assert!(self.rested <= most, "{:?} of rest, {most:?} at most", self.rested);
             }
             Action::Try(Worker::Engine(engine)) if self.is_for_a_canary(engine.0) => {}
