@@ -89,7 +89,12 @@ impl Logic {
                 if apart {
                     self.move_on(key, Onward::Suspect, now, actions);
                 } else {
-                    self.fail(key, deadly(attempt - 1), now, actions);
+                    self.fail(
+                        key,
+                        exhausted(attempt - 1, self.setup.limits.max_attempts),
+                        now,
+                        actions,
+                    );
                 }
                 return;
             }
@@ -192,7 +197,10 @@ impl Logic {
     }
 }
 
-fn deadly(attempts: u32) -> Refusal {
-    let message = format!("{attempts} attempts ended with the process or the session that had the job");
+/// The last attempt ended with the process or the session that had the job; or it failed otherwise, and `max_attempts` was lowered since.
+fn exhausted(attempts: u32, max_attempts: u32) -> Refusal {
+    let message = format!(
+        "{attempts} attempts were begun, of {max_attempts} at most, and each failed or ended with the process or the session that had the job"
+    );
     Refusal::new(ErrorType::Internal, message)
 }

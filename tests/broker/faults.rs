@@ -1,6 +1,8 @@
 //! Contract 3.2 and 5: a network that is cut, frozen or not there yet.
 
 use crate::caller::Caller;
+use crate::frozen::Frozen;
+use crate::private::{Private, wait_for};
 use crate::proxy::Proxy;
 use crate::service::{SOON, bench};
 use embeddings::clock::{Clock, Moment};
@@ -325,6 +327,47 @@ async fn a_reply_queue_that_takes_nothing_harms_no_other() {
     suspend("resume");
     let queue = caller.names.interactive.clone();
     caller.settles_at(&queue, (0, 1)).await;
+}
+
+/// Goal: a broker with an alarm, which takes no answers, kills nobody, however long, and no reply queue is blamed for it; when the alarm
+/// has passed, each job has its answer, once. Method: the alarm begins while engines stand still with jobs before them, lasts longer than a
+/// stage may stand still, and more than twice as long as a reply queue may.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_of_the_broker_kills_nobody() {
+    const JOBS: usize = 40;
+    const ALARM: Duration = Duration::from_millis(7500);
+    let Some(mut bench) = bench("alarm") else { return };
+    let node = Private::start();
+    bench.node.url.clone_from(&node.url);
+    let mut service = bench.serve("liveness_max_stall_ms = 6000\ncanary_interval_ms = 500");
+    let mut caller = Caller::connect(&bench).await;
+    let frozen = Frozen::threads(service.pid(), "engine-");
+    let mut waiting = BTreeSet::new();
+    for n in 0..JOBS {
+        waiting.insert(caller.send(&json!({"input": format!("text {n}")})).await);
+    }
+    node.ctl("set_vm_memory_high_watermark 0.0000001");
+    drop(frozen);
+    let line = || service.status(&["--json"]).stdout;
+    wait_for(SOON, "the alarm is told", || {
+        String::from_utf8_lossy(&line()).contains("degraded · broker blocks publishing")
+    });
+    assert!(caller.reply_within(ALARM).await.is_none());
+    node.ctl("set_vm_memory_high_watermark 0.6");
+    while !waiting.is_empty() {
+        let reply = caller.reply().await;
+        reply.vectors();
+        assert!(waiting.remove(reply.correlation_id().unwrap()));
+    }
+    wait_for(SOON, "it is ready again", || {
+        service.status(&[]).status.code() == Some(0)
+    });
+    let log = service.log();
+    assert!(
+        !log.contains("confirms nothing") && !log.contains("lost the broker"),
+        "{log}"
+    );
+    assert!(service.exited().is_none(), "{log}");
 }
 
 /// Goal: an attempt at a session that the broker answers too late leaves no consumer behind: it would be handed a whole
