@@ -21,17 +21,25 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Rounds of one measurement.
-const ROUNDS: usize = 20_000;
+const ROUNDS: usize = 4000;
 /// Who sends: five callers in turn.
 const CALLERS: u64 = 5;
 
 fn main() {
-    println!("| jobs waiting | µs a round | events a round |\n|---|---|---|");
-    for queue in [16, 256, 1936] {
+    println!("| jobs waiting | beside | µs a round | events a round |\n|---|---|---|---|");
+    let beside = [
+        ("nothing", Beside::Nothing),
+        ("a streamed job", Beside::Stream),
+        ("a model's own bound reached", Beside::Bound),
+    ];
+    for (queue, (name, beside)) in [16, 256, 2000, 9000]
+        .into_iter()
+        .flat_map(|queue| beside.map(|beside| (queue, beside)))
+    {
         let mut best = Duration::MAX;
         let mut events = 0;
-        for _ in 0..5 {
-            let mut service = Service::full(queue);
+        for _ in 0..3 {
+            let mut service = Service::full(queue, beside);
             service.events = 0;
             let began = now();
             for _ in 0..ROUNDS {
@@ -41,7 +49,10 @@ fn main() {
             events = service.events;
         }
         let micros = best.as_secs_f64() * 1e6 / ROUNDS as f64;
-        println!("| {queue} | {micros:.2} | {:.1} |", events as f64 / ROUNDS as f64);
+        println!(
+            "| {queue} | {name} | {micros:.2} | {:.1} |",
+            events as f64 / ROUNDS as f64
+        );
     }
     let best = (0..5).map(|_| told()).min().unwrap_or_default();
     println!("a job told of in its trace: {:.2} µs", best.as_secs_f64() * 1e6);
@@ -106,10 +117,21 @@ struct Service {
     key: u64,
     batches: VecDeque<Action>,
     events: usize,
+    large: Option<JobKey>,
+}
+
+/// What is at work while jobs wait.
+#[derive(Clone, Copy, PartialEq)]
+enum Beside {
+    Nothing,
+    /// A streamed job of which some inputs are in no batch yet, and places for no other.
+    Stream,
+    /// Jobs that wait for others of their model, and engines with room for more.
+    Bound,
 }
 
 impl Service {
-    fn full(queue: usize) -> Service {
+    fn full(queue: usize, beside: Beside) -> Service {
         let mut setup = Setup {
             batch_tokens: 16,
             ..support::setup()
@@ -118,23 +140,32 @@ impl Service {
         setup.limits.max_queue_bytes = usize::MAX;
         setup.limits.slam_limit = Duration::from_secs(3600);
         setup.prefetch[Lane::Interactive as usize] = queue + 64;
+        match beside {
+            Beside::Nothing => {}
+            Beside::Stream => setup.limits.max_inflight = 1,
+            Beside::Bound => setup.models[0].max_inflight = Some(1),
+        }
         let mut service = Service {
             logic: support::loaded(setup),
             now: 0,
             key: 0,
             batches: VecDeque::new(),
             events: 0,
+            large: None,
         };
         service.send(Event::BrokerUp { resumable: true });
+        if beside == Beside::Stream {
+            service.deliver(Lane::Bulk);
+        }
         for _ in 0..queue {
-            service.deliver();
+            service.deliver(Lane::Interactive);
         }
         service
     }
 
     fn round(&mut self) {
         self.now += 1;
-        self.deliver();
+        self.deliver(Lane::Interactive);
         if let Some(Action::StartBatch {
             engine, batch, items, ..
         }) = self.batches.pop_front()
@@ -145,19 +176,25 @@ impl Service {
                 batch,
                 results,
             });
-            self.deliver();
+            self.deliver(Lane::Interactive);
         }
     }
 
-    fn deliver(&mut self) {
+    fn deliver(&mut self, lane: Lane) {
         self.key += 1;
+        let inputs = if lane == Lane::Bulk {
+            self.large = Some(JobKey(self.key));
+            ROUNDS
+        } else {
+            1
+        };
         let ticket = Ticket {
             caller: CallerId(self.key % CALLERS),
-            ..support::ticket(1)
+            ..support::ticket(inputs)
         };
         self.send(Event::Delivered {
             job: JobKey(self.key),
-            lane: Lane::Interactive,
+            lane,
             arrival: Ok(ticket),
             answerable: true,
             attempt: 1,
@@ -174,22 +211,19 @@ impl Service {
             self.logic
                 .step(event, Moment::from_millis(self.now), &mut actions);
             for action in actions.drain(..) {
-                events.extend(match action {
-                    Action::Tokenize { job } => Some(Event::Tokenized {
+                match action {
+                    Action::Tokenize { job } => events.push_back(Event::Tokenized {
                         job,
-                        result: Ok(vec![16]),
+                        result: Ok(vec![16; if self.large == Some(job) { ROUNDS } else { 1 }]),
                     }),
-                    Action::Answer { job } | Action::Refuse { job, .. } => Some(Event::Confirmed {
-                        job,
-                        outcome: Confirmation::Routed,
-                    }),
-                    Action::Ack { job } => Some(Event::Acked { job }),
-                    Action::StartBatch { .. } => {
-                        self.batches.push_back(action);
-                        None
+                    // A last word takes its acknowledgement along (design 25).
+                    Action::Answer { job } | Action::Refuse { job, .. } => {
+                        let outcome = Confirmation::Routed;
+                        events.extend([Event::Confirmed { job, outcome }, Event::Acked { job }]);
                     }
-                    _ => None,
-                });
+                    Action::StartBatch { .. } => self.batches.push_back(action),
+                    _ => {}
+                }
             }
         }
     }

@@ -5,12 +5,13 @@
 //! few that would be found sooner are not worth a fifth of the pace. `docs/design/0027` has what was measured.
 
 use super::Logic;
-use super::event::Action;
+use super::event::{Action, ModelId};
+use super::pace::Pace;
 use super::pressure::memory_of;
 use super::settle::Source;
 use crate::clock::Moment;
 use crate::job::Lane;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 /// Jobs of the bulk lane that are here at most, those of the consumer among them.
@@ -39,6 +40,8 @@ pub(super) struct Ahead {
     last: Option<Moment>,
     /// Nobody else takes from the queue, as far as the broker has told.
     alone: bool,
+    /// How long the lane's jobs of each model are at work.
+    paces: BTreeMap<ModelId, Pace>,
 }
 
 impl Ahead {
@@ -67,8 +70,17 @@ impl Ahead {
         if self.alone { WORK_ALONE } else { WORK_SHARED }
     }
 
-    fn kept_out_max(&self) -> usize {
-        if self.alone { JOBS_MAX } else { KEPT_OUT_SHARED }
+    /// A job of the model was at work for so long, and is answered or goes on elsewhere.
+    pub(super) fn worked(&mut self, model: ModelId, service: Duration) {
+        self.paces.entry(model).or_default().settled(service, service);
+    }
+
+    /// As many jobs of a model that has `most` at work at once as it gets through in `limit`. None before the first.
+    fn within(&self, limit: Duration, model: ModelId, most: usize) -> usize {
+        let mean = self.paces.get(&model).and_then(Pace::service_time);
+        mean.map_or(0, |mean| {
+            (limit.as_secs_f64() * most as f64 / mean.as_secs_f64()) as usize
+        })
     }
 }
 
@@ -92,7 +104,7 @@ impl Logic {
         let here = here.filter(|job| job.lane == Lane::Bulk && job.source == Source::Queue);
         let (mut held, mut consumed, mut memory) = (0, 0, 0u64);
         // Jobs that wait for others of their model, and leave the engines to other models.
-        let mut kept_out = 0;
+        let mut kept_out = BTreeMap::<ModelId, usize>::new();
         let places = self.places();
         let mut callers = HashSet::new();
         for job in here {
@@ -100,14 +112,17 @@ impl Logic {
             consumed += usize::from(!job.fetched);
             callers.insert(job.ticket.caller);
             if job.waits() {
-                kept_out += usize::from(places.are_taken_of(job.ticket.model));
+                if places.are_taken_of(job.ticket.model) {
+                    *kept_out.entry(job.ticket.model).or_default() += 1;
+                }
                 memory = memory.saturating_add(memory_of(job.ticket.bytes, job.ticket.inputs));
             }
         }
         // Somewhat less: some are on their way out.
-        let is_full = consumed * 4 >= self.setup.prefetch[Lane::Bulk as usize] * 3;
+        let prefetch = self.setup.prefetch[Lane::Bulk as usize];
+        let is_full = consumed * 4 >= prefetch * 3;
         let somebody_has_several = held > callers.len();
-        if !is_full || !somebody_has_several && kept_out == 0 {
+        if !is_full || !somebody_has_several && kept_out.is_empty() {
             return;
         }
         let most_begun = self.setup.limits.max_inflight;
@@ -115,13 +130,25 @@ impl Logic {
         let within_time = match self.admission.seconds_per_job(Lane::Bulk, most_begun, now) {
             Some(seconds) => (work_max.as_secs_f64() / seconds) as usize,
             // Nothing is known of the pace before the first answer or slice.
-            None if kept_out == 0 => return,
+            None if kept_out.is_empty() => return,
             None => 0,
         };
         // The pace is that of the jobs which are not kept out. Of others as many can be begun at once as there are places.
-        let at_once = if kept_out > 0 { most_begun } else { 0 };
+        let at_once = if kept_out.is_empty() { 0 } else { most_begun };
         let most = within_time.max(at_once).min(JOBS_MAX);
-        let counted = held - kept_out.min(self.ahead.kept_out_max());
+        // They go by the pace of their own model, or what waits too long here would fill the queue of those that go on.
+        let limit = WORK_ALONE.min(self.held_max / WAIT_SHARE);
+        let uncounted = kept_out.into_iter().map(|(model, count)| {
+            let most = self.setup.models[model.0].max_inflight.unwrap_or(most_begun);
+            count.min(self.ahead.within(limit, model, most).max(prefetch))
+        });
+        let uncounted: usize = uncounted.sum();
+        let counted = held
+            - uncounted.min(if self.ahead.alone {
+                JOBS_MAX
+            } else {
+                KEPT_OUT_SHARED
+            });
         let jobs = most.saturating_sub(counted).min(JOBS_MAX.saturating_sub(held));
         let free = self.admission.memory().map_or(u64::MAX, |seen| {
             seen.bound().saturating_sub(seen.in_use) / MEMORY_SHARE

@@ -185,6 +185,11 @@ impl Batcher {
         Some(running)
     }
 
+    /// How many batches were started, and how many of them are not done: equal only if nothing of this has changed.
+    pub fn changes(&self) -> (u64, usize) {
+        (self.next, self.running.len())
+    }
+
     /// Whether any engine holds a batch.
     pub fn is_idle(&self) -> bool {
         self.running.is_empty()

@@ -2,7 +2,7 @@
 
 use super::batch::{self, Draw, Haste, Place};
 use super::event::{Action, BatchId, EngineId, Item, ModelId};
-use super::places::is_bulk;
+use super::places::{Taken, is_bulk};
 use super::settle::{Job, Phase};
 use super::{Logic, Stage};
 use crate::clock::Moment;
@@ -13,6 +13,16 @@ use crate::job::{JobKey, Lane};
 pub(super) struct Part {
     model: ModelId,
     pub(super) items: Vec<Item>,
+}
+
+/// All that decides what is drawn, but for a cut, which leaves less to draw: where it is as it was, so is what comes of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sight {
+    lanes: u64,
+    batches: (u64, usize),
+    taken: Taken,
+    bulk_pauses: bool,
+    max_inflight: usize,
 }
 
 impl Logic {
@@ -56,7 +66,16 @@ impl Logic {
 
     pub(super) fn fill_engines(&mut self, now: Moment, actions: &mut Vec<Action>) {
         self.start_parts(now, actions);
-        while let Some((draw, haste, place)) = self.next_draw() {
+        loop {
+            // Thousands may wait, and most turns change nothing of what may be drawn of them.
+            let sight = self.sight();
+            if self.nothing_in.as_ref() == Some(&sight) {
+                return;
+            }
+            let Some((draw, haste, place)) = self.next_draw() else {
+                self.nothing_in = Some(sight);
+                return;
+            };
             let share = self.batcher.share(draw.tokens(), self.setup.batch_tokens);
             let items: Vec<Item> = batch::compose(&draw.window, share)
                 .into_iter()
@@ -84,6 +103,16 @@ impl Logic {
             self.health.ledger.leave(Stage::Batched, items.len(), now);
             self.start_batch((place, haste), draw.model, items, false, now, actions);
             self.count_in_flight();
+        }
+    }
+
+    fn sight(&self) -> Sight {
+        Sight {
+            lanes: self.lanes.changes(),
+            batches: self.batcher.changes(),
+            taken: self.taken(),
+            bulk_pauses: self.admission.bulk_pauses().is_some(),
+            max_inflight: self.setup.limits.max_inflight,
         }
     }
 
@@ -117,56 +146,58 @@ impl Logic {
         let budget = self.setup.batch_tokens;
         let enough = budget * batch::WINDOW_BUDGETS;
         let mut total = 0;
-        for key in self.lanes.in_order() {
-            let job = self.jobs.get(key).expect("a waiting job is here");
-            if overtake && is_bulk(job.lane) {
+        'lines: for line in self.lanes.order() {
+            if overtake && is_bulk(line) {
                 continue;
             }
-            let new = job.phase == Phase::Waiting;
-            if new && !job.is_urgent() && places.are_taken() {
-                break;
-            }
-            if new && !places.have_room_for(job, budget) {
-                continue;
-            }
-            if !new {
-                places.met();
-            }
-            let draw = draw.get_or_insert_with(|| Draw {
-                model: job.ticket.model,
-                lead: job.line(),
-                canary: job.lane == Lane::Probe,
-                alone: job.alone,
-                caller: job.ticket.caller,
-                window: Vec::new(),
-            });
-            // What somebody waits for is computed by itself: bulk inputs in its batch would cost it a batch's time.
-            if draw.lead == Lane::Interactive && is_bulk(job.lane) {
-                break;
-            }
-            // A canary runs with no caller's input: what is poison to the one must not convict the engine. And a
-            // suspect runs with nobody else's.
-            let mixed = draw.canary != (job.lane == Lane::Probe);
-            let apart = (draw.alone || job.alone) && !draw.window.is_empty();
-            if draw.model != job.ticket.model || mixed || apart {
-                continue;
-            }
-            if new {
-                places.take(job, budget);
-            }
-            for input in job.undrawn_inputs() {
-                draw.window.push(Item {
-                    job: key,
-                    input,
-                    tokens: job.tokens[input],
-                });
-                total += job.tokens[input];
-                if total >= enough {
+            for key in self.lanes.line(line) {
+                let job = self.jobs.get(key).expect("a waiting job is here");
+                if overtake && is_bulk(job.lane) {
+                    continue;
+                }
+                let new = job.phase == Phase::Waiting;
+                if new && places.are_taken(line) {
                     break;
                 }
-            }
-            if total >= enough {
-                break;
+                if new && !places.have_room_for(job, budget) {
+                    continue;
+                }
+                if !new {
+                    places.met(line);
+                }
+                let draw = draw.get_or_insert_with(|| Draw {
+                    model: job.ticket.model,
+                    lead: job.line(),
+                    canary: job.lane == Lane::Probe,
+                    alone: job.alone,
+                    caller: job.ticket.caller,
+                    window: Vec::new(),
+                });
+                // What somebody waits for is computed by itself: bulk inputs in its batch would cost it a batch's time.
+                if draw.lead == Lane::Interactive && is_bulk(job.lane) {
+                    break 'lines;
+                }
+                // A canary runs with no caller's input: what is poison to the one must not convict the engine. And a
+                // suspect runs with nobody else's.
+                let mixed = draw.canary != (job.lane == Lane::Probe);
+                let apart = (draw.alone || job.alone) && !draw.window.is_empty();
+                if draw.model != job.ticket.model || mixed || apart {
+                    continue;
+                }
+                if new {
+                    places.take(job, budget);
+                }
+                for input in job.undrawn_inputs() {
+                    draw.window.push(Item {
+                        job: key,
+                        input,
+                        tokens: job.tokens[input],
+                    });
+                    total += job.tokens[input];
+                    if total >= enough {
+                        break 'lines;
+                    }
+                }
             }
         }
         draw

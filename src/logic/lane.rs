@@ -20,6 +20,7 @@ pub struct Lanes {
     since_bulk: u32,
     /// The lane of resumed jobs has led a batch since bulk did.
     resumed_led: bool,
+    changes: u64,
 }
 
 /// One lane: callers take turns, so that a thousand jobs of one do not bury the one of another.
@@ -106,11 +107,13 @@ impl Iterator for RoundRobin<'_> {
 impl Lanes {
     /// The job waits at the end of its caller's line.
     pub fn push(&mut self, lane: Lane, caller: CallerId, job: JobKey) {
+        self.changes += 1;
         self.lines[lane as usize].push(caller, job);
     }
 
     /// The job no longer waits.
     pub fn remove(&mut self, lane: Lane, caller: CallerId, job: JobKey) {
+        self.changes += 1;
         self.lines[lane as usize].remove(caller, job);
     }
 
@@ -119,21 +122,33 @@ impl Lanes {
         self.lines.iter().all(|line| line.turns.is_empty())
     }
 
+    /// How often anything of this has changed.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
     /// Waiting jobs in the order in which the next batch shall look at them.
     pub fn in_order(&self) -> impl Iterator<Item = JobKey> + '_ {
+        self.order().into_iter().flat_map(|lane| self.line(lane))
+    }
+
+    /// Those of one lane, in that order.
+    pub fn line(&self, lane: Lane) -> impl Iterator<Item = JobKey> + '_ {
+        self.lines[lane as usize].in_order()
+    }
+
+    /// The lanes in that order.
+    pub fn order(&self) -> [Lane; Lane::COUNT] {
         let (first, second) = if self.resumed_led {
             (Lane::Bulk, Lane::Resumed)
         } else {
             (Lane::Resumed, Lane::Bulk)
         };
-        let order = if self.bulk_leads() {
+        if self.bulk_leads() {
             [Lane::Probe, first, second, Lane::Interactive]
         } else {
             [Lane::Probe, Lane::Interactive, first, second]
-        };
-        order
-            .into_iter()
-            .flat_map(|lane| self.lines[lane as usize].in_order())
+        }
     }
 
     /// Whether the next batch is led by what somebody waits for.
@@ -145,6 +160,7 @@ impl Lanes {
     /// A batch was drawn in the order of [`Lanes::in_order`], led by a job of `caller` in the lane `lead`.
     /// Bulk's turn stands until bulk has led: `max_inflight` or a canary may hold it up.
     pub fn drawn(&mut self, lead: Lane, caller: CallerId) {
+        self.changes += 1;
         let waits = |lane: Lane| !self.lines[lane as usize].turns.is_empty();
         let bulk_waits = waits(Lane::Bulk) || waits(Lane::Resumed);
         self.since_bulk = match lead {

@@ -63,6 +63,9 @@ impl Logic {
                 self.count_in_flight();
             }
             let sliced = outcome == Outcome::MovedOn && job.begun.is_some();
+            if let (true, Lane::Bulk, Some(begun)) = (settled || sliced, job.lane, job.begun) {
+                self.ahead.worked(job.ticket.model, now.since(begun));
+            }
             if sliced {
                 self.admission.sliced(job.lane);
             }

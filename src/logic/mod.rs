@@ -42,7 +42,7 @@ use admission::Admission;
 use ahead::Ahead;
 use arrive::Arrived;
 use batch::Batcher;
-use compute::Part;
+use compute::{Part, Sight};
 use event::{Action, EngineId, Event, ModelId};
 use faults::Faults;
 use health::{Health, Verdict};
@@ -102,6 +102,8 @@ pub struct Logic {
     lanes: Lanes,
     ahead: Ahead,
     batcher: Batcher,
+    /// What was seen when nothing could be drawn.
+    nothing_in: Option<Sight>,
     /// Parts of batches that failed whole, to be computed apart from each other.
     parts: VecDeque<Part>,
     residence: Residence,
@@ -148,6 +150,7 @@ impl Logic {
             lanes: Lanes::default(),
             ahead: Ahead::default(),
             batcher: Batcher::new(setup.engines),
+            nothing_in: None,
             parts: VecDeque::new(),
             health,
             faults: Faults::new(setup.engines),
