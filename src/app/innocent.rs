@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 /// Ids that are remembered; more than are ever held at once.
-const REMEMBERED: usize = 8192;
+const REMEMBERED: usize = 16_384;
 
 /// Losses of a session in a row that are held against nobody. A job that is always there may be why they happen.
 const EXCUSED_MAX: u32 = 3;

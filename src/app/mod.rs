@@ -52,8 +52,9 @@ const LOAD_STEP_MAX: Duration = Duration::from_secs(60);
 /// Unacknowledged interactive jobs above `max_queue`, so that a flood meets refusals and not a wall: what is refused in the
 /// time in which a refusal is confirmed and its delivery acknowledged.
 const REFUSE_ROOM: usize = 256;
-/// Most consumers of the interactive queue.
-const CONSUMERS_MAX: usize = 32;
+/// Most consumers of the interactive queue. Each is some round trips before a session stands, and ten thousand jobs are as
+/// many as can be handed back at a stop, or remembered over a cut.
+const CONSUMERS_MAX: usize = 5;
 /// Largest `max_queue` that can be kept: a job above it must still be delivered, to be refused.
 const MAX_QUEUE_MAX: usize = CONSUMERS_MAX * CONSUMER_PREFETCH_MAX - REFUSE_ROOM;
 /// Canaries and their answers under way at once.

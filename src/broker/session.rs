@@ -35,7 +35,7 @@ const LAST_WORDS_MAX: Duration = Duration::from_millis(250);
 /// asked before. The close itself is on its way at once.
 const GIVE_UP_MAX: Duration = Duration::from_secs(30);
 /// Publications that wait for the publisher; each belongs to an unacknowledged delivery.
-const PUBLISH_QUEUE: usize = 4096;
+const PUBLISH_QUEUE: usize = 16_384;
 
 /// An open session.
 pub(super) struct Session {
@@ -510,6 +510,6 @@ mod tests {
         assert_eq!(all(2000), [2000]);
         assert_eq!(all(2001), [1001, 1000]);
         assert_eq!(all(6001), [1501, 1500, 1500, 1500]);
-        assert_eq!(all(64_000), [2000; 32]);
+        assert_eq!(all(10_000), [2000; 5]);
     }
 }

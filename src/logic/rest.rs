@@ -6,6 +6,7 @@
 //! nobody is in the way is ours.
 
 use crate::clock::Moment;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// So long after each job that comes in, unless the next one comes in meanwhile; and two jobs further apart do not pour.
@@ -18,8 +19,9 @@ const WINDOW: Duration = Duration::from_millis(250);
 const DONE: (usize, usize) = (5, 4);
 /// ... that they fill this part of the lane's bound, ...
 const PART: usize = 4;
-/// ... and not fewer than this: what two engines have done in a moment is no flood.
-const JOBS_MIN: usize = 32;
+/// ... and not fewer than this: what two engines have done in a moment is no flood. Nor need they be more than that: a lane of
+/// thousands is not filled so fast.
+const JOBS: RangeInclusive<usize> = 32..=512;
 /// The window is counted in so many slots, of which the oldest is forgotten as a whole.
 const SLOTS: usize = 5;
 /// What is rested at most in one go, for each job that the lane may hold: a flood of ten times as many is delivered, and nine
@@ -66,7 +68,9 @@ impl Rest {
         let allowance = allowance(most).min(stall / OF_STALL);
         self.left = allowance.min(self.left + gap.unwrap_or_default() / SHARE);
         self.flow.turn(now).0 += 1;
-        if gap.is_none_or(|gap| gap > SPAN) || self.flow.surplus() < JOBS_MIN.max(most / PART) {
+        if gap.is_none_or(|gap| gap > SPAN)
+            || self.flow.surplus() < (most / PART).clamp(*JOBS.start(), *JOBS.end())
+        {
             return None;
         }
         let begin = self.until.max(now);

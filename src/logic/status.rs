@@ -5,10 +5,9 @@ use super::Logic;
 use super::health::{NotReady, Verdict};
 use super::ledger::Stage;
 use super::pressure::Cause;
-use super::settle::Phase;
 use crate::clock::{Moment, millis};
 use crate::config::Limits;
-use crate::job::{JobKey, Lane};
+use crate::job::Lane;
 use crate::report::{Condition, Part};
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -99,8 +98,6 @@ pub struct Snapshot {
     pub last_latency: Option<Duration>,
     /// From its first batch to its acknowledgement, the mean over the last jobs.
     pub service_time: Option<Duration>,
-    /// Jobs whose inputs are being tokenized or computed: if the process dies now, one of them may be why.
-    pub suspects: Vec<JobKey>,
 }
 
 /// What the line needs from outside the logic.
@@ -179,7 +176,6 @@ impl Logic {
             blocked_for: health.blocked_since().map(|since| now.since(since)),
             last_latency: self.pace.last_latency(),
             service_time: self.pace.service_time(),
-            suspects: self.suspects(),
         }
     }
 
@@ -256,20 +252,6 @@ impl Logic {
     /// The limits in force, after any reload.
     pub fn limits(&self) -> &Limits {
         &self.setup.limits
-    }
-
-    /// Jobs of callers that are being tokenized or computed, oldest first.
-    pub fn suspects(&self) -> Vec<JobKey> {
-        let worked_on = |phase| matches!(phase, Phase::Tokenizing | Phase::Computing);
-        self.jobs
-            .keys()
-            .into_iter()
-            .filter(|&key| {
-                self.jobs
-                    .get(key)
-                    .is_some_and(|job| job.lane != Lane::Probe && worked_on(job.phase))
-            })
-            .collect()
     }
 
     /// Whether new work is welcome, or why not.
