@@ -70,6 +70,10 @@ impl Logic {
             // Thousands may wait, and most turns change nothing of what may be drawn of them.
             let sight = self.sight();
             if self.nothing_in.as_ref() == Some(&sight) {
+                debug_assert!(
+                    self.next_draw().is_none(),
+                    "a turn that changes what may be drawn is seen"
+                );
                 return;
             }
             let Some((draw, haste, place)) = self.next_draw() else {
