@@ -38,7 +38,7 @@ const WAITING_BYTES_MAX: i32 = 16 << 20;
 const WAITING_MS_MAX: i32 = 2000;
 /// Longest message that is looked at; a heartbeat has a twentieth of it.
 const BODY_BYTES_MAX: usize = 16 << 10;
-/// How often the consumers of the bulk queue are counted.
+/// How often the consumers of the resumed queue are counted.
 const COUNT_INTERVAL: Duration = Duration::from_secs(3);
 /// AMQP 0-9-1, reply code `access-refused`.
 const ACCESS_REFUSED: u16 = 403;
@@ -59,7 +59,7 @@ pub enum Heard {
     Mute,
     /// The broker takes no messages (memory or disk alarm), or takes them again.
     Blocked(bool),
-    /// So many consume the bulk queue, each worker once; `None` where there is no such queue.
+    /// So many consume the queue of resumed jobs, each worker once; `None` where there is no such queue.
     Consumers(Option<usize>),
     /// The connection is lost, and nothing more will come.
     Lost(String),
@@ -126,7 +126,7 @@ impl Ears {
         tasks.spawn(listen(consumer, echo.clone(), notes.clone()));
         tasks.spawn(watch(speaking.events_listener(), notes.clone()));
         tasks.spawn(speak(speaker, names.events, echo, beat));
-        tasks.spawn(count(counter, names.bulk, notes));
+        tasks.spawn(count(counter, names.resumed, notes));
         let ears = Ears {
             hearing,
             speaking,
@@ -265,7 +265,8 @@ fn is_refused(error: &lapin::Error) -> bool {
     matches!(error.kind(), lapin::ErrorKind::ProtocolError(refusal) if refusal.get_id() == ACCESS_REFUSED)
 }
 
-/// Counts who takes bulk jobs: of the interactive queue a worker may have several consumers. A count that cannot be had is no fault.
+/// Counts who takes resumed jobs. Of the interactive queue a worker may have several consumers, and in the bulk queue what it has fetched
+/// counts as well. A count that cannot be had is no fault.
 async fn count(channel: Channel, queue: String, notes: mpsc::Sender<Heard>) {
     loop {
         let passive = QueueDeclareOptions::durable().passive();

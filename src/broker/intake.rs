@@ -14,7 +14,7 @@ use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
 use lapin::types::{AMQPValue, DeliveryTag, FieldTable, ShortString};
 use lapin::{Acker, BasicProperties, Channel, Consumer};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -77,6 +77,8 @@ pub(super) struct Message {
     pub(super) body: Vec<u8>,
     /// Whether it was acknowledged or given back: to do so twice would end the session.
     settled: AtomicBool,
+    /// Where it counts until then, if it was fetched.
+    fetched: Option<Arc<AtomicUsize>>,
 }
 
 impl Receipt {
@@ -102,7 +104,13 @@ impl Receipt {
 
     /// Whether there is nothing to settle, any more or from now on.
     fn is_void(&self) -> bool {
-        self.acker.poisoned() || self.message.settled.swap(true, Ordering::Relaxed)
+        if self.acker.poisoned() || self.message.settled.swap(true, Ordering::Relaxed) {
+            return true;
+        }
+        if let Some(fetched) = &self.message.fetched {
+            fetched.fetch_sub(1, Ordering::Relaxed);
+        }
+        false
     }
 
     /// Gives the message back to its queue. False if the delivery is void.
@@ -132,6 +140,8 @@ pub(super) struct Origin {
     pub(super) hasher: RandomState,
     /// On which deliveries are acknowledged.
     pub(super) channel: Weak<Channel>,
+    /// Counts messages that are fetched, and not settled.
+    pub(super) fetched: Arc<AtomicUsize>,
 }
 
 /// What is to be fetched beyond what a consumer holds.
@@ -195,6 +205,7 @@ async fn look_ahead(
             break;
         };
         let behind = got.message_count as usize;
+        origin.fetched.fetch_add(1, Ordering::Relaxed);
         let Some(needs) = take(got.delivery, true, origin, events).await? else {
             return Ok(false);
         };
@@ -269,6 +280,7 @@ fn read(delivery: Delivery, fetched: bool, origin: &Origin) -> Arrival {
                 properties: delivery.properties,
                 body: delivery.data,
                 settled: AtomicBool::new(false),
+                fetched: fetched.then(|| origin.fetched.clone()),
             }),
             acker: delivery.acker,
             channel: origin.channel.clone(),

@@ -12,6 +12,7 @@ mod connect;
 mod copies;
 pub mod dead;
 mod direct;
+mod farewell;
 pub mod hear;
 mod intake;
 pub mod probe;

@@ -4,6 +4,7 @@ use super::announce::{self, Notice};
 use super::blocked::Blocked;
 use super::connect::Nodes;
 pub(super) use super::connect::connect;
+use super::farewell::{self, Intake};
 use super::intake::{self, Look, Origin, Receipt};
 use super::publish::{self, Press};
 use super::ways::Ways;
@@ -13,13 +14,11 @@ use super::{
 };
 use crate::job::{JobKey, Lane, Names};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use lapin::options::{
-    BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions,
-};
+use lapin::options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, Consumer, Event};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -218,12 +217,24 @@ impl Session {
     ) -> Result<(), BrokerError> {
         let mut tasks: JoinSet<Result<(), BrokerError>> = JoinSet::new();
         let stopping = Arc::new(AtomicBool::new(false));
-        let mut intakes = Vec::new();
+        let mut intakes = Vec::<Intake>::new();
         let (number, canary, limits) = (self.number, self.canary.clone(), self.setup.request);
         let hasher = self.setup.hasher.clone();
         let (look, looks) = mpsc::channel(1);
         let mut looks = Some(looks);
-        let mut consume = |consumer: Consumer, lane: Lane, queue: Arc<str>, channel: &Arc<Channel>| {
+        // Starts taking from a queue, by one more consumer.
+        let mut consume = |subscription: Subscription, intakes: &mut Vec<Intake>| {
+            let Subscription {
+                lane,
+                queue,
+                channel,
+                consumer,
+            } = subscription;
+            if intakes.last().is_none_or(|last| last.lane != lane) {
+                intakes.push(Intake::of(lane, queue.clone()));
+            }
+            let intake = intakes.last_mut().expect("there is one now");
+            intake.add(channel.clone());
             let origin = Origin {
                 lane,
                 queue,
@@ -231,7 +242,8 @@ impl Session {
                 canary: canary.clone(),
                 limits,
                 hasher: hasher.clone(),
-                channel: Arc::downgrade(channel),
+                channel: Arc::downgrade(&channel),
+                fetched: intake.fetched(),
             };
             // Of one lane only; of another, nobody ever asks.
             let looks = looks.take_if(|_| lane == Lane::Bulk);
@@ -239,17 +251,11 @@ impl Session {
             intake::consume(consumer, origin, stopping.clone(), looks, events.clone())
         };
         for subscription in std::mem::take(&mut self.consumers) {
-            let Subscription {
-                lane,
-                queue,
-                channel,
-                consumer,
-            } = subscription;
-            tasks.spawn(consume(consumer, lane, queue, &channel));
-            intakes.push((lane, channel));
+            tasks.spawn(consume(subscription, &mut intakes));
         }
-        let takes_resumed =
-            |intakes: &[(Lane, Arc<Channel>)]| intakes.iter().any(|(lane, _)| *lane == Lane::Resumed);
+        let takes_resumed = |intakes: &[Intake]| intakes.iter().any(|intake| intake.lane == Lane::Resumed);
+        let fetched = intakes.iter().find(|intake| intake.lane == Lane::Bulk);
+        let fetched = fetched.map(Intake::fetched).unwrap_or_default();
         // A queue without a consumer of ours says nothing of our session.
         let resumes = Arc::new(AtomicBool::new(takes_resumed(&intakes)));
         let (publications, queue) = mpsc::channel(PUBLISH_QUEUE);
@@ -285,6 +291,7 @@ impl Session {
             self.control.clone(),
             queues.into_iter().chain(resumed).collect(),
             resumes.clone(),
+            fetched,
             self.setup.disconnect_kill.clone(),
             events.clone(),
         ));
@@ -324,9 +331,8 @@ impl Session {
                         // A round trip or three, each with its deadline, once in the life of a process.
                         let (queue, prefetch) = (&self.names.resumed, self.prefetch[Lane::Resumed as usize]);
                         match subscribe(&self.consuming, Lane::Resumed, queue, prefetch).await {
-                            Ok(Subscription { lane, queue, channel, consumer }) => {
-                                tasks.spawn(consume(consumer, lane, queue, &channel));
-                                intakes.push((lane, channel));
+                            Ok(subscription) => {
+                                tasks.spawn(consume(subscription, &mut intakes));
                                 resumes.store(true, Ordering::Relaxed);
                             }
                             Err(fault) => break Err(fault),
@@ -338,9 +344,8 @@ impl Session {
                     }
                     Some(Command::StopIntake) => {
                         stopping.store(true, Ordering::Relaxed);
-                        // The channels stay open: closing one would void the deliveries still to be settled on it.
-                        for (lane, channel) in &intakes {
-                            tasks.spawn(unsubscribe(channel.clone(), *lane));
+                        for intake in &intakes {
+                            tasks.spawn(intake.clone().stop());
                         }
                     }
                     Some(Command::Reconnect { session, lane }) if session == self.number => {
@@ -379,6 +384,9 @@ impl Session {
         if end.is_ok() {
             // Each has its own deadline.
             while settling.next().await.is_some() {}
+            if stopping.load(Ordering::Relaxed) {
+                farewell::settled(&intakes).await;
+            }
             // What was said last says that this is a good-bye.
             drop(notices);
             let last_words =
@@ -413,6 +421,7 @@ async fn probe(
     control: Channel,
     queues: Vec<(Lane, String)>,
     resumes: Arc<AtomicBool>,
+    fetched: Arc<AtomicUsize>,
     disconnect_kill: Span,
     events: mpsc::Sender<BrokerEvent>,
 ) -> Result<(), BrokerError> {
@@ -426,10 +435,17 @@ async fn probe(
         let passive = QueueDeclareOptions::default().passive();
         let answer = control.queue_declare(queue.as_str().into(), passive, FieldTable::default());
         let state = within("asking for a proof", patience, answer).await?;
+        let counted = state.consumer_count() as usize;
+        // Each that was fetched counts for one, until it is settled.
+        let fetched = if lane == Lane::Bulk {
+            fetched.load(Ordering::Relaxed)
+        } else {
+            0
+        };
         let event = BrokerEvent::QueueSeen {
             lane,
             ready: state.message_count() as usize,
-            consumers: state.consumer_count() as usize,
+            consumers: counted.saturating_sub(fetched).max(counted.min(1)),
         };
         if events.send(event).await.is_err() {
             return Ok(());
@@ -464,12 +480,6 @@ async fn watch(
         }
     }
     Ok(())
-}
-
-/// Takes no further deliveries; what the broker had sent already still comes and is given back.
-async fn unsubscribe(channel: Arc<Channel>, lane: Lane) -> Result<(), BrokerError> {
-    let cancelled = channel.basic_cancel(lane.name().into(), BasicCancelOptions::default());
-    within("unsubscribing", STEP_MAX, cancelled).await
 }
 
 async fn send_canary(

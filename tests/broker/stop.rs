@@ -65,6 +65,40 @@ async fn a_stop_loses_nothing() {
     assert_eq!(caller.depth(&caller.names.dead).await.0, 0);
 }
 
+/// Goal: a stop doubles nothing: what is answered or sent anew is gone from the queue when the service is. RabbitMQ keeps acknowledgements
+/// beyond some to itself while more are under way, and loses them with the channel. Method: many jobs wait, and the stop comes as soon
+/// as the service is ready, so that nearly all are handed back at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_doubles_nothing() {
+    const JOBS: u32 = 2500;
+    let Some(bench) = bench("doubles") else { return };
+    let settings = format!("max_queue = {JOBS}\ndrain_ms = 20000");
+    let stop = || {
+        let mut service = bench.serve(&settings);
+        service.signal(libc::SIGTERM);
+        assert_eq!(service.exit(SOON).0, Some(0), "{}", service.log());
+        service
+    };
+    stop();
+    let mut caller = Caller::connect(&bench).await;
+    let queue = caller.names.interactive.clone();
+    let jobs: Vec<_> = (0..JOBS).map(|_| caller.properties().0).collect();
+    let sends = jobs
+        .into_iter()
+        .map(|properties| caller.publish(&queue, br#"{"input":"a"}"#, properties));
+    futures_util::future::join_all(sends).await;
+    let mut left = JOBS;
+    for round in 0..4 {
+        let service = stop();
+        while caller.reply_within(Duration::from_millis(300)).await.is_some() {
+            left -= 1;
+        }
+        let waiting = caller.depth(&queue).await.0;
+        assert_eq!(waiting, left, "in round {round}: {}", service.log());
+    }
+    assert!(left > 0, "none was handed back");
+}
+
 /// Goal: who merely waited when the service was stopped is computed by the next one as if nothing had been: no attempt is
 /// charged, on either lane. Method: a stop in the middle of the work, and the service again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

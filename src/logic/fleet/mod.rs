@@ -85,7 +85,7 @@ pub struct Fleet {
     forgotten: u64,
     /// Heartbeats of workers for which there was no room.
     refused: u64,
-    /// Consumers of the bulk queue, as the broker counts them.
+    /// Consumers of the queue of resumed jobs, as the broker counts them.
     consumers: Option<usize>,
 }
 
@@ -148,7 +148,7 @@ impl Fleet {
         self.proven(now);
     }
 
-    /// The broker has counted the consumers of the bulk queue: each worker in health is one.
+    /// The broker has counted the consumers of the queue of resumed jobs: each worker in health is one.
     pub fn counted(&mut self, consumers: Option<usize>) {
         self.consumers = consumers;
     }
