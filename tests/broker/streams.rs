@@ -9,7 +9,7 @@ use embeddings::job::received::{self, Heard, Item};
 use embeddings::job::reply::TYPE_CHUNK;
 use lapin::options::QueueDeleteOptions;
 use lapin::types::{AMQPValue, FieldTable};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -265,7 +265,7 @@ async fn at_work(service: &Service, job: &str) {
 }
 
 /// Goal: a job that is at work whenever its process dies is given up after `max_attempts` deaths, and its sender is told;
-/// those that only waited are answered, however many died over them.
+/// those that only waited are answered, however many died over them. Who watches sees which attempt ended with its process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deaths_are_charged_to_what_was_at_work() {
     const ATTEMPTS: usize = 3;
@@ -280,9 +280,28 @@ async fn deaths_are_charged_to_what_was_at_work() {
     for n in 0..6 {
         waiting.insert(caller.send(&json!({"input": format!("waits {n}")})).await);
     }
-    for _ in 0..ATTEMPTS {
+    let events = caller.listen("progress.#").await;
+    for death in 1..=ATTEMPTS {
         kill_at_work(&mut service, &deadly).await;
         service = start(&bench);
+        if death == 2 {
+            at_work(&service, &deadly).await;
+            let told: Value = serde_json::from_slice(&caller.take(&events).await.data).unwrap();
+            let status: Value = serde_json::from_slice(&service.status(&["--json"]).stdout).unwrap();
+            let retrying = &status["retrying"][0];
+            for told in [&told, retrying] {
+                assert_eq!(
+                    (&told["job"], &told["attempt"]),
+                    (&json!(deadly), &json!(3)),
+                    "{told}"
+                );
+                assert!(
+                    told["last_error"].as_str().unwrap().contains("at work ended"),
+                    "{told}"
+                );
+            }
+            assert_eq!(service.log().matches("failed, tried again").count(), 1);
+        }
     }
     let mut given_up = None;
     while !waiting.is_empty() || given_up.is_none() {
@@ -291,7 +310,10 @@ async fn deaths_are_charged_to_what_was_at_work() {
         if id == deadly {
             assert_eq!(reply.error(), ("internal", 500, None));
             let message = reply.json["error"]["message"].as_str().unwrap();
-            assert!(message.starts_with("3 attempts ended"), "{message}");
+            assert!(
+                message.starts_with("3 attempts were begun, of 3 at most"),
+                "{message}"
+            );
             assert_eq!(reply.header("x-attempt").as_deref(), Some("3"));
             given_up = Some(reply);
         } else {
@@ -347,7 +369,7 @@ async fn without_its_queue_a_deadly_job_is_given_up() {
         }
         assert_eq!(reply.error(), ("internal", 500, None));
         let message = reply.json["error"]["message"].as_str().unwrap();
-        assert!(message.starts_with("2 attempts ended"), "{message}");
+        assert!(message.starts_with("2 attempts were begun, of 2 at most"), "{message}");
     }
     let dead = caller.take(&caller.names.dead).await;
     assert_eq!(header(&dead.properties, "x-attempt").as_deref(), Some("2"));

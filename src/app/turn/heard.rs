@@ -43,6 +43,9 @@ pub(super) async fn outside(
     }
 }
 
+/// Why an attempt failed of which nobody is left to tell.
+const DIED: &str = "the process or the session that had the job at work ended";
+
 impl Loop {
     /// One turn: takes in what the broker says, and what lies ready behind that.
     pub(super) fn hear(&mut self, event: BrokerEvent, broker: &mut mpsc::Receiver<BrokerEvent>) {
@@ -201,6 +204,7 @@ impl Loop {
             return Event::Superseded { job, lane };
         }
         let innocent = redelivered && self.innocent.is(&held.id);
+        let mut died = redelivered && !innocent && lane == Lane::Resumed;
         if innocent {
             held.attempt = checkpoint.as_ref().map_or(1, |it| it.attempt.max(1));
         } else if redelivered && lane != Lane::Resumed {
@@ -208,6 +212,7 @@ impl Loop {
             // Without one each may have been tried. A whole batch is: that costs a job one life, and never the last.
             let own = blackbox::own().filter(|_| held.is_named());
             let tried = own.and_then(|own| own.was_at_work(&held.id));
+            died = tried == Some(true);
             // Where no job goes on in a message of its own, the broker's count is all that ends one that ends each process.
             let most = self.parts.logic.limits().max_attempts;
             held.attempt = match tried {
@@ -230,7 +235,14 @@ impl Loop {
             let told = self.lineages.attempts(held.checkpoint.lineage, held.attempts());
             held.checkpoint.most = told.max(held.checkpoint.most);
         }
+        died &= !held.spent;
+        if died {
+            held.checkpoint.last_error = Some(DIED.to_owned());
+        }
         self.desk.insert(job, held);
+        if died {
+            self.death_told(job, DIED);
+        }
         Event::Delivered {
             job,
             lane,

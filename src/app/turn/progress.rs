@@ -10,6 +10,7 @@ use crate::report::Retrying;
 use crate::telemetry::rss_bytes;
 use std::collections::VecDeque;
 use std::time::Duration;
+use tracing::warn;
 
 /// A job's progress is told at most this often.
 const EVERY: Duration = Duration::from_secs(1);
@@ -125,6 +126,16 @@ impl Loop {
         let next = held.attempts().max(held.attempt.saturating_add(1));
         self.retries
             .failed(&held.id, next, error, now + pause(held.attempt));
+        let json = held.told(unix_ms, Some(error));
+        self.tell_progress(job, json);
+    }
+
+    /// An attempt that ended with its process, and could tell nobody: it is told where the job comes to next, which tries again at once.
+    pub(super) fn death_told(&mut self, job: JobKey, error: &str) {
+        let (unix_ms, now) = (Clock::unix_ms(), self.parts.clock.now());
+        let Some(held) = self.desk.get(&job) else { return };
+        warn!(job = %held.id, trace_id = held.trace_id(), attempt = held.attempts().saturating_sub(1), error, "failed, tried again");
+        self.retries.failed(&held.id, held.attempts(), error, now);
         let json = held.told(unix_ms, Some(error));
         self.tell_progress(job, json);
     }
