@@ -50,7 +50,7 @@ impl Turnstile {
     pub(super) fn retry_after_ms(&self) -> u64 {
         let now = self.clock.now();
         let inside = self.lock();
-        retry_ms(inside.pace.seconds_for(inside.count + 1, now))
+        retry_ms(inside.pace.seconds_for(inside.count as f64 + 1.0, now))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inside> {

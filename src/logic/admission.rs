@@ -4,7 +4,7 @@
 //! instead, and nothing of its lane is begun while intake pauses; a canary is always let in.
 
 use super::event::{ModelId, Ticket};
-use super::pace::{Pace, SettleRate, retry_ms};
+use super::pace::{Pace, SettleRate, Sizes, retry_ms};
 use super::pressure::{Cause, Guard, Load, Memory, MemoryBound, is_relaxed, memory_of};
 use crate::clock::Moment;
 use crate::config::Limits;
@@ -31,6 +31,8 @@ pub struct Admission {
     /// Per model, its own bound on the interactive lane where it has one, and what it holds there.
     models: Vec<(Option<usize>, usize)>,
     settled: [SettleRate; Lane::COUNT],
+    sizes: [Sizes; Lane::COUNT],
+    rests_until: Moment,
     paces: [Pace; Lane::COUNT],
     /// Lanes of which something was computed and has left.
     worked: [bool; Lane::COUNT],
@@ -47,6 +49,8 @@ impl Admission {
             bytes: 0,
             models: models.iter().map(|&bound| (bound, 0)).collect(),
             settled: Default::default(),
+            sizes: Default::default(),
+            rests_until: Moment::ZERO,
             paces: Default::default(),
             worked: [false; Lane::COUNT],
             guards: Default::default(),
@@ -69,6 +73,7 @@ impl Admission {
             self.models[ticket.model.0].1 += 1;
         }
         self.held[lane as usize] += 1;
+        self.sizes[lane as usize].enters(ticket);
         self.settled[lane as usize].holds(true, now);
         self.memory.take(memory, now);
         Ok(())
@@ -135,7 +140,10 @@ impl Admission {
         let held = &mut self.held[lane as usize];
         *held = held.saturating_sub(1);
         let empty = *held == 0;
+        let sizes = &mut self.sizes[lane as usize];
+        sizes.leaves(ticket, empty);
         if settled {
+            sizes.settled(ticket);
             self.settled[lane as usize].settled(now);
         }
         self.settled[lane as usize].holds(!empty, now);
@@ -144,6 +152,23 @@ impl Admission {
             let (_, of_model) = &mut self.models[ticket.model.0];
             *of_model = of_model.saturating_sub(1);
         }
+    }
+
+    /// A canary took so long from its first batch on: all that is known of lanes of which nothing was computed yet.
+    pub fn guess(&mut self, canary: &Ticket, service: Duration) {
+        for lane in 0..Lane::COUNT {
+            if !self.worked[lane] {
+                self.settled[lane].guess(service);
+                self.sizes[lane].guess(canary);
+            }
+        }
+    }
+
+    /// The engines are to rest until then.
+    pub fn rests(&mut self, until: Moment, now: Moment) {
+        let span = until.since(self.rests_until.max(now));
+        self.rests_until = self.rests_until.max(until);
+        self.settled.iter_mut().for_each(|rate| rate.rests(span));
     }
 
     /// A job of the lane was answered with vectors: `latency` since it was delivered, `service` since its first
@@ -233,7 +258,7 @@ impl Admission {
     /// Seconds that a job of the lane takes, one after the other, where at most so many are in flight: the slower of how fast they
     /// go and how long each is at work, until it is answered or goes on elsewhere. `None` before the first has.
     pub fn seconds_per_job(&self, lane: Lane, places: usize, now: Moment) -> Option<f64> {
-        let gone = self.settled[lane as usize].seconds_for(1, now);
+        let gone = self.settled[lane as usize].seconds_for(1.0, now);
         let at_work = self.service_time(lane).unwrap_or_default().as_secs_f64() / places.max(1) as f64;
         self.worked[lane as usize].then(|| gone.max(at_work))
     }
@@ -242,7 +267,10 @@ impl Admission {
     /// as none has gone. For want of memory both lanes must drain, and a want that has lasted long is not expected to
     /// be over soon.
     pub fn retry_after_ms(&self, lane: Lane, cause: Cause, now: Moment) -> u64 {
-        let drained = |lane: Lane| self.settled[lane as usize].seconds_for(self.held(lane) + 1, now);
+        let drained = |lane: Lane| {
+            let jobs = self.sizes[lane as usize].jobs(self.held(lane)) + 1.0;
+            self.settled[lane as usize].seconds_for(jobs, now)
+        };
         let seconds = match (cause, self.memory.tight_since()) {
             (Cause::Memory, tight) => {
                 let lasted = tight.map_or(0.0, |since| now.since(since).as_secs_f64());

@@ -36,7 +36,10 @@ impl Logic {
                 ..
             } = self.setup.limits;
             let rest = self.rest.arrived(max_queue, liveness_max_stall, now);
-            actions.extend(rest.map(|until| Action::Rest { until }));
+            if let Some(until) = rest {
+                self.admission.rests(until, now);
+                actions.push(Action::Rest { until });
+            }
         }
         admitted.map_err(|overload| {
             let told = &mut self.told[lane as usize];

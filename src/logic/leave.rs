@@ -62,6 +62,11 @@ impl Logic {
                 self.admission.answered(job.lane, latency, service);
                 self.count_in_flight();
             }
+            if let (true, Lane::Probe, Source::Queue, Some(begun)) =
+                (settled, job.lane, job.source, job.begun)
+            {
+                self.admission.guess(&job.ticket, now.since(begun));
+            }
             let sliced = outcome == Outcome::MovedOn && job.begun.is_some();
             if let (true, Lane::Bulk, Some(begun)) = (settled || sliced, job.lane, job.begun) {
                 self.ahead.worked(job.ticket.model, now.since(begun));

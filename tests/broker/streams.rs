@@ -369,7 +369,10 @@ async fn without_its_queue_a_deadly_job_is_given_up() {
         }
         assert_eq!(reply.error(), ("internal", 500, None));
         let message = reply.json["error"]["message"].as_str().unwrap();
-        assert!(message.starts_with("2 attempts were begun, of 2 at most"), "{message}");
+        assert!(
+            message.starts_with("2 attempts were begun, of 2 at most"),
+            "{message}"
+        );
     }
     let dead = caller.take(&caller.names.dead).await;
     assert_eq!(header(&dead.properties, "x-attempt").as_deref(), Some("2"));
