@@ -19,9 +19,9 @@ mod twins;
 mod window;
 mod wrong;
 
-use crate::broker::{self, BrokerEvent, CONSUMER_PREFETCH_MAX, Command, Prefetch, Span};
+use crate::broker::{self, BrokerEvent, CONSUMER_PREFETCH_MAX, Command, Prefetch, REFUSE_ROOM, Span};
 use crate::clock::{Clock, Moment, millis};
-use crate::config::{self, Config, Directories, EXIT_CONFIG, Inputs, Limits, Loaded};
+use crate::config::{self, Config, Directories, EXIT_CONFIG, Inputs, Limits, Loaded, MAX_QUEUE_MAX};
 use crate::engine::device;
 use crate::engine::pool::Pool;
 use crate::engine::tokenize::Tokenizers;
@@ -49,14 +49,6 @@ use window::Window;
 
 /// systemd gives up on a start that says nothing for this long; each step of loading says something.
 const LOAD_STEP_MAX: Duration = Duration::from_secs(60);
-/// Unacknowledged interactive jobs above `max_queue`, so that a flood meets refusals and not a wall: what is refused in the
-/// time in which a refusal is confirmed and its delivery acknowledged.
-const REFUSE_ROOM: usize = 256;
-/// Most consumers of the interactive queue. Each is some round trips before a session stands, and ten thousand jobs are as
-/// many as can be handed back at a stop, or remembered over a cut.
-const CONSUMERS_MAX: usize = 5;
-/// Largest `max_queue` that can be kept: a job above it must still be delivered, to be refused.
-const MAX_QUEUE_MAX: usize = CONSUMERS_MAX * CONSUMER_PREFETCH_MAX - REFUSE_ROOM;
 /// Canaries and their answers under way at once.
 const PROBE_PREFETCH: u16 = 8;
 /// Largest request taken. With 2048 inputs this leaves 16 KiB for each; longer ones are cut anyway.
@@ -187,13 +179,8 @@ fn refuse_config(errors: &str) -> ExitCode {
 fn run(clock: Clock, inputs: &Inputs, loaded: &Loaded, logging: Logging) -> anyhow::Result<ExitCode> {
     let config = &loaded.config;
     let mut limits = config.limits;
-    if limits.max_queue > MAX_QUEUE_MAX {
-        warn!(
-            max_queue = limits.max_queue,
-            "{CONSUMERS_MAX} consumers hold no more; max_queue is taken as {MAX_QUEUE_MAX}"
-        );
-        limits.max_queue = MAX_QUEUE_MAX;
-    }
+    // A larger one was warned of.
+    limits.max_queue = limits.max_queue.min(MAX_QUEUE_MAX);
     let token = wrong::token(loaded)?;
     wrong::roots(loaded)?;
     let window = Window::open(clock, host(), config);

@@ -27,7 +27,7 @@ pub use publish::{Content, Publication, ReplyBody};
 pub use topology::PAUSES;
 
 use crate::clock::{Clock, millis};
-use crate::config::BrokerConfig;
+use crate::config::{BrokerConfig, MAX_QUEUE_MAX};
 use crate::job::request::RequestLimits;
 use crate::job::{JobKey, Lane};
 use rand::Rng;
@@ -324,6 +324,14 @@ impl Span {
 /// Largest prefetch that a quorum queue honours (RabbitMQ, "Quorum queues", consumer prefetch). Where a lane is to have
 /// more, it has several consumers, each on a channel of its own.
 pub const CONSUMER_PREFETCH_MAX: usize = 2000;
+/// Most consumers of the interactive queue. Each is some round trips before a session stands, and ten thousand jobs are as
+/// many as can be handed back at a stop, or remembered over a cut.
+const CONSUMERS_MAX: usize = 5;
+/// Unacknowledged interactive jobs above `max_queue`, so that a flood meets refusals and not a wall: what is refused in the
+/// time in which a refusal is confirmed and its delivery acknowledged.
+pub const REFUSE_ROOM: usize = 256;
+// A job above the largest `max_queue` must still be delivered, to be refused.
+const _: () = assert!(MAX_QUEUE_MAX + REFUSE_ROOM <= CONSUMERS_MAX * CONSUMER_PREFETCH_MAX);
 
 /// Deliveries that may be unacknowledged, per lane in the order of [`Lane::ALL`]. A reload may change it for the connections that
 /// are yet to come: RabbitMQ goes by what held when a consumer began.

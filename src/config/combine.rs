@@ -5,7 +5,7 @@ use super::error::{ConfigError, Origin};
 use super::layers::Inputs;
 use super::load::Values;
 use super::url::BrokerUrl;
-use super::{Config, Device, Precision};
+use super::{Config, Device, MAX_QUEUE_MAX, Precision};
 use std::time::Duration;
 
 /// Judges all combinations. Those with a refused value are left alone: its default stands in for it.
@@ -174,6 +174,13 @@ fn risks(values: &Values, inputs: &Inputs, config: &Config, warnings: &mut Vec<S
         format!(
             "watchdog_interval_ms = {} is above liveness_max_stall_ms or disconnect_kill_ms: a kill comes that much later",
             ms(limits.watchdog_interval)
+        ),
+    );
+    warn(
+        limits.max_queue > MAX_QUEUE_MAX,
+        format!(
+            "max_queue = {} is taken as {MAX_QUEUE_MAX}, which is as many as RabbitMQ hands out to one worker",
+            limits.max_queue
         ),
     );
     warn(

@@ -67,6 +67,9 @@ pub struct Config {
     pub dirs: Directories,
 }
 
+/// Largest `max_queue` that can be kept: RabbitMQ hands out 2000 deliveries to one consumer, and a worker has five at most.
+pub const MAX_QUEUE_MAX: usize = 9744;
+
 /// Bounds and time limits, reloadable by SIGHUP. Spelled in the file as in the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {

@@ -122,14 +122,18 @@ impl Admission {
         let guard = self.guards[lane as usize];
         if guard.is_shut() {
             let (work, most) = (guard.product().as_millis(), self.limits.slam_limit.as_millis());
-            let message = format!("mean time of a job times jobs in flight is {work} ms, limit is {most} ms");
+            let message = format!(
+                "mean time of a job times jobs in flight is {work} ms, limit is {most} ms; it was above, and jobs are taken again under 80 % of it"
+            );
             return Err(self.overload(Cause::Slam, message, now));
         }
         if let Some(present) = self.memory.present()
             && !self.memory.fits(memory, held == 0)
         {
             let (in_use, most) = (present.in_use, present.bound());
-            let message = format!("{in_use} bytes of memory are in use, jobs are taken up to {most}");
+            let message = format!(
+                "{in_use} bytes of memory are in use and the job may come to need {memory}; jobs are taken up to {most}, after a want of memory below that"
+            );
             return Err(self.overload(Cause::Memory, message, now));
         }
         Ok(())
