@@ -20,11 +20,35 @@ const STEP_MAX: Duration = Duration::from_secs(5);
 const SETTLED_MAX: Duration = Duration::from_secs(1);
 /// Between two questions.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Nothing is known of who else takes from a queue.
+/// How many take from a queue has not been asked yet.
 const UNKNOWN: usize = usize::MAX;
 
+/// Consumers of a queue, ours among them, as the broker last counted.
+#[derive(Clone, Debug)]
+pub(super) struct Seen(Arc<AtomicUsize>);
+
+impl Default for Seen {
+    fn default() -> Seen {
+        Seen(Arc::new(AtomicUsize::new(UNKNOWN)))
+    }
+}
+
+impl Seen {
+    /// The broker has counted.
+    pub(super) fn set(&self, consumers: usize) {
+        self.0.store(consumers, Ordering::Relaxed);
+    }
+
+    /// Those that are not ours. Nobody, where that is not known: then a farewell takes longer.
+    fn beside(&self, ours: usize) -> usize {
+        match self.0.load(Ordering::Relaxed) {
+            UNKNOWN => 0,
+            all => all.saturating_sub(ours),
+        }
+    }
+}
+
 /// A queue that we take from.
-#[derive(Clone)]
 pub(super) struct Intake {
     pub(super) lane: Lane,
     queue: Arc<str>,
@@ -32,19 +56,21 @@ pub(super) struct Intake {
     channels: Vec<Arc<Channel>>,
     /// Messages of it that were fetched and are not settled.
     fetched: Arc<AtomicUsize>,
-    /// Its consumers that are not ours, when we took no more.
-    others: Arc<AtomicUsize>,
+    seen: Seen,
+    /// Its consumers that were not ours when we took no more.
+    others: AtomicUsize,
 }
 
 impl Intake {
     /// From this queue, by no consumer yet.
-    pub(super) fn of(lane: Lane, queue: Arc<str>) -> Intake {
+    pub(super) fn of(lane: Lane, queue: Arc<str>, seen: Seen) -> Intake {
         Intake {
             lane,
             queue,
             channels: Vec::new(),
             fetched: Arc::default(),
-            others: Arc::new(AtomicUsize::new(UNKNOWN)),
+            seen,
+            others: AtomicUsize::new(0),
         }
     }
 
@@ -60,10 +86,9 @@ impl Intake {
 
     /// Takes no further deliveries; what the broker had sent already still comes and is given back. The channels stay open: closing one
     /// would void the deliveries still to be settled on it.
-    pub(super) async fn stop(self) -> Result<(), BrokerError> {
-        let ours = self.channels.len() + self.fetched.load(Ordering::Relaxed);
-        let all = self.consumers().await?;
-        self.others.store(all.saturating_sub(ours), Ordering::Relaxed);
+    async fn stop(&self) -> Result<(), BrokerError> {
+        let others = self.seen.beside(self.channels.len());
+        self.others.store(others, Ordering::Relaxed);
         for channel in &self.channels {
             let cancelled = channel.basic_cancel(self.lane.name().into(), BasicCancelOptions::default());
             within("unsubscribing", STEP_MAX, cancelled).await?;
@@ -73,9 +98,8 @@ impl Intake {
 
     /// Waits until the queue has every acknowledgement of ours.
     async fn settled(&self) -> Result<(), BrokerError> {
-        let others = || self.others.load(Ordering::Relaxed);
-        // What is unknown as yet is larger than any number.
-        while others() == UNKNOWN || self.consumers().await? > others() {
+        let others = self.others.load(Ordering::Relaxed);
+        while self.consumers().await? > others {
             tokio::time::sleep(PAUSE).await;
         }
         Ok(())
@@ -90,6 +114,12 @@ impl Intake {
         let state = within("counting consumers", STEP_MAX, asked).await?;
         Ok(usize::try_from(state.consumer_count()).unwrap_or(usize::MAX))
     }
+}
+
+/// Takes no further deliveries from any. What is sent anew is to be published behind that, or it would come back to us.
+pub(super) async fn stop(intakes: &[Intake]) -> Result<(), BrokerError> {
+    let all = intakes.iter().map(Intake::stop);
+    futures_util::future::try_join_all(all).await.map(|_| ())
 }
 
 /// Waits until the queues that we have stopped taking from have every acknowledgement of ours, or [`SETTLED_MAX`]. Who comes to a queue

@@ -4,7 +4,7 @@ use super::announce::{self, Notice};
 use super::blocked::Blocked;
 use super::connect::Nodes;
 pub(super) use super::connect::connect;
-use super::farewell::{self, Intake};
+use super::farewell::{self, Intake, Seen};
 use super::intake::{self, Look, Origin, Receipt};
 use super::publish::{self, Press};
 use super::ways::Ways;
@@ -222,6 +222,7 @@ impl Session {
         let hasher = self.setup.hasher.clone();
         let (look, looks) = mpsc::channel(1);
         let mut looks = Some(looks);
+        let seen: [Seen; Lane::COUNT] = Default::default();
         // Starts taking from a queue, by one more consumer.
         let mut consume = |subscription: Subscription, intakes: &mut Vec<Intake>| {
             let Subscription {
@@ -231,7 +232,7 @@ impl Session {
                 consumer,
             } = subscription;
             if intakes.last().is_none_or(|last| last.lane != lane) {
-                intakes.push(Intake::of(lane, queue.clone()));
+                intakes.push(Intake::of(lane, queue.clone(), seen[lane as usize].clone()));
             }
             let intake = intakes.last_mut().expect("there is one now");
             intake.add(channel.clone());
@@ -291,7 +292,7 @@ impl Session {
             self.control.clone(),
             queues.into_iter().chain(resumed).collect(),
             resumes.clone(),
-            fetched,
+            (fetched, seen.clone()),
             self.setup.disconnect_kill.clone(),
             events.clone(),
         ));
@@ -344,8 +345,8 @@ impl Session {
                     }
                     Some(Command::StopIntake) => {
                         stopping.store(true, Ordering::Relaxed);
-                        for intake in &intakes {
-                            tasks.spawn(intake.clone().stop());
+                        if let Err(fault) = farewell::stop(&intakes).await {
+                            break Err(fault);
                         }
                     }
                     Some(Command::Reconnect { session, lane }) if session == self.number => {
@@ -421,7 +422,7 @@ async fn probe(
     control: Channel,
     queues: Vec<(Lane, String)>,
     resumes: Arc<AtomicBool>,
-    fetched: Arc<AtomicUsize>,
+    (fetched, seen): (Arc<AtomicUsize>, [Seen; Lane::COUNT]),
     disconnect_kill: Span,
     events: mpsc::Sender<BrokerEvent>,
 ) -> Result<(), BrokerError> {
@@ -442,10 +443,12 @@ async fn probe(
         } else {
             0
         };
+        let consumers = counted.saturating_sub(fetched).max(counted.min(1));
+        seen[lane as usize].set(consumers);
         let event = BrokerEvent::QueueSeen {
             lane,
             ready: state.message_count() as usize,
-            consumers: counted.saturating_sub(fetched).max(counted.min(1)),
+            consumers,
         };
         if events.send(event).await.is_err() {
             return Ok(());
