@@ -18,6 +18,8 @@ use std::time::Duration;
 const STEP_MAX: Duration = Duration::from_secs(5);
 /// Longest time for a queue to take what is written. It has a thousand in a tenth of that.
 const SETTLED_MAX: Duration = Duration::from_secs(1);
+/// Where others take from a queue as well, their number may be an old one: what is under way has so long to arrive all the same.
+const COMPANY_PAUSE: Duration = Duration::from_millis(300);
 /// Between two questions.
 const PAUSE: Duration = Duration::from_millis(10);
 /// How many take from a queue has not been asked yet.
@@ -99,6 +101,9 @@ impl Intake {
     /// Waits until the queue has every acknowledgement of ours.
     async fn settled(&self) -> Result<(), BrokerError> {
         let others = self.others.load(Ordering::Relaxed);
+        if others > 0 {
+            tokio::time::sleep(COMPANY_PAUSE).await;
+        }
         while self.consumers().await? > others {
             tokio::time::sleep(PAUSE).await;
         }
