@@ -5,7 +5,7 @@ use crate::client::{Answer, Client, Plain, plain_consumer};
 use crate::figures::{Table, median, ms, percentile, short, tell};
 use crate::groups::Groups;
 use crate::{knob, knobs, short_text};
-use embeddings::broker::CONSUMER_PREFETCH_MAX;
+use embeddings::broker::{CONSUMER_PREFETCH_MAX, REFUSE_ROOM};
 use embeddings::clock::{Clock, Moment};
 use embeddings::logic::rest;
 use serde_json::json;
@@ -13,8 +13,6 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 const CALLERS: usize = 5;
-/// Room for refusals that the service's prefetch has beyond `max_queue`.
-const REFUSE_ROOM: usize = 256;
 
 /// Measures, and tells.
 pub async fn run() {

@@ -4,7 +4,7 @@ use super::announce::{self, Notice};
 use super::blocked::Blocked;
 use super::connect::Nodes;
 pub(super) use super::connect::connect;
-use super::farewell::{self, Intake, Seen};
+use super::farewell::{self, Consumers, Seen};
 use super::intake::{self, Look, Origin, Receipt};
 use super::publish::{self, Press};
 use super::ways::Ways;
@@ -217,25 +217,25 @@ impl Session {
     ) -> Result<(), BrokerError> {
         let mut tasks: JoinSet<Result<(), BrokerError>> = JoinSet::new();
         let stopping = Arc::new(AtomicBool::new(false));
-        let mut intakes = Vec::<Intake>::new();
+        let mut ours = Vec::<Consumers>::new();
         let (number, canary, limits) = (self.number, self.canary.clone(), self.setup.request);
         let hasher = self.setup.hasher.clone();
         let (look, looks) = mpsc::channel(1);
         let mut looks = Some(looks);
         let seen: [Seen; Lane::COUNT] = Default::default();
         // Starts taking from a queue, by one more consumer.
-        let mut consume = |subscription: Subscription, intakes: &mut Vec<Intake>| {
+        let mut consume = |subscription: Subscription, ours: &mut Vec<Consumers>| {
             let Subscription {
                 lane,
                 queue,
                 channel,
                 consumer,
             } = subscription;
-            if intakes.last().is_none_or(|last| last.lane != lane) {
-                intakes.push(Intake::of(lane, queue.clone(), seen[lane as usize].clone()));
+            if ours.last().is_none_or(|last| last.lane != lane) {
+                ours.push(Consumers::of(lane, queue.clone(), seen[lane as usize].clone()));
             }
-            let intake = intakes.last_mut().expect("there is one now");
-            intake.add(channel.clone());
+            let own = ours.last_mut().expect("there is one now");
+            own.add(channel.clone());
             let origin = Origin {
                 lane,
                 queue,
@@ -244,7 +244,7 @@ impl Session {
                 limits,
                 hasher: hasher.clone(),
                 channel: Arc::downgrade(&channel),
-                fetched: intake.fetched(),
+                fetched: own.fetched(),
             };
             // Of one lane only; of another, nobody ever asks.
             let looks = looks.take_if(|_| lane == Lane::Bulk);
@@ -252,13 +252,13 @@ impl Session {
             intake::consume(consumer, origin, stopping.clone(), looks, events.clone())
         };
         for subscription in std::mem::take(&mut self.consumers) {
-            tasks.spawn(consume(subscription, &mut intakes));
+            tasks.spawn(consume(subscription, &mut ours));
         }
-        let takes_resumed = |intakes: &[Intake]| intakes.iter().any(|intake| intake.lane == Lane::Resumed);
-        let fetched = intakes.iter().find(|intake| intake.lane == Lane::Bulk);
-        let fetched = fetched.map(Intake::fetched).unwrap_or_default();
+        let takes_resumed = |ours: &[Consumers]| ours.iter().any(|it| it.lane == Lane::Resumed);
+        let fetched = ours.iter().find(|it| it.lane == Lane::Bulk);
+        let fetched = fetched.map(Consumers::fetched).unwrap_or_default();
         // A queue without a consumer of ours says nothing of our session.
-        let resumes = Arc::new(AtomicBool::new(takes_resumed(&intakes)));
+        let resumes = Arc::new(AtomicBool::new(takes_resumed(&ours)));
         let (publications, queue) = mpsc::channel(PUBLISH_QUEUE);
         // Held here too, for the same reason as the announcer's channel.
         let ways = Arc::new(Ways::on(self.publishing.clone(), self.blocked.clone()));
@@ -327,13 +327,13 @@ impl Session {
                         settling.push(settle(None, receipt));
                     }
                     Some(Command::Resume)
-                        if self.resumable && !takes_resumed(&intakes) && !stopping.load(Ordering::Relaxed) =>
+                        if self.resumable && !takes_resumed(&ours) && !stopping.load(Ordering::Relaxed) =>
                     {
                         // A round trip or three, each with its deadline, once in the life of a process.
                         let (queue, prefetch) = (&self.names.resumed, self.prefetch[Lane::Resumed as usize]);
                         match subscribe(&self.consuming, Lane::Resumed, queue, prefetch).await {
                             Ok(subscription) => {
-                                tasks.spawn(consume(subscription, &mut intakes));
+                                tasks.spawn(consume(subscription, &mut ours));
                                 resumes.store(true, Ordering::Relaxed);
                             }
                             Err(fault) => break Err(fault),
@@ -345,7 +345,8 @@ impl Session {
                     }
                     Some(Command::StopIntake) => {
                         stopping.store(true, Ordering::Relaxed);
-                        if let Err(fault) = farewell::stop(&intakes).await {
+                        // Round trips, each with its deadline, at the end of a session.
+                        if let Err(fault) = farewell::stop(&mut ours).await {
                             break Err(fault);
                         }
                     }
@@ -386,7 +387,7 @@ impl Session {
             // Each has its own deadline.
             while settling.next().await.is_some() {}
             if stopping.load(Ordering::Relaxed) {
-                farewell::settled(&intakes).await;
+                farewell::settled(&ours).await;
             }
             // What was said last says that this is a good-bye.
             drop(notices);

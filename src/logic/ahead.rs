@@ -119,8 +119,7 @@ impl Logic {
             }
         }
         // Somewhat less: some are on their way out.
-        let prefetch = self.setup.prefetch[Lane::Bulk as usize];
-        let is_full = consumed * 4 >= prefetch * 3;
+        let is_full = consumed * 4 >= self.setup.prefetch[Lane::Bulk as usize] * 3;
         let somebody_has_several = held > callers.len();
         if !is_full || !somebody_has_several && kept_out.is_empty() {
             return;
@@ -136,19 +135,7 @@ impl Logic {
         // The pace is that of the jobs which are not kept out. Of others as many can be begun at once as there are places.
         let at_once = if kept_out.is_empty() { 0 } else { most_begun };
         let most = within_time.max(at_once).min(JOBS_MAX);
-        // They go by the pace of their own model, or what waits too long here would fill the queue of those that go on.
-        let limit = WORK_ALONE.min(self.held_max / WAIT_SHARE);
-        let uncounted = kept_out.into_iter().map(|(model, count)| {
-            let most = self.setup.models[model.0].max_inflight.unwrap_or(most_begun);
-            count.min(self.ahead.within(limit, model, most).max(prefetch))
-        });
-        let uncounted: usize = uncounted.sum();
-        let counted = held
-            - uncounted.min(if self.ahead.alone {
-                JOBS_MAX
-            } else {
-                KEPT_OUT_SHARED
-            });
+        let counted = held - self.uncounted(kept_out);
         let jobs = most.saturating_sub(counted).min(JOBS_MAX.saturating_sub(held));
         let free = self.admission.memory().map_or(u64::MAX, |seen| {
             seen.bound().saturating_sub(seen.in_use) / MEMORY_SHARE
@@ -159,5 +146,23 @@ impl Logic {
             self.ahead.under_way = true;
             actions.push(Action::LookAhead { jobs, memory });
         }
+    }
+
+    /// How many of the jobs that wait for others of their model leave room for more: what the consumer holds, and what goes by the pace
+    /// of that model, or those that wait too long here would fill the queue of what goes on.
+    fn uncounted(&self, kept_out: BTreeMap<ModelId, usize>) -> usize {
+        let limit = WORK_ALONE.min(self.held_max / WAIT_SHARE);
+        let of_model = kept_out.into_iter().map(|(model, count)| {
+            // Only a model with a bound of its own keeps jobs out.
+            let most = self.setup.models[model.0].max_inflight.unwrap_or(1);
+            let paced = self.ahead.within(limit, model, most);
+            count.min(paced.max(self.setup.prefetch[Lane::Bulk as usize]))
+        });
+        let most = if self.ahead.alone {
+            JOBS_MAX
+        } else {
+            KEPT_OUT_SHARED
+        };
+        of_model.sum::<usize>().min(most)
     }
 }

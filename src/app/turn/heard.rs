@@ -43,9 +43,6 @@ pub(super) async fn outside(
     }
 }
 
-/// Why an attempt failed of which nobody is left to tell.
-const DIED: &str = "the process or the session that had the job at work ended";
-
 impl Loop {
     /// One turn: takes in what the broker says, and what lies ready behind that.
     pub(super) fn hear(&mut self, event: BrokerEvent, broker: &mut mpsc::Receiver<BrokerEvent>) {
@@ -236,12 +233,9 @@ impl Loop {
             held.checkpoint.most = told.max(held.checkpoint.most);
         }
         died &= !held.spent;
-        if died {
-            held.checkpoint.last_error = Some(DIED.to_owned());
-        }
         self.desk.insert(job, held);
         if died {
-            self.death_told(job, DIED);
+            self.death_told(job);
         }
         Event::Delivered {
             job,

@@ -12,6 +12,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 use tracing::warn;
 
+/// Why an attempt failed of which nobody is left to tell.
+const DIED: &str = "the process or the session that had the job at work ended";
 /// A job's progress is told at most this often.
 const EVERY: Duration = Duration::from_secs(1);
 
@@ -131,12 +133,16 @@ impl Loop {
     }
 
     /// An attempt that ended with its process, and could tell nobody: it is told where the job comes to next, which tries again at once.
-    pub(super) fn death_told(&mut self, job: JobKey, error: &str) {
+    pub(super) fn death_told(&mut self, job: JobKey) {
         let (unix_ms, now) = (Clock::unix_ms(), self.parts.clock.now());
-        let Some(held) = self.desk.get(&job) else { return };
-        warn!(job = %held.id, trace_id = held.trace_id(), attempt = held.attempts().saturating_sub(1), error, "failed, tried again");
-        self.retries.failed(&held.id, held.attempts(), error, now);
-        let json = held.told(unix_ms, Some(error));
+        let Some(held) = self.desk.get_mut(&job) else {
+            return;
+        };
+        held.checkpoint.last_error = Some(DIED.to_owned());
+        let attempt = held.attempts().saturating_sub(1);
+        warn!(job = %held.id, trace_id = held.trace_id(), attempt, error = DIED, "failed, tried again");
+        self.retries.failed(&held.id, held.attempts(), DIED, now);
+        let json = held.told(unix_ms, Some(DIED));
         self.tell_progress(job, json);
     }
 
