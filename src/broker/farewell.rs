@@ -2,8 +2,8 @@
 //!
 //! An acknowledgement that is written is not one that a quorum queue has. While more than 32 commands are under way to the queue, the
 //! broker's side of a channel keeps further ones to itself (`rabbit_fifo_client`, `SOFT_LIMIT`), and they are lost with the channel:
-//! what was answered or sent anew long before would be delivered once more. A queue counts a consumer that was cancelled, and each message
-//! that was fetched, until the last of its deliveries is settled (`rabbit_fifo:query_stat/1`), so its count of consumers tells.
+//! what was answered or sent anew long before would be delivered once more. A queue counts a consumer that was cancelled
+//! until the last of its deliveries is settled (`rabbit_fifo:query_stat/1`), so its count of consumers tells.
 
 use super::{BrokerError, within};
 use crate::job::Lane;
@@ -56,8 +56,8 @@ pub(super) struct Consumers {
     queue: Arc<str>,
     /// One for each of our consumers.
     channels: Vec<Arc<Channel>>,
-    /// Messages of it that were fetched and are not settled.
-    fetched: Arc<AtomicUsize>,
+    /// Consumers of looks ahead, as far as the queue counts them.
+    passing: Arc<AtomicUsize>,
     seen: Seen,
     /// Those of others, as they were when ours were cancelled.
     others: usize,
@@ -70,7 +70,7 @@ impl Consumers {
             lane,
             queue,
             channels: Vec::new(),
-            fetched: Arc::default(),
+            passing: Arc::default(),
             seen,
             others: 0,
         }
@@ -81,9 +81,9 @@ impl Consumers {
         self.channels.push(channel);
     }
 
-    /// Counts messages that are fetched, and not settled.
-    pub(super) fn fetched(&self) -> Arc<AtomicUsize> {
-        self.fetched.clone()
+    /// Counts consumers of looks ahead, as the queue does.
+    pub(super) fn passing(&self) -> Arc<AtomicUsize> {
+        self.passing.clone()
     }
 
     /// Takes no further deliveries; what the broker had sent already still comes and is given back. The channels stay open: closing one

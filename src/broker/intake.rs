@@ -1,7 +1,7 @@
 //! Deliveries in: lapin's message to an [`Arrival`], read and checked, with the receipt to settle it by.
 
+use super::look::Passing;
 use super::{ACK_MAX, BrokerError, BrokerEvent, within};
-use crate::clock::{Clock, Moment};
 use crate::job::checkpoint::{Checkpoint, HEADER_CHECKPOINT};
 use crate::job::reply::{TYPE_ERROR, TYPE_RESULT};
 use crate::job::request::{Number, Properties, Request, RequestLimits, decode};
@@ -10,22 +10,16 @@ use crate::job::{JobKey, Lane, Refusal};
 use crate::logic::pressure::memory_of;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
+use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::types::{AMQPValue, DeliveryTag, FieldTable, ShortString};
 use lapin::{Acker, BasicProperties, Channel, Consumer};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Bodies above this size are read on a thread where that may take its time.
 const DECODE_INLINE_BYTES: usize = 64 * 1024;
-
-/// Time after which a look ends: the consumer's own deliveries wait meanwhile.
-const LOOK_MAX: Duration = Duration::from_millis(500);
-/// Longest time for fetching one message.
-const GET_MAX: Duration = Duration::from_secs(5);
 
 /// Numbers for deliveries, unique in the process.
 static NEXT_KEY: AtomicU64 = AtomicU64::new(1);
@@ -45,7 +39,7 @@ pub struct Arrival {
     pub attempt: u32,
     /// Whether it was delivered before.
     pub redelivered: bool,
-    /// Whether it was fetched, and not delivered to a consumer.
+    /// Whether a look ahead brought it, and not the lane's own consumer.
     pub fetched: bool,
     /// What a job that goes on has taken along.
     pub checkpoint: Option<Checkpoint>,
@@ -77,8 +71,8 @@ pub(super) struct Message {
     pub(super) body: Vec<u8>,
     /// Whether it was acknowledged or given back: to do so twice would end the session.
     settled: AtomicBool,
-    /// Where it counts until then, if it was fetched.
-    fetched: Option<Arc<AtomicUsize>>,
+    /// Whose delivery it was, if a look ahead brought it.
+    passing: Option<Arc<Passing>>,
 }
 
 impl Receipt {
@@ -107,8 +101,8 @@ impl Receipt {
         if self.acker.poisoned() || self.message.settled.swap(true, Ordering::Relaxed) {
             return true;
         }
-        if let Some(fetched) = &self.message.fetched {
-            fetched.fetch_sub(1, Ordering::Relaxed);
+        if let Some(passing) = &self.message.passing {
+            passing.settles();
         }
         false
     }
@@ -140,42 +134,21 @@ pub(super) struct Origin {
     pub(super) hasher: RandomState,
     /// On which deliveries are acknowledged.
     pub(super) channel: Weak<Channel>,
-    /// Counts messages that are fetched, and not settled.
-    pub(super) fetched: Arc<AtomicUsize>,
+    /// Counts consumers of looks ahead, as the queue does.
+    pub(super) passing: Arc<AtomicUsize>,
 }
 
-/// What is to be fetched beyond what a consumer holds.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Look {
-    /// At most so many messages, and only one if more are there.
-    pub(super) jobs: usize,
-    /// No further one once they may come to need so much memory, in bytes.
-    pub(super) memory: u64,
-}
-
-/// Reads one consumer until it ends, and in between fetches what is asked for. Its end is a fault unless we are `stopping`: a queue
-/// that was deleted looks just like that.
+/// Reads one consumer until it ends, which is a fault unless we are `stopping`: a queue that was deleted looks just like that.
 pub(super) async fn consume(
     mut consumer: Consumer,
     origin: Origin,
     stopping: Arc<AtomicBool>,
-    mut looks: mpsc::Receiver<Look>,
     events: mpsc::Sender<BrokerEvent>,
 ) -> Result<(), BrokerError> {
-    loop {
-        tokio::select! {
-            delivery = consumer.next() => {
-                let Some(delivery) = delivery else { break };
-                let delivery = delivery.map_err(BrokerError::lapin("consuming"))?;
-                if take(delivery, false, &origin, &events).await?.is_none() {
-                    return Ok(());
-                }
-            }
-            Some(look) = looks.recv() => {
-                if !look_ahead(look, &origin, &stopping, &events).await? {
-                    return Ok(());
-                }
-            }
+    while let Some(delivery) = consumer.next().await {
+        let delivery = delivery.map_err(BrokerError::lapin("consuming"))?;
+        if take(delivery, None, &origin, &events).await?.is_none() {
+            return Ok(());
         }
     }
     if stopping.load(Ordering::Relaxed) {
@@ -185,44 +158,12 @@ pub(super) async fn consume(
     }
 }
 
-/// Fetches one message after the other until enough are here, none is left, or time is up. False if nobody listens any more.
-async fn look_ahead(
-    look: Look,
-    origin: &Origin,
-    stopping: &AtomicBool,
-    events: &mpsc::Sender<BrokerEvent>,
-) -> Result<bool, BrokerError> {
-    let clock = Clock::start();
-    let mut memory = 0u64;
-    for left in (0..look.jobs).rev() {
-        let channel = origin.channel.upgrade();
-        let enough = memory >= look.memory || clock.now().since(Moment::ZERO) >= LOOK_MAX;
-        let Some(channel) = channel.filter(|_| !enough && !stopping.load(Ordering::Relaxed)) else {
-            break;
-        };
-        let got = channel.basic_get(origin.queue.as_ref().into(), BasicGetOptions::default());
-        let Some(got) = within("looking ahead", GET_MAX, got).await? else {
-            break;
-        };
-        let behind = got.message_count as usize;
-        origin.fetched.fetch_add(1, Ordering::Relaxed);
-        let Some(needs) = take(got.delivery, true, origin, events).await? else {
-            return Ok(false);
-        };
-        memory = memory.saturating_add(needs);
-        if behind > left {
-            break;
-        }
-    }
-    Ok(events.send(BrokerEvent::LookedAhead).await.is_ok())
-}
-
 /// Passes a message on: the memory that it may come to need, in bytes; `None` if nobody listens any more. Answers to our own
 /// canaries end here, and so does what others put into the probe queue: only a canary of this process may say anything about its
 /// health.
-async fn take(
+pub(super) async fn take(
     delivery: Delivery,
-    fetched: bool,
+    passing: Option<Arc<Passing>>,
     origin: &Origin,
     events: &mpsc::Sender<BrokerEvent>,
 ) -> Result<Option<u64>, BrokerError> {
@@ -232,17 +173,21 @@ async fn take(
         return Ok(events.send(BrokerEvent::Proof).await.ok().map(|()| 0));
     }
     let arrival = if delivery.data.len() > DECODE_INLINE_BYTES {
+        let lane = origin.lane;
         // From here to its arrival it is in nobody's hands but ours: a thread that hangs must be seen.
-        let reading = BrokerEvent::Reading { lane: origin.lane };
-        if events.send(reading).await.is_err() {
+        if events.send(BrokerEvent::Reading { lane }).await.is_err() {
             return Ok(None);
         }
         let origin = origin.clone();
-        tokio::task::spawn_blocking(move || read(delivery, fetched, &origin))
+        let arrival = tokio::task::spawn_blocking(move || read(delivery, passing, &origin))
             .await
-            .expect("reading a request cannot panic")
+            .expect("reading a request cannot panic");
+        if events.send(BrokerEvent::Read { lane }).await.is_err() {
+            return Ok(None);
+        }
+        arrival
     } else {
-        read(delivery, fetched, origin)
+        read(delivery, passing, origin)
     };
     let inputs = arrival.request.as_ref().map_or(0, |request| request.input.len());
     let needs = memory_of(arrival.bytes, inputs);
@@ -256,7 +201,7 @@ fn is_canary(delivery: &Delivery, canary: &str) -> bool {
     id == Some(canary) && kind != Some(TYPE_RESULT) && kind != Some(TYPE_ERROR)
 }
 
-fn read(delivery: Delivery, fetched: bool, origin: &Origin) -> Arrival {
+fn read(delivery: Delivery, passing: Option<Arc<Passing>>, origin: &Origin) -> Arrival {
     let properties = plain(&delivery.properties, delivery.redelivered);
     let request = decode(&properties, &delivery.data, origin.limits);
     let bytes = delivery.data.len();
@@ -269,6 +214,7 @@ fn read(delivery: Delivery, fetched: bool, origin: &Origin) -> Arrival {
     let attempt = u32::try_from(properties.delivery_count)
         .unwrap_or(u32::MAX)
         .saturating_add(before);
+    let fetched = passing.is_some();
     Arrival {
         key: JobKey(NEXT_KEY.fetch_add(1, Ordering::Relaxed)),
         lane: origin.lane,
@@ -280,7 +226,7 @@ fn read(delivery: Delivery, fetched: bool, origin: &Origin) -> Arrival {
                 properties: delivery.properties,
                 body: delivery.data,
                 settled: AtomicBool::new(false),
-                fetched: fetched.then(|| origin.fetched.clone()),
+                passing,
             }),
             acker: delivery.acker,
             channel: origin.channel.clone(),

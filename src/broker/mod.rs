@@ -15,6 +15,7 @@ mod direct;
 mod farewell;
 pub mod hear;
 mod intake;
+mod look;
 pub mod probe;
 mod publish;
 mod session;
@@ -186,8 +187,13 @@ pub enum BrokerEvent {
     },
     /// It takes messages again.
     Unblocked,
-    /// A large message of this lane is being read; its arrival follows.
+    /// A large message of this lane is being read.
     Reading {
+        /// The lane.
+        lane: Lane,
+    },
+    /// It is read; its arrival follows.
+    Read {
         /// The lane.
         lane: Lane,
     },

@@ -5,7 +5,8 @@ use super::blocked::Blocked;
 use super::connect::Nodes;
 pub(super) use super::connect::connect;
 use super::farewell::{self, Consumers, Seen};
-use super::intake::{self, Look, Origin, Receipt};
+use super::intake::{self, Origin, Receipt};
+use super::look::{self, Look};
 use super::publish::{self, Press};
 use super::ways::Ways;
 use super::{
@@ -220,11 +221,11 @@ impl Session {
         let mut ours = Vec::<Consumers>::new();
         let (number, canary, limits) = (self.number, self.canary.clone(), self.setup.request);
         let hasher = self.setup.hasher.clone();
-        let (look, looks) = mpsc::channel(1);
+        let (asked_to_look, looks) = mpsc::channel(1);
         let mut looks = Some(looks);
         let seen: [Seen; Lane::COUNT] = Default::default();
         // Starts taking from a queue, by one more consumer.
-        let mut consume = |subscription: Subscription, ours: &mut Vec<Consumers>| {
+        let mut consume = |subscription: Subscription, ours: &mut Vec<Consumers>, tasks: &mut JoinSet<_>| {
             let Subscription {
                 lane,
                 queue,
@@ -244,19 +245,24 @@ impl Session {
                 limits,
                 hasher: hasher.clone(),
                 channel: Arc::downgrade(&channel),
-                fetched: own.fetched(),
+                passing: own.passing(),
             };
-            // Of one lane only; of another, nobody ever asks.
-            let looks = looks.take_if(|_| lane == Lane::Bulk);
-            let looks = looks.unwrap_or_else(|| mpsc::channel(1).1);
-            intake::consume(consumer, origin, stopping.clone(), looks, events.clone())
+            if let Some(looks) = looks.take_if(|_| lane == Lane::Bulk) {
+                tasks.spawn(look::run(origin.clone(), stopping.clone(), looks, events.clone()));
+            }
+            tasks.spawn(intake::consume(
+                consumer,
+                origin,
+                stopping.clone(),
+                events.clone(),
+            ));
         };
         for subscription in std::mem::take(&mut self.consumers) {
-            tasks.spawn(consume(subscription, &mut ours));
+            consume(subscription, &mut ours, &mut tasks);
         }
         let takes_resumed = |ours: &[Consumers]| ours.iter().any(|it| it.lane == Lane::Resumed);
-        let fetched = ours.iter().find(|it| it.lane == Lane::Bulk);
-        let fetched = fetched.map(Consumers::fetched).unwrap_or_default();
+        let passing = ours.iter().find(|it| it.lane == Lane::Bulk);
+        let passing = passing.map(Consumers::passing).unwrap_or_default();
         // A queue without a consumer of ours says nothing of our session.
         let resumes = Arc::new(AtomicBool::new(takes_resumed(&ours)));
         let (publications, queue) = mpsc::channel(PUBLISH_QUEUE);
@@ -292,7 +298,7 @@ impl Session {
             self.control.clone(),
             queues.into_iter().chain(resumed).collect(),
             resumes.clone(),
-            (fetched, seen.clone()),
+            (passing, seen.clone()),
             self.setup.disconnect_kill.clone(),
             events.clone(),
         ));
@@ -333,7 +339,7 @@ impl Session {
                         let (queue, prefetch) = (&self.names.resumed, self.prefetch[Lane::Resumed as usize]);
                         match subscribe(&self.consuming, Lane::Resumed, queue, prefetch).await {
                             Ok(subscription) => {
-                                tasks.spawn(consume(subscription, &mut ours));
+                                consume(subscription, &mut ours, &mut tasks);
                                 resumes.store(true, Ordering::Relaxed);
                             }
                             Err(fault) => break Err(fault),
@@ -341,7 +347,7 @@ impl Session {
                     }
                     Some(Command::LookAhead { session, jobs, memory }) if session == self.number => {
                         // One at a time, so there is room for it.
-                        let _ = look.try_send(Look { jobs, memory });
+                        let _ = asked_to_look.try_send(Look { jobs, memory });
                     }
                     Some(Command::StopIntake) => {
                         stopping.store(true, Ordering::Relaxed);
@@ -423,7 +429,7 @@ async fn probe(
     control: Channel,
     queues: Vec<(Lane, String)>,
     resumes: Arc<AtomicBool>,
-    (fetched, seen): (Arc<AtomicUsize>, [Seen; Lane::COUNT]),
+    (passing, seen): (Arc<AtomicUsize>, [Seen; Lane::COUNT]),
     disconnect_kill: Span,
     events: mpsc::Sender<BrokerEvent>,
 ) -> Result<(), BrokerError> {
@@ -438,13 +444,12 @@ async fn probe(
         let answer = control.queue_declare(queue.as_str().into(), passive, FieldTable::default());
         let state = within("asking for a proof", patience, answer).await?;
         let counted = state.consumer_count() as usize;
-        // Each that was fetched counts for one, until it is settled.
-        let fetched = if lane == Lane::Bulk {
-            fetched.load(Ordering::Relaxed)
+        let passing = if lane == Lane::Bulk {
+            passing.load(Ordering::Relaxed)
         } else {
             0
         };
-        let consumers = counted.saturating_sub(fetched).max(counted.min(1));
+        let consumers = counted.saturating_sub(passing).max(counted.min(1));
         seen[lane as usize].set(consumers);
         let event = BrokerEvent::QueueSeen {
             lane,

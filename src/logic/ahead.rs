@@ -1,8 +1,7 @@
 //! Looking ahead in the bulk lane's queue. Callers take turns among the jobs that are here; whoever stands behind another's
 //! thousand jobs in the broker's queue has no turn. So while the consumer holds all that it may, and somebody has several
-//! jobs here, further messages are fetched, beyond the prefetch and within bounds of number, time and memory. Each is a round
-//! trip that costs the broker more than a delivery, so they are left where they are while more are there than may be held: the
-//! few that would be found sooner are not worth a fifth of the pace. `docs/design/0027` has what was measured.
+//! jobs here, further messages are taken in, beyond the prefetch and within bounds of number, time and memory.
+//! `docs/design/0027` has what was measured.
 
 use super::Logic;
 use super::event::{Action, ModelId};
@@ -19,7 +18,7 @@ pub const JOBS_MAX: usize = 1024;
 /// Memory that those beyond the prefetch may come to need, in bytes, and the part of what is free that they may.
 const MEMORY_MAX: u64 = 512 << 20;
 const MEMORY_SHARE: u64 = 4;
-/// As much work is fetched as is done in this time: what waits here longer than ten minutes goes on elsewhere.
+/// As much work is taken in as is done in this time: what waits here longer than ten minutes goes on elsewhere.
 const WORK_ALONE: Duration = Duration::from_secs(60);
 /// And in company: what one worker holds no other can begin.
 const WORK_SHARED: Duration = Duration::from_secs(2);
@@ -55,7 +54,7 @@ impl Ahead {
         (self.under_way, self.last) = (false, Some(now));
     }
 
-    /// The session is gone, perhaps because the broker does not let this queue be fetched from.
+    /// The session is gone, perhaps because the broker does not let this queue be looked into.
     pub(super) fn session_lost(&mut self, now: Moment) {
         if std::mem::take(&mut self.under_way) {
             self.last = Some(now + PAUSE_LOST);

@@ -51,7 +51,7 @@ impl Logic {
         let source = if local { Source::Within } else { Source::Queue };
         if !local {
             if fetched {
-                self.health.ledger.fetched(lane, now);
+                self.health.ledger.fetched(now);
             } else {
                 self.health.ledger.received(lane, now);
                 self.health.consumer_seen(lane);

@@ -121,8 +121,13 @@ pub enum Event {
     BrokerBlocked,
     /// The broker takes messages again.
     BrokerUnblocked,
-    /// A large message of this lane came and is being read; its [`Event::Delivered`] follows.
+    /// A large message of this lane came and is being read; [`Event::Read`] follows.
     Reading {
+        /// The lane.
+        lane: Lane,
+    },
+    /// It is read; its [`Event::Delivered`] follows.
+    Read {
         /// The lane.
         lane: Lane,
     },
@@ -306,7 +311,7 @@ pub enum Action {
         /// In this order.
         items: Vec<Item>,
     },
-    /// Fetch messages from the bulk lane's queue, beyond what its consumer holds; [`Event::LookedAhead`] follows.
+    /// Take in messages from the bulk lane's queue, beyond what its consumer holds; [`Event::LookedAhead`] follows.
     LookAhead {
         /// At most so many, and only one if more are there: the end of the queue, where those stand who come now, is out of reach.
         jobs: usize,

@@ -120,7 +120,7 @@ pub struct Ledger {
     tokenizer_trials: Vec<Trial>,
     /// Per lane, whether the broker has messages for us that it does not deliver.
     queues: [Cell; Lane::COUNT],
-    /// Per lane, the large message that is being read.
+    /// Per lane, the large messages that are being read; each of its consumers reads one at a time.
     readers: [Cell; Lane::COUNT],
 }
 
@@ -219,7 +219,6 @@ impl Ledger {
     /// a probe queue that delivers nothing must not hide behind the others, nor they behind it.
     pub fn received(&mut self, lane: Lane, now: Moment) {
         self.queues[lane as usize].left = Some(now);
-        self.readers[lane as usize].inside = 0;
         let cell = &mut self.stages[Stage::Received as usize];
         if lane == Lane::Probe {
             cell.inside = cell.inside.saturating_sub(1);
@@ -227,16 +226,19 @@ impl Ledger {
         cell.left = Some(now);
     }
 
-    /// A message came that was asked for one by one: the way here is open, which says nothing of a queue that is to deliver by
-    /// itself.
-    pub fn fetched(&mut self, lane: Lane, now: Moment) {
-        self.readers[lane as usize].inside = 0;
+    /// A look ahead brought a message: the way here is open, which says nothing of the lane's own consumer.
+    pub fn fetched(&mut self, now: Moment) {
         self.stages[Stage::Received as usize].left = Some(now);
     }
 
     /// A large message of the lane is being read.
     pub fn reading(&mut self, lane: Lane, now: Moment) {
         self.readers[lane as usize].enter(1, now);
+    }
+
+    /// It is read.
+    pub fn read(&mut self, lane: Lane, now: Moment) {
+        self.readers[lane as usize].leave(1, now);
     }
 
     /// The broker was asked how a lane's queue stands: `waits` says that it has messages which it could

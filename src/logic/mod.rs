@@ -260,6 +260,7 @@ impl Logic {
             Event::BrokerBlocked => self.health.broker_blocked(true, now),
             Event::BrokerUnblocked => self.health.broker_blocked(false, now),
             Event::Reading { lane } => self.health.ledger.reading(lane, now),
+            Event::Read { lane } => self.health.ledger.read(lane, now),
             Event::Delivered {
                 job,
                 lane,

@@ -102,7 +102,7 @@ pub struct Job {
     pub answerable: bool,
     /// Where it came from.
     pub source: Source,
-    /// It was fetched beyond what the consumer may hold.
+    /// A look ahead brought it, beyond what the consumer may hold.
     pub fetched: bool,
     /// Its caller has gone away: what is computed of it ends there, and nothing more is begun.
     pub gone: bool,

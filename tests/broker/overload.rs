@@ -227,31 +227,34 @@ async fn a_lone_caller_is_served_among_the_jobs_of_another() {
 }
 
 /// Goal: one caller's jobs in the bulk queue do not bury another's one that stands behind all of them, though the consumer holds no
-/// more than a few at a time. Method: how many of the many are answered when the one is.
+/// more than a few at a time. Method: how many of the many are answered when the one is, with large jobs, and with a thousand that
+/// take a moment each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lone_caller_is_found_behind_the_jobs_of_another() {
-    const JOBS: usize = 80;
-    let Some(bench) = bench("behind") else { return };
-    let _service = bench.serve("max_inflight = 4\n[engine]\nthreads = 1");
-    let (mut many, mut one) = (Caller::connect(&bench).await, Caller::connect(&bench).await);
-    let bulk = many.names.bulk.clone();
-    let heavy = json!({"input": vec!["many words make long work ".repeat(20); 16]}).to_string();
-    for _ in 0..JOBS {
-        let (properties, _) = many.properties();
-        many.publish(&bulk, heavy.as_bytes(), properties).await;
+    for (case, jobs, inputs) in [("behind", 80, 16), ("behind-many", 1000, 1)] {
+        let Some(bench) = bench(case) else { return };
+        let _service = bench.serve("max_inflight = 4\n[engine]\nthreads = 1");
+        let (mut many, mut one) = (Caller::connect(&bench).await, Caller::connect(&bench).await);
+        let bulk = many.names.bulk.clone();
+        let texts = vec!["many words make long work ".repeat(20); inputs];
+        let body = json!({"input": texts, "dimensions": 4}).to_string();
+        for _ in 0..jobs {
+            let (properties, _) = many.properties();
+            many.publish(&bulk, body.as_bytes(), properties).await;
+        }
+        let (properties, _) = one.properties();
+        let alone = one.ask_raw(&bulk, br#"{"input": "the only one"}"#, properties);
+        alone.await.vectors();
+        let mut before = 0;
+        while many.reply_within(Duration::ZERO).await.is_some() {
+            before += 1;
+        }
+        assert!(before < jobs / 2, "{before} of {jobs} were answered before it");
+        for _ in before..jobs {
+            many.reply().await.vectors();
+        }
+        many.settles_at(&bulk, (0, 1)).await;
     }
-    let (properties, _) = one.properties();
-    let alone = one.ask_raw(&bulk, br#"{"input": "the only one"}"#, properties);
-    alone.await.vectors();
-    let mut before = 0;
-    while many.reply_within(Duration::ZERO).await.is_some() {
-        before += 1;
-    }
-    assert!(before < JOBS / 2, "{before} of {JOBS} were answered before it");
-    for _ in before..JOBS {
-        many.reply().await.vectors();
-    }
-    many.settles_at(&bulk, (0, 1)).await;
 }
 
 /// Goal: a budget counts from `x-sent-at-ms`, else from the timestamp, else from receipt.

@@ -107,7 +107,7 @@ impl World {
     /// Message after message is asked for, until there are none or these are enough.
     pub(super) fn look(&mut self, jobs: usize) {
         let session = self.session;
-        for left in (0..jobs).rev() {
+        for _ in 0..jobs {
             // A slow one, and what comes in between: the rest is left there.
             if !self.intake || self.rng.one_in(30) {
                 break;
@@ -115,7 +115,6 @@ impl World {
             let Some(letter) = self.queues[Lane::Bulk as usize].pop_front() else {
                 break;
             };
-            let behind = self.queues[Lane::Bulk as usize].len();
             self.on_the_wire.push(letter);
             self.counts.fetched += 1;
             self.arrive(letter, true);
@@ -125,9 +124,6 @@ impl World {
                 || self.logic.is_none()
             {
                 return;
-            }
-            if behind > left {
-                break;
             }
         }
         self.step(Event::LookedAhead);
@@ -141,9 +137,11 @@ impl World {
             return;
         }
         if self.rng.one_in(20) {
-            self.step(Event::Reading { lane });
-            if self.logic.is_none() {
-                return;
+            for event in [Event::Reading { lane }, Event::Read { lane }] {
+                self.step(event);
+                if self.logic.is_none() {
+                    return;
+                }
             }
         }
         let at = self

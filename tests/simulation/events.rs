@@ -88,6 +88,7 @@ impl Oracle {
             Event::Reading { lane } => {
                 self.reading[*lane as usize].get_or_insert(now);
             }
+            Event::Read { lane } => self.reading[*lane as usize] = None,
             Event::Tried(worker) => {
                 self.active(*worker, now);
                 if let Worker::Engine(engine) = worker {
@@ -163,7 +164,6 @@ impl Oracle {
                 if !local {
                     self.proof = Some(now);
                     self.progress(Stage::Received, now);
-                    self.reading[*lane as usize] = None;
                     if !fetched {
                         self.unconsumed[*lane as usize] = 0;
                         self.unconsumed_since[*lane as usize] = None;

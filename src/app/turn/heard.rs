@@ -121,6 +121,7 @@ impl Loop {
                 Event::BrokerUnblocked
             }
             BrokerEvent::Reading { lane } => Event::Reading { lane },
+            BrokerEvent::Read { lane } => Event::Read { lane },
             BrokerEvent::Arrived(arrival) => self.arrived(*arrival),
             BrokerEvent::LookedAhead => Event::LookedAhead,
             BrokerEvent::Published { job, outcome, acks } => {
