@@ -432,11 +432,12 @@ impl Loop {
                 let session = self.session;
                 self.command(Command::Reconnect { session, lane });
             }
-            Action::LookAhead { jobs, memory } => {
+            Action::LookAhead { jobs, one_in, memory } => {
                 let session = self.session;
                 self.command(Command::LookAhead {
                     session,
                     jobs,
+                    one_in,
                     memory,
                 });
             }

@@ -34,6 +34,8 @@ const STEP: usize = 256;
 pub(super) struct Look {
     /// At most so many messages.
     pub(super) jobs: usize,
+    /// And one in so many of those that are there when it begins.
+    pub(super) one_in: usize,
     /// No further ones once they may come to need so much memory, in bytes.
     pub(super) memory: u64,
 }
@@ -92,8 +94,10 @@ async fn look_ahead(
     events: &mpsc::Sender<BrokerEvent>,
 ) -> Result<bool, BrokerError> {
     let clock = Clock::start();
-    let Look { mut jobs, mut memory } = look;
-    let mut largest = None;
+    let Look {
+        mut jobs, mut memory, ..
+    } = look;
+    let (mut largest, mut begins) = (None, true);
     while !stopping.load(Ordering::Relaxed) && clock.now().since(Moment::ZERO) < LOOK_MAX {
         let Some(channel) = origin.channel.upgrade() else {
             break;
@@ -101,7 +105,11 @@ async fn look_ahead(
         let fitting = largest.map_or(FIRST, |largest: u64| {
             usize::try_from(memory / largest.max(1)).unwrap_or(usize::MAX)
         });
-        let most = ready(&channel, origin).await?.min(jobs).min(fitting).min(STEP);
+        let ready = ready(&channel, origin).await?;
+        if std::mem::take(&mut begins) {
+            jobs = jobs.min(ready.div_ceil(look.one_in));
+        }
+        let most = ready.min(jobs).min(fitting).min(STEP);
         if most == 0 {
             break;
         }

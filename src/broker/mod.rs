@@ -263,12 +263,14 @@ pub enum Command {
     },
     /// Take jobs that go on, if [`Setup::resume`] was set after the consumers were started.
     Resume,
-    /// Fetch messages of the bulk lane beyond what its consumer holds.
+    /// Take in messages of the bulk lane beyond what its consumer holds.
     LookAhead {
         /// The session that is meant.
         session: u64,
-        /// At most so many, and only one if more are there.
+        /// At most so many.
         jobs: usize,
+        /// And one in so many of those that are there.
+        one_in: usize,
         /// No further one once they may come to need so much memory, in bytes.
         memory: u64,
     },

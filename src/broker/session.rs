@@ -345,9 +345,9 @@ impl Session {
                             Err(fault) => break Err(fault),
                         }
                     }
-                    Some(Command::LookAhead { session, jobs, memory }) if session == self.number => {
+                    Some(Command::LookAhead { session, jobs, one_in, memory }) if session == self.number => {
                         // One at a time, so there is room for it.
-                        let _ = asked_to_look.try_send(Look { jobs, memory });
+                        let _ = asked_to_look.try_send(Look { jobs, one_in, memory });
                     }
                     Some(Command::StopIntake) => {
                         stopping.store(true, Ordering::Relaxed);

@@ -20,8 +20,8 @@ const MEMORY_MAX: u64 = 512 << 20;
 const MEMORY_SHARE: u64 = 4;
 /// As much work is taken in as is done in this time: what waits here longer than ten minutes goes on elsewhere.
 const WORK_ALONE: Duration = Duration::from_secs(60);
-/// And in company: what one worker holds no other can begin.
-const WORK_SHARED: Duration = Duration::from_secs(2);
+/// And in company: what one worker holds no other can begin, and may stand for once the queue is empty.
+const WORK_SHARED: Duration = Duration::from_secs(10);
 /// Jobs in company that are not counted, since their model has as many at work as it may: their places are no use to others.
 const KEPT_OUT_SHARED: usize = 64;
 /// Nor more than one of so many parts of the longest wait here: a broker that is known to have little patience must not be tried.
@@ -143,7 +143,9 @@ impl Logic {
         // Not for a handful.
         if jobs >= (most / 8).max(1) && memory >= MEMORY_MAX / 64 {
             self.ahead.under_way = true;
-            actions.push(Action::LookAhead { jobs, memory });
+            // Others are to find something, whoever looks first. How many they are is not known: the broker counts their looks as well.
+            let one_in = if self.ahead.alone { 1 } else { 2 };
+            actions.push(Action::LookAhead { jobs, one_in, memory });
         }
     }
 

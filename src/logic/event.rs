@@ -313,8 +313,10 @@ pub enum Action {
     },
     /// Take in messages from the bulk lane's queue, beyond what its consumer holds; [`Event::LookedAhead`] follows.
     LookAhead {
-        /// At most so many, and only one if more are there: the end of the queue, where those stand who come now, is out of reach.
+        /// At most so many.
         jobs: usize,
+        /// And one in so many of those that are there.
+        one_in: usize,
         /// No further one once they may come to need so much memory, in bytes, by [`memory_of`](super::pressure::memory_of).
         memory: u64,
     },

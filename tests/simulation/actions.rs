@@ -302,7 +302,7 @@ impl Oracle {
                 self.book.look(&fill, &self.setup.limits);
                 self.book.told(change, &fill, &self.setup.limits, now);
             }
-            Action::LookAhead { jobs, memory } => {
+            Action::LookAhead { jobs, memory, .. } => {
                 assert!(self.connected && !self.blocked && self.draining.is_none());
                 assert!(!self.looking, "one look at a time");
                 let bulk = |seen: &&Seen| seen.lane == Lane::Bulk;
